@@ -1,0 +1,89 @@
+"""Adapter: what a method trains beside the head; every method of `adapters/` returns one."""
+
+import abc
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.backbone import Backbone, extract
+from vprompt.errors import VPromptError
+from vprompt.prompt import Prompt
+from vprompt.types import Features, Images
+
+
+class Adapter(nn.Module, abc.ABC):
+    """A frozen backbone together with the parameters that a method trains."""
+
+    backbone: Backbone
+
+    @abc.abstractmethod
+    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+        """Return pooled features; `generator` is given in training and drives any dropout."""
+
+    @abc.abstractmethod
+    def prompt(self) -> Prompt | None:
+        """Return the learned prompt as a value, or None where the method has none."""
+
+
+class NoAdapter(Adapter):
+    """Nothing is trained but the head, so features can be computed once."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+        """Return the frozen backbone's features."""
+        del generator
+        return extract(self.backbone, images)
+
+    def prompt(self) -> None:
+        """Return nothing: no prompt is learned."""
+
+
+class PromptAdapter(Adapter):
+    """A prompt whose tokens are trained in place."""
+
+    blocks: Tensor
+
+    def __init__(self, backbone: Backbone, start: Prompt, *, prompt_dropout: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= prompt_dropout < 1:
+            raise VPromptError(f"prompt_dropout lies in [0, 1), but got {prompt_dropout}.")
+        self.backbone, self.persist, self.prompt_dropout = backbone, start.persist, prompt_dropout
+        device = backbone.device
+        self.tokens = nn.Parameter(start.tokens.detach().clone().to(device))
+        self.register_buffer("blocks", start.blocks.clone().to(device))
+
+    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+        """Return the features under the prompt; dropout draws a mask for every image, as VPT."""
+        prompt = Prompt(self.tokens, self.blocks, self.persist)
+        rows = None
+        if generator is not None and self.prompt_dropout > 0:
+            shape = (len(images), *self.tokens.shape)
+            kept = torch.rand(shape, generator=generator) >= self.prompt_dropout
+            rows = self.tokens * kept.to(self.tokens) / (1 - self.prompt_dropout)
+        return extract(self.backbone, images, prompt, rows)
+
+    def prompt(self) -> Prompt:
+        """Return the tokens as they are now, detached."""
+        return Prompt(self.tokens.detach().clone().cpu(), self.blocks.cpu(), self.persist)
+
+
+def leave_trainable(module: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """Freeze everything but the parameters whose names match; return those names.
+
+    A pattern that matches nothing is an error, so that a typing mistake cannot freeze a method.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    patterns = list(patterns)
+    idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
+    if idle:
+        listing = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        raise VPromptError(f"These patterns name no parameter: {idle}. The module has: {listing}.")
+    chosen = [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return chosen

@@ -1,0 +1,9 @@
+"""Linear: a linear probe on the frozen features, the baseline every prompt must beat."""
+
+from vprompt.adapter import Adapter, NoAdapter
+from vprompt.backbone import Backbone
+
+
+def build(backbone: Backbone) -> Adapter:
+    """Train the head alone."""
+    return NoAdapter(backbone)

@@ -1,0 +1,142 @@
+"""timm ViT: any timm vision transformer whose blocks take and return a plain token sequence.
+
+Reference: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from vprompt.backbone import Backbone, DataConfig
+from vprompt.errors import VPromptError
+from vprompt.types import Features, Images, Tokens
+
+
+class TimmViT(Backbone):
+    """A timm ViT, cut at its blocks; its own code is used as it is."""
+
+    def __init__(self, vit: nn.Module, name: str, data_config: DataConfig) -> None:
+        super().__init__()
+        self.vit: Any = vit.eval().requires_grad_(False)
+        self.name, self.data_config = name, data_config
+        self.dim, self.depth = int(self.vit.embed_dim), len(self.vit.blocks)
+        self.feature_dim, self.prefix = int(self.vit.num_features), int(self.vit.num_prefix_tokens)
+        height, width = self.vit.patch_embed.patch_size
+        self.patch_size = (int(height), int(width))
+
+    def embed(self, images: Images) -> Tokens:
+        """Cut the image into patches; class and register tokens come first."""
+        tokens = self.vit._pos_embed(self.vit.patch_embed(images))
+        return self.vit.norm_pre(self.vit.patch_drop(tokens))
+
+    def block(self, index: int, tokens: Tokens) -> Tokens:
+        """Run one block."""
+        return self.vit.blocks[index](tokens)
+
+    def pool(self, tokens: Tokens) -> Features:
+        """Pool as the model was built to: class token, average or attention."""
+        return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
+
+
+def load(
+    *,
+    model: str = "vit_base_patch16_224.orig_in21k",
+    pretrained: bool = True,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Return a frozen timm model.
+
+    `model` is a timm name (`architecture.tag`), `hf-hub:org/name@revision` or `local-dir:/path`.
+    `checkpoint` loads a local weight file instead (safetensors, or a plain state dict read without
+    unpickling code). `image_size` resamples the position embedding. `pretrained=False` draws
+    random weights from `seed`, for tests and timings.
+    """
+    options: dict[str, Any] = {"img_size": image_size} if image_size else {}
+    if checkpoint:
+        options["pretrained_cfg_overlay"] = {"file": str(_existing(checkpoint))}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        vit = _create(model, pretrained=pretrained or checkpoint is not None, options=options)
+    _check_supported(vit, model)
+    backbone = TimmViT(vit, model, data_config_of(vit))
+    _check_same_features(backbone, model)
+    return backbone
+
+
+def data_config_of(vit: nn.Module) -> DataConfig:
+    """Return the model's own preprocessing, with both sides resized directly as VTAB does."""
+    config = resolve_model_data_config(vit)
+    size = getattr(vit, "patch_embed").img_size or config["input_size"][1:]  # noqa: B009
+    return DataConfig(
+        input_size=(3, int(size[0]), int(size[1])),
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _create(model: str, *, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
+    except Exception as error:
+        # timm raises a dozen kinds of errors here, from unknown names to network failures.
+        hint = "Check the spelling with `timm.list_models('*vit*')`"
+        if pretrained:
+            hint += ", or, without a network, use `local-dir:/path`, `checkpoint=/path`, or `demo`"
+        reason = str(error).strip().split("\n")[0]
+        raise VPromptError(f"timm could not create {model!r}: {reason}. {hint}.") from error
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise VPromptError(f"No weight file at {path!r}.")
+    return Path(path)
+
+
+def _check_supported(vit: nn.Module, name: str) -> None:
+    kind = type(vit).__name__
+    if getattr(vit, "rope", None) is not None or getattr(vit, "rot_pos_emb", None) is not None:
+        raise VPromptError(
+            f"{name!r} ({kind}) uses rotary position embeddings, which would rotate prompt tokens "
+            "as if they were patches. Use a model with absolute position embeddings, such as "
+            "`vit_base_patch14_reg4_dinov2.lvd142m`."
+        )
+    needed = ["blocks", "patch_embed", "_pos_embed", "norm_pre", "patch_drop", "norm", "embed_dim"]
+    missing = [attribute for attribute in needed if not hasattr(vit, attribute)]
+    if missing:
+        raise VPromptError(
+            f"{name!r} ({kind}) is not a plain vision transformer: it lacks {', '.join(missing)}. "
+            "Use a timm model of the `vit_*` or `deit*` families."
+        )
+
+
+def _check_same_features(backbone: TimmViT, name: str) -> None:
+    """Refuse models whose own forward pass does more than embed, blocks, norm and pool."""
+    images = torch.zeros(1, *backbone.data_config.input_size)
+    images[:, :, ::7, ::5] = 1.0
+    with torch.no_grad():
+        tokens = backbone.embed(images)
+        for index in range(backbone.depth):
+            tokens = backbone.block(index, tokens)
+        own = backbone.vit.forward_head(backbone.vit.forward_features(images), pre_logits=True)
+        if not torch.equal(backbone.pool(tokens), own):
+            raise VPromptError(
+                f"{name!r} ({type(backbone.vit).__name__}) does more between its blocks than a "
+                "plain vision transformer, so prompts cannot be inserted faithfully."
+            )
+        try:
+            longer = torch.cat([tokens, tokens[:, :1]], dim=1)
+            backbone.block(0, longer)
+        except RuntimeError as error:
+            raise VPromptError(
+                f"{name!r} ({type(backbone.vit).__name__}) only takes sequences of its own length "
+                "(relative position bias), so prompts cannot be inserted."
+            ) from error

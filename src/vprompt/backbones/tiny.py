@@ -1,0 +1,16 @@
+"""Tiny: timm's test models with random weights; milliseconds a step, for tests and examples.
+
+Reference: the `test_vit` family of timm, made for tests.
+"""
+
+from vprompt.backbone import Backbone
+from vprompt.backbones import timm_vit
+
+
+def load(*, model: str = "test_vit", image_size: int = 32, seed: int = 0) -> Backbone:
+    """Return a frozen random model; the same seed gives the same weights on every machine."""
+    backbone = timm_vit.load(model=model, pretrained=False, image_size=image_size, seed=seed)
+    backbone.name = (
+        "tiny" if (model, seed) == ("test_vit", 0) else f"tiny(model={model}, seed={seed})"
+    )
+    return backbone

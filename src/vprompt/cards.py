@@ -1,0 +1,99 @@
+"""Cards: the README.md of an artefact, with the head that model hubs read."""
+
+import json
+from typing import Any
+
+import yaml
+
+
+def render(config: dict[str, Any], run: dict[str, Any]) -> str:
+    """Return the card: what it is, how it was made, how well it does, how to use it."""
+    task, backbone = run["task"], run["backbone"]
+    head = yaml.safe_dump(_head(config, run), sort_keys=False).strip()
+    lines = [
+        f"---\n{head}\n---",
+        f"# Visual prompt for {task['name']}",
+        f"A visual prompt of {sum(config['num_virtual_tokens'])} tokens for the frozen backbone "
+        f"`{backbone['name']}` (`{backbone['fingerprint'][:19]}`), with its head for "
+        f"{task['num_classes']} classes. Made by vprompt {run['machine']['versions']['vprompt']} "
+        f"with `{run['command']}` and the method `{run['method']}`.",
+        "## Use",
+        "```bash\nvprompt predict IMAGES --artifact FOLDER\n```",
+        "## Results",
+        _results(run),
+        f"Selection: {run['tuning']['selection']}; {run['tuning']['kept']}. One run, seed "
+        f"{run['train']['seed']}; the test split was opened once, at the end. Intervals are "
+        "Wilson's 95 % for the test images, and say nothing about other seeds.",
+    ]
+    if "transfer" in run:
+        lines += ["## Sources", _sources(run["transfer"]["sources"])]
+    lines += [
+        "## Preprocessing",
+        "A prompt is valid only for the preprocessing it was learned with:",
+        f"```json\n{json.dumps(config['data_config'], sort_keys=True)}\n```",
+        "## Recipe",
+        f"```json\n{json.dumps(config['recipe'], indent=2, sort_keys=True)}\n```",
+        f"Task: {json.dumps(_without_draws(task['facts']), sort_keys=True)}; "
+        f"{task['splits']['train']['images']} training images, content "
+        f"`{task['splits']['train']['digest'][:19]}`.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    head: dict[str, Any] = {
+        "library_name": "vprompt",
+        "base_model": config["base_model_name_or_path"],
+        "base_model_relation": "adapter",
+        "pipeline_tag": "image-classification",
+        "license": run["task"]["facts"].get("licence", "other"),
+        "tags": ["visual-prompt", "vpt", run["command"]],
+        "datasets": [run["task"]["name"]],
+    }
+    metrics = config.get("metrics")
+    if metrics:
+        head["model-index"] = [
+            {
+                "name": f"visual prompt for {run['task']['name']}",
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {
+                            "type": run["task"]["name"],
+                            "name": run["task"]["name"],
+                            "split": "test",
+                        },
+                        "metrics": [{"type": "accuracy", "value": round(metrics["acc1"], 4)}],
+                    }
+                ],
+            }
+        ]
+    return head
+
+
+def _results(run: dict[str, Any]) -> str:
+    if not run["test"]:
+        return "Not measured: the test split was left closed."
+    rows = ["| on the test split | accuracy | 95 % interval | images |", "|---|---|---|---|"]
+    for name, found in run["test"].items():
+        rows.append(
+            f"| {name} | {100 * found['acc1']:.1f} % | {100 * found['low']:.1f} to "
+            f"{100 * found['high']:.1f} % | {found['images']} |"
+        )
+    return "\n".join(rows)
+
+
+def _sources(sources: list[dict[str, Any]]) -> str:
+    rows = ["| source | weight | H-score on the target |", "|---|---|---|"]
+    for source in sorted(sources, key=lambda source: -source["weight"]):
+        rows.append(f"| {source['name']} | {source['weight']:.3f} | {source['hscore']:.3f} |")
+    return "\n".join(rows)
+
+
+def _without_draws(facts: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the long lists of drawn rows; they stand in run.json."""
+    short = dict(facts)
+    if "few_shot" in short:
+        draw = short["few_shot"]
+        short["few_shot"] = {"shots": draw["shots"], "seed": draw["seed"]}
+    return short

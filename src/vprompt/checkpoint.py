@@ -1,0 +1,82 @@
+"""Checkpoint: the whole state of a training run in one file, written atomically, no pickle."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vprompt.errors import VPromptError
+from vprompt.files import atomic_file, digest
+
+
+class Checkpoint:
+    """Where a run saves itself after every epoch; does nothing without a folder.
+
+    The file is named after everything that determines the run, so a run finds its own state and
+    never another's.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
+        name = digest(json.dumps(identity, sort_keys=True))[:32]
+        self.path = None if folder is None else Path(folder) / f"{name}.safetensors"
+
+    def save(self, loop: Any) -> None:
+        """Write parameters, optimiser state, the best parameters so far and the history."""
+        if self.path is None:
+            return
+        tensors = {f"now.{name}": value for name, value in loop.trainable().items()}
+        tensors |= {f"best.{name}": value for name, value in loop.best.items()}
+        for index, state in loop.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if value is not None:
+                    tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+        text = {
+            "history": json.dumps([asdict(record) for record in loop.history]),
+            "best_epoch": str(loop.best_epoch),
+        }
+        with atomic_file(self.path) as draft:
+            save_file({k: v.clone().contiguous() for k, v in tensors.items()}, draft, text)
+
+    def remove(self) -> None:
+        """Forget the state of a run that is finished."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def load(self, loop: Any) -> bool:
+        """Continue from the file if there is one, and say whether there was."""
+        if self.path is None or not self.path.is_file():
+            return False
+        from vprompt.tune import EpochRecord
+
+        tensors, text = _read(self.path)
+        loop.history = [EpochRecord(**record) for record in json.loads(text["history"])]
+        loop.best_epoch = int(text["best_epoch"])
+        loop.best = _part(tensors, "best.")
+        own = dict(loop.classifier.named_parameters())
+        with torch.no_grad():
+            for name, value in _part(tensors, "now.").items():
+                own[name].copy_(value)
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = value
+        whole = loop.optimizer.state_dict()
+        loop.optimizer.load_state_dict({**whole, "state": states})
+        return True
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise VPromptError(f"{path} cannot be read ({error}). Delete it to start afresh.") from None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,421 @@
+"""Command line: parse, call one function, print; torch is imported inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vprompt import terminal
+from vprompt.errors import VPromptError
+
+app = typer.Typer(
+    help="Learn, combine and share visual prompts for frozen vision transformers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+pool_app = typer.Typer(help="Look at a folder of prompts.", no_args_is_help=True)
+app.add_typer(pool_app, name="pool")
+
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of class folders, a VTAB-1k folder (`DIR` or `DIR:prefix`), a .csv or "
+        ".jsonl list, or a built-in task such as `elpv` or `digits`."
+    ),
+]
+PoolOption = Annotated[Path, typer.Option("--pool", help="Folder that holds artefact folders.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "--backbone",
+        help="`demo`, a timm name, `hf-hub:org/name`, `local-dir:/path`, or a spec.",
+    ),
+]
+PoolModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "--backbone", help="Default: the backbone that the pool names."),
+]
+OutputOption = Annotated[Path | None, typer.Option(help="Folder to write the artefact to.")]
+ReportOption = Annotated[Path | None, typer.Option(help="HTML file to write the report to.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+ShotsOption = Annotated[
+    int | None, typer.Option(min=1, help="Draw this many images per class from train and from val.")
+]
+DrawOption = Annotated[int, typer.Option(help="Seed of the draw of shots.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")]
+AbsentOption = Annotated[
+    bool, typer.Option("--allow-absent-classes", help="Accept classes that training never shows.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Use prompts of another backbone or preprocessing.")
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option(help="Leave out a source by name; may be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+EpochsOption = Annotated[int | None, typer.Option(help="Default: 10.")]
+BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Default: 64.")]
+OptOption = Annotated[str | None, typer.Option(help="adamw (default) or sgd.")]
+LrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the prompt.")]
+HeadLrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the head.")]
+DecayOption = Annotated[float | None, typer.Option("--weight-decay")]
+HeadOption = Annotated[str | None, typer.Option(help="closed_form (default), zero, kaiming.")]
+KeepOption = Annotated[str | None, typer.Option(help="best (default) or last epoch.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16, fp32.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of order and dropout.")]
+
+
+@app.command()
+def learn(
+    task: TaskArgument,
+    model: ModelOption = "demo",
+    method: Annotated[str, typer.Option(help="A method of `vprompt list adapters`.")] = "vpt",
+    output: OutputOption = None,
+    report: ReportOption = None,
+    overwrite: OverwriteOption = False,
+    prompt_length: Annotated[
+        int | None, typer.Option(help="Short for num_virtual_tokens of the method.")
+    ] = None,
+    deep: Annotated[
+        bool | None, typer.Option("--deep/--shallow", help="Tokens in every block, or the first.")
+    ] = None,
+    shots: ShotsOption = None,
+    draw: DrawOption = 0,
+    train_on: Annotated[
+        str, typer.Option(help="train, or trainval: nothing left to choose by.")
+    ] = "train",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="Values to choose from on validation, as `lr=0.01,0.03`; repeatable."),
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(help="Resample position embeddings.")] = None,
+    test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
+    epochs: EpochsOption = None,
+    batch_size: BatchOption = None,
+    opt: OptOption = None,
+    lr: LrOption = None,
+    head_lr: HeadLrOption = None,
+    weight_decay: DecayOption = None,
+    head: HeadOption = None,
+    keep: KeepOption = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
+    allow_absent_classes: AbsentOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Learn a prompt for a task: a small file that adapts a frozen backbone."""
+    from vprompt import flow
+
+    extra = {"num_virtual_tokens": prompt_length, "deep": deep}
+    with terminal.progress(quiet) as progress:
+        outcome = flow.learn(
+            task,
+            model=model,
+            method=_with_settings(method, extra),
+            config=_config(
+                epochs=epochs,
+                batch_size=batch_size,
+                opt=opt,
+                lr=lr,
+                head_lr=head_lr,
+                weight_decay=weight_decay,
+                head=head,
+                keep=keep,
+                precision=precision,
+                seed=seed,
+            ),
+            grid=_read_grid(grid or []),
+            shots=shots,
+            draw=draw,
+            train_on=train_on,
+            image_size=img_size,
+            output=output,
+            overwrite=overwrite,
+            test=test,
+            device=device,
+            skip_bad=skip_bad,
+            allow_absent=allow_absent_classes,
+            progress=progress,
+        )
+    terminal.show(outcome, output, report)
+
+
+@app.command()
+def combine(
+    task: TaskArgument,
+    pool: PoolOption,
+    method: Annotated[str, typer.Option(help="A method of `vprompt list transfer`.")] = "hgprompt",
+    model: PoolModelOption = None,
+    output: OutputOption = None,
+    report: ReportOption = None,
+    overwrite: OverwriteOption = False,
+    shots: ShotsOption = None,
+    draw: DrawOption = 0,
+    exclude: ExcludeOption = None,
+    align: Annotated[str, typer.Option(help="auto, none, hungarian.")] = "auto",
+    scale: Annotated[str, typer.Option(help="auto, none, token_norm, ln.")] = "auto",
+    test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
+    epochs: EpochsOption = None,
+    batch_size: BatchOption = None,
+    opt: OptOption = None,
+    lr: LrOption = None,
+    head_lr: HeadLrOption = None,
+    weight_decay: DecayOption = None,
+    head: HeadOption = None,
+    keep: KeepOption = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    skip_bad: SkipBadOption = False,
+    allow_absent_classes: AbsentOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Combine a pool's prompts for a new task with few images, then tune the sum."""
+    from vprompt import flow
+
+    with terminal.progress(quiet) as progress:
+        outcome = flow.combine(
+            task,
+            pool_folder=pool,
+            method=method,
+            model=model,
+            config=_config(
+                epochs=epochs,
+                batch_size=batch_size,
+                opt=opt,
+                lr=lr,
+                head_lr=head_lr,
+                weight_decay=weight_decay,
+                head=head,
+                keep=keep,
+                precision=precision,
+                seed=seed,
+            ),
+            shots=shots,
+            draw=draw,
+            exclude=tuple(exclude or ()),
+            align=align,
+            scale=scale,
+            output=output,
+            overwrite=overwrite,
+            test=test,
+            device=device,
+            force=force,
+            skip_bad=skip_bad,
+            allow_absent=allow_absent_classes,
+            progress=progress,
+        )
+    terminal.show(outcome, output, report)
+
+
+@app.command()
+def score(
+    task: TaskArgument,
+    pool: PoolOption,
+    metric: Annotated[str, typer.Option(help="A metric of `vprompt list metrics`.")] = "hscore",
+    model: PoolModelOption = None,
+    shots: ShotsOption = None,
+    draw: DrawOption = 0,
+    exclude: ExcludeOption = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    skip_bad: SkipBadOption = False,
+    allow_absent_classes: AbsentOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Rank a pool for a task; trains nothing."""
+    from vprompt import flow
+
+    with terminal.progress(quiet) as progress:
+        ranked = flow.score(
+            task,
+            pool_folder=pool,
+            metric=metric,
+            model=model,
+            shots=shots,
+            draw=draw,
+            exclude=tuple(exclude or ()),
+            device=device,
+            force=force,
+            skip_bad=skip_bad,
+            allow_absent=allow_absent_classes,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps([{"source": name, "score": value} for name, value in ranked], indent=2))
+        return
+    terminal.table(["source", metric], [[name, f"{value:.4f}"] for name, value in ranked])
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    artifact: Annotated[Path, typer.Option(help="Artefact folder.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A .csv or .json file; default: print.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "--backbone")] = None,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp32.")] = "auto",
+    force: ForceOption = False,
+    skip_bad: SkipBadOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Label images with an artefact."""
+    from vprompt import prediction
+
+    if output is not None and output.suffix not in (".csv", ".json"):
+        raise VPromptError(f"--output is a .csv or .json file, but got {str(output)!r}.")
+    with terminal.progress(quiet) as progress:
+        found = prediction.predict(
+            images,
+            artifact=artifact,
+            model=model,
+            device=device,
+            precision=precision,
+            force=force,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    if output is not None:
+        prediction.write(found, output)
+        print(f"{len(found)} predictions in {output}")
+    elif as_json:
+        print(prediction.as_json(found))
+    else:
+        terminal.table(
+            ["image", "label", "probability"],
+            [[p.image, p.label, f"{p.probability:.3f}"] for p in found],
+        )
+
+
+@app.command("list")
+def list_plugins(
+    kind: Annotated[str | None, typer.Argument(help="One kind: adapters, transfer, ...")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the plug-ins with their settings and papers."""
+    from vprompt import registry
+
+    kinds = [kind] if kind else list(registry.VERBS)
+    found = [
+        {
+            "kind": each,
+            "name": name,
+            "settings": registry.signature(each, name),
+            "summary": registry.summary(each, name),
+            "reference": registry.reference(each, name),
+        }
+        for each in kinds
+        for name in registry.names(each)
+    ]
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for entry in found:
+        print(f"{entry['kind']}  {entry['name']}{entry['settings']}")
+        print(f"    {entry['summary']}")
+        if entry["reference"]:
+            print(f"    Reference: {entry['reference']}")
+
+
+@pool_app.command("ls")
+def pool_list(pool: Annotated[Path, typer.Argument()], as_json: JsonOption = False) -> None:
+    """List the prompts of a pool."""
+    from vprompt import pool as pools
+
+    rows = pools.rows(pool)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    heads = ["name", "task", "classes", "tokens", "backbone", "test accuracy", "problem"]
+    terminal.table(heads, [[str(row[head]) for head in heads] for row in rows])
+
+
+@pool_app.command("check")
+def pool_check(
+    pool: Annotated[Path, typer.Argument()],
+    model: Annotated[
+        str | None, typer.Option("--model", "--backbone", help="Also check the fit.")
+    ] = None,
+) -> None:
+    """Read every artefact of a pool whole and report problems."""
+    from vprompt import flow
+    from vprompt import pool as pools
+
+    backbone = flow.open_pool_backbone(pool, model) if model else None
+    entries = pools.check(pool, backbone)
+    bad = [entry for entry in entries if entry.problem]
+    for entry in bad:
+        print(f"{entry.name}: {entry.problem}")
+    print(f"{len(entries) - len(bad)} of {len(entries)} artefacts are sound")
+    if bad:
+        raise typer.Exit(1)
+
+
+@pool_app.command("show")
+def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder.")]) -> None:
+    """Show an artefact's card."""
+    from vprompt import artifact as artifacts
+
+    loaded = artifacts.load(artifact)
+    print(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True))
+
+
+def _config(**given: Any) -> Any:
+    """Return the training settings that a person gave, on top of the defaults."""
+    from pydantic import ValidationError
+
+    from vprompt.train_config import TrainConfig
+
+    try:
+        return TrainConfig.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise VPromptError(f"{flag}: {first['msg']}, but got {first['input']!r}.") from None
+
+
+def _with_settings(method: str, extra: dict[str, Any]) -> str:
+    """Add what short flags say to a method's settings."""
+    from vprompt import registry
+
+    spec = registry.parse(method)
+    given = {key: value for key, value in extra.items() if value is not None}
+    return str(registry.Spec(spec.name, {**spec.settings, **given}))
+
+
+def _read_grid(entries: list[str]) -> dict[str, list[float]]:
+    """Read `lr=0.01,0.03`."""
+    grid = {}
+    for entry in entries:
+        name, _, values = entry.partition("=")
+        try:
+            grid[name.strip().replace("-", "_")] = [float(value) for value in values.split(",")]
+        except ValueError:
+            raise VPromptError(f"--grid reads `lr=0.01,0.03`, but got {entry!r}.") from None
+    return grid
+
+
+def main() -> None:
+    """Run the command line; a mistake of the caller is one sentence and exit code 1."""
+    try:
+        app()
+    except VPromptError as error:
+        print(f"vprompt: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("vprompt: stopped. Run the same command again to continue.", file=sys.stderr)
+        raise SystemExit(130) from None

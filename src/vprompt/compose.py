@@ -1,0 +1,100 @@
+"""Compose: one prompt from many, as the weighted sum of tokens that correspond.
+
+Tokens carry no position, so a prompt means the same in any token order. Averaging is defined only
+once tokens correspond: because they grew from one initialisation, or because they were matched.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from vprompt.errors import VPromptError
+from vprompt.linalg import unit_rows
+from vprompt.prompt import Prompt
+from vprompt.types import PromptTokens, Weights
+
+SCALES = ("auto", "none", "token_norm", "ln")
+
+
+def check_same_place(prompts: Sequence[Prompt], names: Sequence[str]) -> None:
+    """Raise VPromptError unless all prompts have tokens in the same blocks."""
+    first = prompts[0]
+    for prompt, name in zip(prompts, names, strict=True):
+        same = torch.equal(prompt.blocks, first.blocks) and prompt.persist == first.persist
+        if not same or prompt.dim != first.dim:
+            raise VPromptError(
+                f"Prompts combine token by token, so all need the same placement, but {name!r} "
+                f"has {_describe(prompt)} and {names[0]!r} has {_describe(first)}. Leave one of "
+                "them out with --exclude."
+            )
+
+
+def match_tokens(prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Return for every prompt the order of its tokens that corresponds to the pool's medoid.
+
+    Per block, an optimal assignment under the cosine (Hungarian algorithm). The medoid is the
+    prompt with the largest summed token-to-token cosine, which no token order changes.
+    """
+    units = [unit_rows(prompt.tokens.double()) for prompt in prompts]
+    means = torch.stack([unit.mean(0) for unit in units])
+    reference = units[int((means @ means.T).sum(1).argmax())]
+    orders = []
+    for prompt, unit in zip(prompts, units, strict=True):
+        order = torch.arange(len(unit))
+        for block in prompt.blocks.unique():
+            rows = (prompt.blocks == block).nonzero().flatten()
+            _, chosen = linear_sum_assignment(-(reference[rows] @ unit[rows].T).numpy())
+            order[rows] = rows[torch.as_tensor(chosen)]
+        orders.append(order)
+    return orders
+
+
+def combine(prompts: Sequence[Prompt], weights: Weights, *, scale: str = "auto") -> Prompt:
+    """Return the weighted sum of prompts whose tokens correspond.
+
+    Averaging tokens that point in different directions shrinks them; `scale` mends that:
+    `none` (as published), `token_norm` (each token gets the weighted mean of its sources' norms),
+    `ln` (sources are standardised first, then the weighted mean standard deviation is restored;
+    exact for deep prompts, which are only seen through a LayerNorm). `auto` is `token_norm` for
+    prompts that travel on and `ln` for those that are dropped.
+    """
+    if scale not in SCALES:
+        raise VPromptError(f"No scale called {scale!r}. There are: {', '.join(SCALES)}.")
+    check_same_place(prompts, [str(index) for index in range(len(prompts))])
+    if scale == "auto":
+        scale = "token_norm" if prompts[0].persist else "ln"
+    stacked = torch.stack([prompt.tokens.double() for prompt in prompts])
+    shares = weights.double()
+    if scale == "ln":
+        return prompts[0].with_tokens(_standardised_sum(stacked, shares).float())
+    mixed = torch.einsum("s,sct->ct", shares, stacked)
+    if scale == "token_norm":
+        mixed = _restore_norm(mixed, stacked, shares)
+    return prompts[0].with_tokens(mixed.float())
+
+
+def _restore_norm(mixed: PromptTokens, stacked: Tensor, shares: Tensor) -> PromptTokens:
+    norms = mixed.norm(dim=1)
+    wanted = torch.einsum("s,sc->c", shares, stacked.norm(dim=2))
+    # Where sources cancel there is no direction to rescale: keep the heaviest source's token.
+    fallback = stacked[int(shares.argmax())]
+    scaled = mixed * (wanted / norms.clamp_min(1e-12))[:, None]
+    return torch.where((norms < 1e-12)[:, None], fallback, scaled)
+
+
+def _standardised_sum(stacked: Tensor, shares: Tensor) -> PromptTokens:
+    centred = stacked - stacked.mean(2, keepdim=True)
+    spread = centred.square().mean(2, keepdim=True).sqrt()
+    mixed = torch.einsum("s,sct->ct", shares, centred / spread.clamp_min(1e-12))
+    wanted = torch.einsum("s,sck->ck", shares, spread)
+    own = mixed.square().mean(1, keepdim=True).sqrt()
+    fallback = stacked[int(shares.argmax())]
+    return torch.where(own < 1e-12, fallback, mixed * (wanted / own.clamp_min(1e-12)))
+
+
+def _describe(prompt: Prompt) -> str:
+    blocks, counts = prompt.blocks.unique(return_counts=True)
+    pairs = ", ".join(f"{b}: {c}" for b, c in zip(blocks.tolist(), counts.tolist(), strict=True))
+    return f"{len(prompt.tokens)} tokens of width {prompt.dim} ({{{pairs}}} by block)"

@@ -1,0 +1,120 @@
+"""Files: everything that touches the disk and must never leave half a result behind."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vprompt.errors import VPromptError
+
+
+def cache_folder() -> Path:
+    """Return where decoded images and evidence are kept: `$VPROMPT_CACHE`, or the user's cache."""
+    if chosen := os.environ.get("VPROMPT_CACHE"):
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("vprompt"))
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` when the block ends, and vanishes if it fails.
+
+    A folder of that name stays as it is until the new one is complete.
+    """
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise VPromptError(
+            f"{target} exists already. Choose another folder, or add --overwrite to replace it."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        with _disk_errors_explained(target):
+            yield draft
+            draft.chmod(0o755)
+            _swap(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary name in the same folder; it is renamed to `target` when the block ends."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        with _disk_errors_explained(target):
+            yield draft
+            draft.chmod(0o644)
+            os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_file(target) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write JSON atomically, keys sorted; NaN is refused because JSON has none."""
+    write_text(target, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a broken one is named."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VPromptError(f"No file at {path}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VPromptError(f"{path} is not valid JSON: {error}.") from None
+
+
+def digest(*parts: str | bytes) -> str:
+    """Return a SHA-256 over parts that cannot run into one another."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "big"))
+        total.update(data)
+    return total.hexdigest()
+
+
+def _swap(draft: Path, target: Path) -> None:
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    try:
+        # Another process may put the same folder here in between: then try again.
+        for attempt in range(3):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(target, retired / str(attempt))
+            try:
+                os.replace(draft, target)
+                return
+            except OSError:
+                if attempt == 2 or not target.exists():
+                    raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors_explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VPromptError(
+            f"Could not write {target}: {error.strerror or error}. Nothing was left half-written; "
+            "free some space or choose another place and run the command again."
+        ) from error

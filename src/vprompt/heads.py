@@ -1,0 +1,173 @@
+"""Heads: linear classifiers in closed form, their strength chosen by cross-validation.
+
+A head that starts at its optimum for the features leaves the tuning epochs to the prompt. Two
+families are tried, ridge regression on one-hot labels and linear discriminant analysis with a
+shrunk covariance, each rescaled so that its softmax is calibrated on held-out folds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional
+
+from vprompt.errors import VPromptError
+from vprompt.types import Features, Labels
+
+RIDGE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+LDA_SHRINKAGES = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
+FAMILIES = ("ridge", "lda")
+_ABSENT = -30.0  # the logit of a class that no training image shows
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear classifier `weight [classes, dim]`, `bias [classes]`, and how it was chosen."""
+
+    weight: Tensor
+    bias: Tensor
+    family: str = "given"
+    strength: float = float("nan")
+    cv_accuracy: float = float("nan")
+    cv_loss: float = float("nan")
+
+    def logits(self, features: Features) -> Tensor:
+        """Return `[batch, classes]`."""
+        return functional.linear(features, self.weight.to(features), self.bias.to(features))
+
+
+def closed_form(
+    features: Features,
+    labels: Labels,
+    num_classes: int,
+    *,
+    families: Iterable[str] = FAMILIES,
+    folds: int = 5,
+) -> Head:
+    """Fit every family at every strength and return the one with the best held-out log-loss.
+
+    Works in float64. Classes without an image get a logit that is never chosen. With fewer than
+    two images of every class nothing can be held out, and the middle strength is taken.
+    """
+    data = features.detach().double()
+    fold_of = _stratified_folds(labels, folds)
+    grid = [(family, s) for family in families for s in _strengths(family)]
+    held_out: dict[tuple[str, float], list[Tensor]] = {candidate: [] for candidate in grid}
+    truth: list[Tensor] = []
+    for fold in range(folds):
+        fit, test = fold_of != fold, fold_of == fold
+        test = test & torch.isin(labels, labels[fit])
+        if not test.any():
+            continue
+        truth.append(labels[test])
+        for family in {family for family, _ in grid}:
+            for strength, head in _path(family, data[fit], labels[fit], num_classes):
+                held_out[family, strength].append(head.logits(data[test]))
+    if not truth:
+        family, strength = grid[len(grid) // 2]
+        return _fit(family, strength, data, labels, num_classes)
+    targets = torch.cat(truth)
+    judged = {candidate: _judge(torch.cat(parts), targets) for candidate, parts in held_out.items()}
+    best = min(grid, key=lambda candidate: judged[candidate][0])
+    loss, accuracy, scale = judged[best]
+    head = _fit(*best, data, labels, num_classes)
+    return Head((head.weight * scale).float(), (head.bias * scale).float(), *best, accuracy, loss)
+
+
+def shrinkage_lda(features: Features, labels: Labels, num_classes: int, shrinkage: float) -> Head:
+    """Return `logits_c = x' S^-1 m_c - m_c' S^-1 m_c / 2 + log(n_c / N)` in float64.
+
+    S is the pooled within-class covariance, shrunk towards its mean variance.
+    """
+    return _fit("lda", shrinkage, features.detach().double(), labels, num_classes)
+
+
+def _fit(family: str, strength: float, data: Tensor, labels: Labels, num_classes: int) -> Head:
+    return next(
+        h for s, h in _path(family, data, labels, num_classes, (strength,)) if s == strength
+    )
+
+
+def _strengths(family: str) -> tuple[float, ...]:
+    known = {"ridge": RIDGE_STRENGTHS, "lda": LDA_SHRINKAGES}
+    if family not in known:
+        raise VPromptError(f"No closed-form head called {family!r}. There are: lda, ridge.")
+    return known[family]
+
+
+def _path(
+    family: str,
+    data: Tensor,
+    labels: Labels,
+    num_classes: int,
+    strengths: tuple[float, ...] | None = None,
+) -> list[tuple[float, Head]]:
+    """Return the head at every strength for the price of one eigendecomposition."""
+    path = _ridge_path if family == "ridge" else _lda_path
+    return path(data, labels, num_classes, strengths or _strengths(family))
+
+
+def _ridge_path(
+    data: Tensor, labels: Labels, num_classes: int, strengths: tuple[float, ...]
+) -> list[tuple[float, Head]]:
+    mean = data.mean(0)
+    centred = data - mean
+    targets = functional.one_hot(labels, num_classes).double()
+    prior = targets.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    rotated = vectors.T @ (centred.T @ (targets - prior))
+    heads = []
+    for strength in strengths:
+        penalty = strength * values.mean().clamp_min(1e-30)
+        weight = (vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None])).T
+        heads.append((strength, _mask_absent(weight, prior - weight @ mean, prior > 0)))
+    return heads
+
+
+def _lda_path(
+    data: Tensor, labels: Labels, num_classes: int, strengths: tuple[float, ...]
+) -> list[tuple[float, Head]]:
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    sums = data.new_zeros(num_classes, data.shape[1]).index_add_(0, labels, data)
+    means = sums / counts.clamp_min(1)[:, None]
+    within = data - means[labels]
+    freedom = max(len(data) - int((counts > 0).sum()), 1)
+    values, vectors = torch.linalg.eigh(within.T @ within / freedom)
+    variance = values.mean().clamp_min(1e-30)
+    rotated = vectors.T @ means.T
+    heads = []
+    for strength in strengths:
+        shrunk = (1 - strength) * values.clamp_min(0) + strength * variance
+        weight = (vectors @ (rotated / shrunk[:, None])).T
+        prior = (counts / len(data)).clamp_min(1e-30).log()
+        bias = prior - (weight * means).sum(1) / 2
+        heads.append((strength, _mask_absent(weight, bias, counts > 0)))
+    return heads
+
+
+def _mask_absent(weight: Tensor, bias: Tensor, present: Tensor) -> Head:
+    return Head(weight * present[:, None], torch.where(present, bias, bias.new_tensor(_ABSENT)))
+
+
+def _judge(logits: Tensor, labels: Labels) -> tuple[float, float, float]:
+    """Return log-loss, accuracy and the scale of the logits at which that loss is smallest."""
+
+    def loss(log_scale: float) -> float:
+        return functional.cross_entropy(logits * 10**log_scale, labels).item()
+
+    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded", options={"xatol": 1e-3})
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    return float(found.fun), accuracy, float(10**found.x)
+
+
+def _stratified_folds(labels: Labels, folds: int) -> Tensor:
+    """Deal the images of every class over the folds in turn; deterministic in their order."""
+    fold_of = torch.empty_like(labels)
+    offset = 0
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        fold_of[rows] = (torch.arange(len(rows)) + offset) % folds
+        offset += len(rows)
+    return fold_of

@@ -1,0 +1,120 @@
+"""Measure: the only code that opens a test split, once, for everything that is to be reported."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vprompt.backbone import Backbone, extract
+from vprompt.errors import VPromptError
+from vprompt.heads import Head
+from vprompt.precision import autocast
+from vprompt.progress import SILENT, Progress
+from vprompt.prompt import Prompt
+from vprompt.task import Examples, Task
+from vprompt.types import Features, Labels
+
+Candidate = tuple[Prompt | None, Head]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Accuracies in [0, 1] on `images` test images; `low` and `high` are Wilson's 95 % interval."""
+
+    images: int
+    acc1: float
+    low: float
+    high: float
+    acc5: float | None
+    mean_per_class_recall: float
+    majority: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def test_accuracy(
+    backbone: Backbone,
+    task: Task,
+    candidates: Mapping[str, Candidate],
+    *,
+    precision: str = "auto",
+    skip_bad: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Measurement]:
+    """Open the test split and measure fixed candidates on it, all in one visit.
+
+    The candidates must be finished: nothing may be chosen by what comes back.
+    """
+    if task.test is None:
+        raise VPromptError(f"Task {task.name!r} has no test split to measure on.")
+    examples = task.examples(
+        task.test.open(), backbone.data_config, skip_bad=skip_bad, progress=progress
+    )
+    found = {}
+    with progress.step("test", len(candidates) * len(examples)) as step:
+        for name, (prompt, head) in candidates.items():
+            features = features_of(backbone, prompt, examples, precision=precision)
+            found[name] = judge(head.logits(features), examples.labels)
+            step.advance(len(examples), name)
+    return found
+
+
+test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest: a measurement, not a test
+
+
+def features_of(
+    backbone: Backbone,
+    prompt: Prompt | None,
+    examples: Examples,
+    *,
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> Features:
+    """Return the features of all examples under a prompt, fp32, without gradients."""
+    device, parts = backbone.device, []
+    if prompt is not None:
+        prompt = Prompt(prompt.tokens.to(device), prompt.blocks.to(device), prompt.persist)
+    with torch.no_grad(), autocast(precision, device):
+        for pixels, _ in examples.batches(batch_size):
+            images = backbone.normalise(pixels.to(device))
+            parts.append(extract(backbone, images, prompt).float().cpu())
+    return torch.cat(parts)
+
+
+def judge(logits: Tensor, labels: Labels) -> Measurement:
+    """Return the measurements of logits `[images, classes]`."""
+    right = logits.argmax(1) == labels
+    count, classes = logits.shape
+    present, counts = labels.unique(return_counts=True)
+    recalls = torch.stack([right[labels == label].double().mean() for label in present])
+    top5 = (logits.topk(5, 1).indices == labels[:, None]).any(1) if classes > 5 else None
+    low, high = wilson_interval(int(right.sum()), count)
+    return Measurement(
+        images=count,
+        acc1=right.double().mean().item(),
+        low=low,
+        high=high,
+        acc5=top5.double().mean().item() if top5 is not None else None,
+        mean_per_class_recall=recalls.mean().item(),
+        majority=counts.max().item() / count,
+    )
+
+
+def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion, by default at 95 %.
+
+    Reference: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    share = successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,1 @@
+"""Metrics: one file per transferability score; `score(features, labels)`, higher is better."""

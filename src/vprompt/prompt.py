@@ -1,0 +1,87 @@
+"""Prompt: learned tokens for a frozen backbone, as a value that can be added, scaled and moved.
+
+Placement is data: `blocks` holds, for every token, the block it enters. All zeros is VPT-Shallow,
+a spread over all blocks is VPT-Deep, and relocating a token is changing one integer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vprompt.errors import VPromptError
+from vprompt.types import Blocks, PromptTokens
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Tokens `[count, dim]` in the order of their `blocks` `[count]`.
+
+    A block that brings rows of its own replaces all earlier prompt rows. Where it brings none,
+    `persist` decides: the earlier rows travel on (VPT-Shallow) or are dropped (VPT-Deep).
+    """
+
+    tokens: PromptTokens
+    blocks: Blocks
+    persist: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that every token has one block, in rising order."""
+        if len(self.tokens) != len(self.blocks):
+            raise VPromptError(
+                f"A prompt needs one block per token, but got {len(self.tokens)} tokens and "
+                f"{len(self.blocks)} blocks."
+            )
+        if len(self.blocks) and (int(self.blocks[0]) < 0 or bool((self.blocks.diff() < 0).any())):
+            raise VPromptError(
+                f"The blocks of a prompt are in rising order from 0, but got "
+                f"{self.blocks.tolist()}. Sort tokens and blocks together."
+            )
+
+    @property
+    def dim(self) -> int:
+        """Width of a token."""
+        return self.tokens.shape[1]
+
+    def counts(self, depth: int) -> list[int]:
+        """Return how many tokens enter each of the `depth` blocks."""
+        if len(self.blocks) and int(self.blocks[-1]) >= depth:
+            raise VPromptError(
+                f"The prompt has tokens for block {int(self.blocks[-1])}, but the backbone has "
+                f"only {depth} blocks (0 to {depth - 1})."
+            )
+        return torch.bincount(self.blocks, minlength=depth).tolist()
+
+    def with_tokens(self, tokens: PromptTokens) -> "Prompt":
+        """Return the same placement with other tokens."""
+        return replace(self, tokens=tokens)
+
+
+def place(num_virtual_tokens: int | Sequence[int], depth: int, *, deep: bool) -> Blocks:
+    """Return the block of every token: a number is per block, a list names every block's count."""
+    if isinstance(num_virtual_tokens, int):
+        counts = [num_virtual_tokens] * depth if deep else [num_virtual_tokens] + [0] * (depth - 1)
+    else:
+        counts = list(num_virtual_tokens)
+    if len(counts) != depth or min(counts) < 0:
+        raise VPromptError(
+            f"num_virtual_tokens needs one count of at least 0 for each of the backbone's {depth} "
+            f"blocks, but got {counts}."
+        )
+    if sum(counts) == 0:
+        raise VPromptError(
+            "A prompt of no tokens learns nothing. Set num_virtual_tokens to at least 1, or use "
+            "the method `linear`."
+        )
+    return torch.repeat_interleave(torch.arange(depth), torch.tensor(counts))
+
+
+def vpt_uniform(
+    blocks: Blocks, dim: int, patch_size: tuple[int, int], *, generator: torch.Generator
+) -> PromptTokens:
+    """Draw tokens from U(-v, v), v = sqrt(6 / (3 * patch height * patch width + dim)).
+
+    Reference: Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119.
+    """
+    bound = (6 / (3 * patch_size[0] * patch_size[1] + dim)) ** 0.5
+    return (2 * torch.rand(len(blocks), dim, generator=generator) - 1) * bound

@@ -1,0 +1,179 @@
+"""Registry: plug-ins are files, their keyword-only parameters are their settings.
+
+`find("transfer", "hgprompt")` is the function in `transfer/hgprompt.py`; a spec such as
+`hgprompt(score=trace_ratio, lambda_=0.5)` is the same string on the command line, in a recipe
+file and in a table. Other packages add plug-ins through entry points of the group
+`vprompt.<kind>`.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vprompt.errors import VPromptError
+
+VERBS = {
+    "backbones": "load",
+    "tasks": "load",
+    "adapters": "build",
+    "transfer": "weigh",
+    "metrics": "score",
+}
+_SPEC = re.compile(r"^\s*(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<settings>.*)\))?\s*$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A plug-in's name and the settings a person gave for it."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the canonical text, settings sorted; `parse` reads it back."""
+        if not self.settings:
+            return self.name
+        inside = ", ".join(f"{key}={_write(self.settings[key])}" for key in sorted(self.settings))
+        return f"{self.name}({inside})"
+
+
+def names(kind: str) -> list[str]:
+    """Return the names of all plug-ins of a kind, sorted; imports none of them."""
+    package = importlib.import_module(f"vprompt.{_check_kind(kind)}")
+    files = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    return sorted(files | {entry.name for entry in _entry_points(kind)})
+
+
+def find(kind: str, name: str) -> Callable[..., Any]:
+    """Return the plug-in's function; an unknown name is answered with the nearest known ones."""
+    known = names(kind)
+    if name not in known:
+        raise VPromptError(f"No {_singular(kind)} called {name!r}.{suggest(name, known)}")
+    for entry in _entry_points(kind):
+        if entry.name == name:
+            return entry.load()
+    module = importlib.import_module(f"vprompt.{kind}.{name}")
+    return getattr(module, VERBS[kind])
+
+
+def settings(kind: str, name: str) -> dict[str, Any]:
+    """Return the settings of a plug-in with their defaults (`inspect.Parameter.empty`: required).
+
+    A keyword-only parameter is a setting, except `generator`, which is the caller's.
+    """
+    parameters = inspect.signature(find(kind, name)).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "generator"
+    }
+
+
+def signature(kind: str, name: str) -> str:
+    """Return the settings as a person types them: `(score=hscore, shrinkage=...)`."""
+    shown = [
+        f"{key}={'...' if value is inspect.Parameter.empty else _write(value)}"
+        for key, value in settings(kind, name).items()
+    ]
+    return f"({', '.join(shown)})"
+
+
+def parse(text: str) -> Spec:
+    """Read `name(key=value, ...)`; values are Python literals or bare words."""
+    match = _SPEC.match(text)
+    if match is None:
+        raise VPromptError(
+            f"Cannot read {text!r}. Write a name and its settings: `name(key=value, other=value)`."
+        )
+    inside = match["settings"]
+    if inside is None or not inside.strip():
+        return Spec(match["name"])
+    try:
+        call = ast.parse(f"f({inside})", mode="eval").body
+    except SyntaxError as error:
+        raise VPromptError(
+            f"Cannot read the settings of {text!r}: {error.msg}. Write `name(key=value)`, and put "
+            "quotes around values that hold commas, spaces or slashes."
+        ) from None
+    assert isinstance(call, ast.Call)
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise VPromptError(
+            f"Every setting in {text!r} needs its name: `{match['name']}(key=value)`."
+        )
+    pairs = {str(keyword.arg): _value(keyword.value, text) for keyword in call.keywords}
+    return Spec(match["name"].replace("-", "_"), pairs)
+
+
+def build(kind: str, spec: str | Spec) -> Callable[..., Any]:
+    """Return the plug-in's function with its settings bound; unknown settings are errors."""
+    spec = parse(spec) if isinstance(spec, str) else spec
+    function = find(kind, spec.name)
+    known = settings(kind, spec.name)
+    for key in spec.settings:
+        if key not in known:
+            listing = ", ".join(f"{k}={v!r}" for k, v in known.items()) or "no settings"
+            raise VPromptError(
+                f"{spec.name} has no setting {key!r}.{suggest(key, known, listed=False)} "
+                f"It has: {listing}."
+            )
+    return functools.partial(function, **spec.settings)
+
+
+def reference(kind: str, name: str) -> str | None:
+    """Return the `Reference:` line of the plug-in's module, the paper behind it."""
+    module = importlib.import_module(find(kind, name).__module__)
+    match = re.search(r"^Reference:\s*(.+?)(?:\n\s*\n|\Z)", module.__doc__ or "", re.M | re.S)
+    return " ".join(match[1].split()) if match else None
+
+
+def summary(kind: str, name: str) -> str:
+    """Return the first sentence of the plug-in's module, what it is."""
+    module = importlib.import_module(find(kind, name).__module__)
+    return (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+def suggest(word: str, known: Iterable[str], *, listed: bool = True) -> str:
+    """Return ` Did you mean 'x'?` where a known word is near, and the list of all."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    text = f" Did you mean {near[0]!r}?" if near else ""
+    return text + (f" There are: {', '.join(known)}." if listed else "")
+
+
+def _check_kind(kind: str) -> str:
+    if kind not in VERBS:
+        raise VPromptError(f"No kind of plug-in called {kind!r}.{suggest(kind, VERBS)}")
+    return kind
+
+
+def _entry_points(kind: str) -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=f"vprompt.{kind}"))
+
+
+def _singular(kind: str) -> str:
+    return {"transfer": "transfer method", "adapters": "method"}.get(kind, kind.removesuffix("s"))
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise VPromptError(
+            f"Cannot read the value {ast.unparse(node)!r} in {text!r}. Put quotes around it."
+        ) from None
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value):
+        return value if value not in {"True", "False", "None"} else repr(value)
+    return repr(value)

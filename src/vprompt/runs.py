@@ -1,0 +1,117 @@
+"""Runs: one JSON-able record per result, with everything a sceptical reader would ask for."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from vprompt.artifact import make_config, prompt_digest
+from vprompt.backbone import Backbone
+from vprompt.task import Examples, Task
+from vprompt.tune import Tuned
+
+_PACKAGES = ("vprompt", "torch", "timm", "numpy", "scipy", "scikit-learn", "pillow", "safetensors")
+
+
+class Clock:
+    """Seconds per stage of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
+
+
+def describe_task(task: Task, examples: dict[str, Examples | None]) -> dict[str, Any]:
+    """Return name, classes, sizes, draws and a digest of the pixels and labels of every split."""
+    splits = {
+        name: {"images": len(part), "digest": f"sha256:{part.digest}"}
+        for name, part in examples.items()
+        if part is not None
+    }
+    if task.test is not None:
+        splits["test"] = {"images": len(task.test)}
+    counts = task.class_counts()
+    return {
+        "name": task.name,
+        "num_classes": len(task.classes),
+        "classes": list(task.classes),
+        "train_images_per_class": counts,
+        "splits": splits,
+        "facts": task.facts,
+    }
+
+
+def describe_backbone(backbone: Backbone) -> dict[str, Any]:
+    """Return name, fingerprint, sizes and preprocessing."""
+    config = make_config(backbone, None, ())
+    return {
+        "name": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "token_dim": config["token_dim"],
+        "num_layers": config["num_layers"],
+        "data_config": config["data_config"],
+    }
+
+
+def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
+    """Return the training curve, which epoch was kept, by which rule, and the trainable sizes."""
+    prompt = tuned.adapter.prompt()
+    return {
+        "history": [asdict(record) for record in tuned.history],
+        "kept_epoch": tuned.kept_epoch,
+        "kept": tuned.sentence,
+        "selection": selection,
+        "start_head": {
+            "family": tuned.start_head.family,
+            "strength": _number(tuned.start_head.strength),
+            "cv_accuracy": _number(tuned.start_head.cv_accuracy),
+            "cv_loss": _number(tuned.start_head.cv_loss),
+        },
+        "parameters": {
+            "prompt": 0 if prompt is None else prompt.tokens.numel(),
+            "head": tuned.head.weight.numel() + tuned.head.bias.numel(),
+        },
+        "prompt_digest": prompt_digest(prompt),
+    }
+
+
+def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return versions, processor, threads, precision and the time."""
+    return {
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "precision": precision,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value  # JSON has no NaN

@@ -1,0 +1,240 @@
+"""Task: named splits of labelled images, class names, and a test split that stays closed.
+
+`train` is learned from, `val` chooses, and the test split can be opened by `measure.py` alone.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vprompt.backbone import DataConfig
+from vprompt.errors import VPromptError
+from vprompt.files import digest
+from vprompt.images import load_pixels
+from vprompt.progress import SILENT, Progress
+from vprompt.randomness import numpy_stream
+from vprompt.types import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with labels: files, or pixels `uint8 [images, height, width, 3]` that were drawn."""
+
+    name: str
+    images: tuple[Path, ...] | NDArray[np.uint8]
+    labels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that every image has a label."""
+        if len(self.images) != len(self.labels):
+            raise VPromptError(
+                f"Split {self.name!r} has {len(self.images)} images and {len(self.labels)} labels."
+            )
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.labels)
+
+    @property
+    def labels_present(self) -> frozenset[int]:
+        """The classes that occur."""
+        return frozenset(self.labels)
+
+    def subset(self, rows: Sequence[int], name: str) -> "Split":
+        """Return some of the images under another name."""
+        if isinstance(self.images, tuple):
+            images: Any = tuple(self.images[row] for row in rows)
+        else:
+            images = self.images[list(rows)]
+        return Split(name, images, tuple(self.labels[row] for row in rows))
+
+    def __add__(self, other: "Split") -> "Split":
+        """Join two splits, such as train800 and val200 into train800val200."""
+        if isinstance(self.images, tuple) and isinstance(other.images, tuple):
+            images: Any = self.images + other.images
+        else:
+            images = np.concatenate([np.asarray(self.images), np.asarray(other.images)])
+        return Split(self.name + other.name, images, self.labels + other.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A split made ready for one backbone: `uint8` pixels, labels, and a digest of both."""
+
+    pixels: NDArray[np.uint8]
+    labels: Labels
+    digest: str
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.labels)
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Labels]]:
+        """Yield `(pixels, labels)` in the given order; the pixels are a copy, never the cache."""
+        order = torch.arange(len(self)) if order is None else order
+        for rows in order.split(size):
+            yield torch.from_numpy(self.pixels[rows.numpy()]), self.labels[rows]
+
+
+class SealedSplit:
+    """The test split: its size can be asked by anyone, its images by `measure.py` alone."""
+
+    def __init__(self, split: Split) -> None:
+        self.__split, self.name, self.opened = split, split.name, 0
+        self.labels_present = frozenset(split.labels)  # which classes occur, not where
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.__split)
+
+    def open(self) -> Split:
+        """Return the images and labels, to `measure.py` and to nobody else."""
+        caller = _calling_module()
+        if caller != "vprompt.measure":
+            raise VPromptError(
+                f"The test split {self.name!r} can be opened by vprompt.measure alone, but "
+                f"{caller!r} asked. Choose settings on the validation split, and call "
+                "`vprompt.measure.test_accuracy` once at the end."
+            )
+        self.opened += 1
+        return self.__split
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A classification task; `facts` say where it comes from and are written into every result."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None = None
+    test: SealedSplit | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    allow_absent: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise fail late or, worse, pass unnoticed."""
+        if len(self.train) == 0:
+            raise VPromptError(f"Task {self.name!r} has no training images.")
+        self._check_range()
+        counts = self.class_counts()
+        if sum(count > 0 for count in counts) < 2:
+            raise VPromptError(
+                f"Task {self.name!r} has training images of one class only; a classifier needs two."
+            )
+        if not self.allow_absent and "few_shot" not in self.facts:
+            single = [self.classes[c] for c, count in enumerate(counts) if count == 1]
+            if single:
+                raise VPromptError(
+                    f"Task {self.name!r} has classes with one training image: {_some(single)}. "
+                    "Add images of them or remove them; at least two are needed."
+                )
+        self._check_absent(counts)
+
+    def class_counts(self) -> list[int]:
+        """Return the number of training images per class."""
+        return np.bincount(self.train.labels, minlength=len(self.classes)).tolist()
+
+    def few_shot(self, shots: int, seed: int) -> "Task":
+        """Return the task with `shots` training images per class, and as many to validate on.
+
+        Validation images are drawn too (at most `shots` per class): a person with few labels has
+        few of them for choosing as well. A class with fewer images is taken whole. The draw is
+        written into `facts`.
+        """
+        train = _draw(self.train, shots, seed, f"{self.name} train")
+        val = None if self.val is None else _draw(self.val, shots, seed, f"{self.name} val")
+        drawn = {"shots": shots, "seed": seed, "train": list(train[1])}
+        if val is not None:
+            drawn["val"] = list(val[1])
+        facts = {**self.facts, "few_shot": drawn}
+        return replace(self, train=train[0], val=val and val[0], facts=facts)
+
+    def examples(
+        self,
+        split: Split,
+        config: DataConfig,
+        *,
+        skip_bad: bool = False,
+        progress: Progress = SILENT,
+    ) -> Examples:
+        """Return a split at the backbone's image size, decoded once and cached."""
+        pixels = load_pixels(split.images, config, skip_bad=skip_bad, progress=progress)
+        labels = torch.tensor([split.labels[row] for row in pixels.kept])
+        return Examples(pixels.array, labels, digest(pixels.digest, str(labels.tolist())))
+
+    def _check_range(self) -> None:
+        for split in (self.train, self.val, self.test):
+            labels = () if split is None else split.labels_present
+            wrong = sorted(label for label in labels if not 0 <= label < len(self.classes))
+            if split is not None and wrong:
+                raise VPromptError(
+                    f"Task {self.name!r} has {len(self.classes)} classes, numbered from 0, but "
+                    f"{split.name!r} holds the labels {wrong[:5]}."
+                )
+
+    def _check_absent(self, counts: list[int]) -> None:
+        for split in (self.val, self.test):
+            if split is None or self.allow_absent:
+                continue
+            absent = sorted(label for label in split.labels_present if counts[label] == 0)
+            if absent:
+                raise VPromptError(
+                    f"Task {self.name!r} has classes in {split.name!r} that no training image "
+                    f"shows: {_some([self.classes[c] for c in absent])}. Add training images, or "
+                    "add --allow-absent-classes to count them as errors."
+                )
+
+
+def _calling_module() -> str:
+    """Name the module that called into this one; shape checks in between, as in tests, are none."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        checker = (
+            name.startswith(("jaxtyping", "beartype")) or "@beartype" in frame.f_code.co_filename
+        )
+        if not checker and name != __name__:
+            return name
+        frame = frame.f_back
+    return ""
+
+
+def split_by_class(labels: Sequence[int], fractions: Sequence[float], seed: int) -> list[list[int]]:
+    """Cut rows into parts, class by class, so that every part shows every class it can.
+
+    Deterministic in `seed`; the last part takes the remainder. Rows keep their order.
+    """
+    rng = numpy_stream(seed, "split_by_class")
+    parts: list[list[int]] = [[] for _ in fractions]
+    values = np.asarray(labels)
+    for label in sorted(set(labels)):
+        rows = rng.permutation(np.flatnonzero(values == label))
+        edges = np.round(np.cumsum(fractions)[:-1] * len(rows)).astype(int)
+        for part, chunk in zip(parts, np.split(rows, edges), strict=True):
+            part.extend(int(row) for row in chunk)
+    return [sorted(part) for part in parts]
+
+
+def _draw(split: Split, shots: int, seed: int, purpose: str) -> tuple[Split, tuple[int, ...]]:
+    rng = numpy_stream(seed, f"few_shot {purpose}")
+    labels = np.asarray(split.labels)
+    rows: list[int] = []
+    for label in sorted(set(split.labels)):
+        found = np.flatnonzero(labels == label)
+        rows.extend(int(row) for row in rng.permutation(found)[:shots])
+    rows.sort()
+    return split.subset(rows, f"{split.name}_{shots}shot_seed{seed}"), tuple(rows)
+
+
+def _some(words: Sequence[str], limit: int = 6) -> str:
+    more = f", and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(repr(word) for word in words[:limit]) + more

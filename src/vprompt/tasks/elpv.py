@@ -1,0 +1,110 @@
+"""ELPV: 2,624 electroluminescence photographs of solar cells, whole or cracked, from a wheel.
+
+The images are licensed CC BY-NC-SA 4.0: not for commercial use. They come with
+`pip install --no-deps elpv-dataset==1.0.0.post1`, whose code is not run. The cells were cut from
+44 modules that the labels do not name, so cells of one module stand in several splits, and test
+accuracy says nothing about modules never seen.
+
+Reference: Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar Cells in
+Electroluminescence Imagery", EU PVSEC 2018; Deitsch et al., "Automatic classification of
+defective photovoltaic module cells in electroluminescence images", Solar Energy 185, 2019;
+Deitsch et al., "Segmentation of photovoltaic module cells in uncalibrated electroluminescence
+images", Machine Vision and Applications 32, 2021.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vprompt.errors import VPromptError
+from vprompt.files import digest
+from vprompt.randomness import numpy_stream
+from vprompt.registry import suggest
+from vprompt.task import SealedSplit, Split, Task
+
+INSTALL = "pip install --no-deps elpv-dataset==1.0.0.post1"
+CLASSES = {
+    "defect": (
+        "functional (0)",
+        "probably functional (1/3)",
+        "probably defective (2/3)",
+        "defective (1)",
+    ),
+    "module": ("mono", "poly"),
+}
+_TRAIN, _VAL = 800, 200
+
+
+def load(*, target: str = "defect", seed: int = 0) -> Task:
+    """Return 800 train, 200 val and 1,624 test cells, drawn in proportion to the classes.
+
+    `target` is `defect`, four ordered grades of the experts' probability of a defect, or
+    `module`, whether the cell is monocrystalline or polycrystalline. `seed` decides the draw.
+    """
+    if target not in CLASSES:
+        raise VPromptError(f"ELPV has no target {target!r}.{suggest(target, CLASSES)}")
+    table = _find_data() / "labels.csv"
+    text = table.read_text(encoding="utf-8")
+    paths, labels = _read(table, text, target)
+    whole = Split("all", paths, labels)
+    rows = _proportional(np.asarray(labels), [_TRAIN, _VAL], seed, target)
+    splits = {
+        name: whole.subset(part, name)
+        for name, part in zip(("train", "val", "test"), rows, strict=True)
+    }
+    return Task(
+        name=f"elpv_{target}",
+        classes=CLASSES[target],
+        train=splits["train"],
+        val=splits["val"],
+        test=SealedSplit(splits["test"]),
+        facts={
+            "source": "elpv-dataset 1.0.0.post1",
+            "labels_digest": digest(text),
+            "licence": "CC BY-NC-SA 4.0",
+            "target": target,
+            "splits": "drawn in proportion to the classes",
+            "split_seed": seed,
+            "sizes": {name: len(split) for name, split in splits.items()},
+        },
+    )
+
+
+def _find_data() -> Path:
+    found = importlib.util.find_spec("elpv_dataset")  # looks, but does not import
+    for location in (found and found.submodule_search_locations) or ():
+        if (Path(location) / "data" / "labels.csv").is_file():
+            return Path(location) / "data"
+    raise VPromptError(f"The ELPV photographs are not installed. Run `{INSTALL}`.")
+
+
+def _read(table: Path, text: str, target: str) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    paths, labels = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            name, probability, module = line.split()
+            grade, kind = round(3 * float(probability)), CLASSES["module"].index(module)
+        except ValueError:
+            raise VPromptError(
+                f"{table}, line {number}: expected `path probability type`, got {line!r}. Install "
+                f"it again: `{INSTALL} --force-reinstall`."
+            ) from None
+        paths.append(table.parent / name)
+        labels.append(grade if target == "defect" else kind)
+    return tuple(paths), tuple(labels)
+
+
+def _proportional(
+    labels: NDArray[np.int64], sizes: list[int], seed: int, target: str
+) -> list[list[int]]:
+    # Rows sorted by their relative rank within their class: any run of them holds the classes in
+    # proportion, so exact sizes need no rounding class by class.
+    rng = numpy_stream(seed, f"elpv {target} split")
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = np.argsort(rank, kind="stable")
+    return [sorted(part.tolist()) for part in np.split(order, np.cumsum(sizes))]

@@ -1,0 +1,110 @@
+"""Terminal: progress bars, tables and the summary of a run; nothing else prints."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vprompt.progress import SILENT, Progress
+
+
+class _Bars:
+    """Shows a bar per step on standard error, so that standard output stays a result."""
+
+    def __init__(self, display: Any) -> None:
+        self.display = display
+
+    @contextmanager
+    def step(self, description: str, total: int) -> Iterator["_Bar"]:
+        """Open a bar."""
+        bar = self.display.add_task(description, total=total, note="")
+        yield _Bar(self.display, bar)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.display.console.print(text, highlight=False, markup=False)
+
+
+class _Bar:
+    def __init__(self, display: Any, bar: Any) -> None:
+        self.display, self.bar = display, bar
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        fields = {"note": note} if note else {}
+        self.display.update(self.bar, advance=amount, **fields)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Yield bars with counts, time left and a note; silent when asked."""
+    if quiet:
+        yield SILENT
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = [
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with RichProgress(*columns, console=Console(stderr=True)) as display:
+        yield _Bars(display)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns; numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for column, head in enumerate(heads):
+        cells = [row[column] for row in rows]
+        numeric = all(
+            cell.rstrip(" %").replace(".", "").lstrip("-").isdecimal() for cell in cells if cell
+        )
+        drawn.add_column(head, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    # A pipe gets the whole line, a window gets its own width.
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False, markup=False).print(drawn)
+
+
+def show(outcome: Any, output: Path | None, report: Path | None) -> None:
+    """Print what a run found, and where it is."""
+    from vprompt.report import write_report
+
+    run = outcome.run
+    if "transfer" in run:
+        sources = sorted(run["transfer"]["sources"], key=lambda source: -source["weight"])
+        table(
+            ["source", "weight", "H-score"],
+            [[s["name"], f"{s['weight']:.3f}", f"{s['hscore']:.3f}"] for s in sources],
+        )
+        print()
+    if outcome.test:
+        rows = [
+            [name, f"{100 * m.acc1:.1f} %", f"{100 * m.low:.1f} to {100 * m.high:.1f} %"]
+            for name, m in outcome.test.items()
+        ]
+        images = next(iter(outcome.test.values())).images
+        table([f"{run['task']['name']}, {images} test images", "accuracy", "95 % interval"], rows)
+    tuning = run["tuning"]
+    print(f"\n{tuning['kept']}")
+    parameters = tuning["parameters"]
+    print(
+        f"trainable params: {parameters['prompt'] + parameters['head']:,} "
+        f"(prompt {parameters['prompt']:,}, head {parameters['head']:,}) || "
+        f"backbone params: {run['backbone']['parameters']:,} (frozen)"
+    )
+    if output is not None:
+        print(f"artefact: {output}")
+    if report is not None:
+        write_report(run, report)
+        print(f"report:   {report}")

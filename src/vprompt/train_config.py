@@ -1,0 +1,33 @@
+"""TrainConfig: every setting of the one training loop, checked when a person types it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainConfig(BaseModel):
+    """How a head and an adapter are trained; the names are timm's where timm has one.
+
+    The defaults are meant to work untouched. `literature()` is the recipe of the VPT papers:
+    random start, zero head, last epoch kept.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(10, ge=0)
+    batch_size: int = Field(64, ge=1)
+    opt: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-2, gt=0, description="of the adapter's parameters")
+    head_lr: float = Field(1e-3, ge=0, description="of the head")
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    min_lr: float = Field(1e-3, ge=0, le=1, description="share of lr at the end of the cosine")
+    head: Literal["closed_form", "zero", "kaiming"] = "closed_form"
+    keep: Literal["best", "last"] = "best"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+
+    @classmethod
+    def literature(cls, **changes: object) -> "TrainConfig":
+        """Return the papers' recipe: zero head, last epoch kept, no safeguard."""
+        return cls.model_validate({"head": "zero", "keep": "last", **changes})

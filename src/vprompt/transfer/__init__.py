@@ -1,0 +1,1 @@
+"""Transfer: one file per way to weigh the sources of a pool; `weigh(evidence)` returns Weights."""

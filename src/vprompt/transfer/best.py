@@ -1,0 +1,16 @@
+"""Best: all weight on the source whose features score highest on the target."""
+
+import torch
+
+from vprompt import registry
+from vprompt.evidence import Evidence
+from vprompt.types import Weights
+
+
+def weigh(evidence: Evidence, *, metric: str = "hscore") -> Weights:
+    """Return a one for the best source under `metric`, any of `vprompt list metrics`."""
+    score = registry.build("metrics", metric)
+    scores = torch.tensor([score(features, evidence.labels) for features in evidence.features])
+    weights = torch.zeros(len(evidence), dtype=torch.float64)
+    weights[scores.argmax()] = 1.0
+    return weights

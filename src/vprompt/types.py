@@ -1,0 +1,21 @@
+"""Types: the names of all tensor axes, written once.
+
+Axes: `batch` images, `sequence` tokens of one image, `dim` width of a token or feature, `count`
+prompt tokens, `sources` prompts of a pool. Annotations become run-time checks while testing.
+"""
+
+from typing import TypeAlias
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Images: TypeAlias = Float[Tensor, "batch 3 height width"]
+Tokens: TypeAlias = Float[Tensor, "batch sequence dim"]
+Features: TypeAlias = Float[Tensor, "batch dim"]
+Labels: TypeAlias = Int[Tensor, " batch"]
+PromptTokens: TypeAlias = Float[Tensor, "count dim"]
+SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]
+Blocks: TypeAlias = Int[Tensor, " count"]
+Weights: TypeAlias = Float[Tensor, " sources"]
+SourceFeatures: TypeAlias = Float[Tensor, "sources batch dim"]
+SourceGradients: TypeAlias = Float[Tensor, "sources count dim"]
