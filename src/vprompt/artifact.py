@@ -279,7 +279,8 @@ def _expect(folder: Path, tensors: dict[str, Tensor], key: str, shape: tuple[int
     value = tensors.pop(key)
     if tuple(value.shape) != shape:
         raise VPromptError(
-            f"{folder / TENSORS}: {key!r} has shape {tuple(value.shape)}, but {CONFIG} says {shape}."
+            f"{folder / TENSORS}: {key!r} has shape {tuple(value.shape)}, but {CONFIG} says "
+            f"{shape}."
         )
     return value
 

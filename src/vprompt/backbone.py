@@ -89,7 +89,9 @@ class Backbone(nn.Module, abc.ABC):
         digest = hashlib.sha256()
         for key, value in sorted(self.state_dict().items()):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            )
         return f"sha256:{digest.hexdigest()}"
 
     @property

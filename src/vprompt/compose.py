@@ -97,4 +97,5 @@ def _standardised_sum(stacked: Tensor, shares: Tensor) -> PromptTokens:
 def _describe(prompt: Prompt) -> str:
     blocks, counts = prompt.blocks.unique(return_counts=True)
     pairs = ", ".join(f"{b}: {c}" for b, c in zip(blocks.tolist(), counts.tolist(), strict=True))
-    return f"{len(prompt.tokens)} tokens of width {prompt.dim} ({{{pairs}}} by block)"
+    after = "travel on" if prompt.persist else "are dropped"
+    return f"{len(prompt.tokens)} tokens of width {prompt.dim} that {after} ({{{pairs}}} by block)"

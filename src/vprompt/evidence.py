@@ -4,13 +4,14 @@ One forward-backward pass per source: pooled features, and the gradient of the t
 respect to the prompt. The network is never touched again while weights are found.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +19,7 @@ from torch.nn import functional
 from vprompt import files
 from vprompt.artifact import prompt_digest
 from vprompt.backbone import Backbone, extract
+from vprompt.errors import VPromptError
 from vprompt.heads import Head, shrinkage_lda
 from vprompt.linalg import ledoit_wolf_intensity
 from vprompt.precision import autocast, resolve
@@ -76,13 +78,16 @@ def gather(
     The cache is keyed by content (images, labels, weights, tokens, precision), one file a source,
     so a pool can grow without recomputing, and other settings of a transfer method cost nothing.
     """
+    if not sources:
+        raise VPromptError("There is no source prompt to gather evidence on.")
     probe = _Probe(backbone, examples, num_classes, batch_size, precision, use_cache)
     with progress.step("evidence", (len(sources) + 1) * len(examples)) as step:
         plain, _ = probe.measure(None, None, step.advance)
         head = _base_head(plain, examples.labels, num_classes) if gradients else None
         found = []
         for name, prompt in sources.items():
-            found.append(probe.measure(prompt, head, lambda n, name=name: step.advance(n, name)))
+            advance = functools.partial(step.advance, note=name)
+            found.append(probe.measure(prompt, head, advance))
     stacked = [g for _, g in found if g is not None]
     count = next(iter(sources.values())).tokens.shape
     return Evidence(
@@ -169,7 +174,8 @@ class _Probe:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}  # absent, or damaged by another hand: compute it again

@@ -1,5 +1,6 @@
 """Flow: the main lines of the verbs; the only place that knows the order of the stages."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,7 @@ def learn(
     run = {
         "command": "learn",
         "method": str(registry.parse(method)),
+        "settings": registry.complete("adapters", method),
         "prompt_init": _prompt_init(method),
         "train": chosen.model_dump(),
         "grid": {name: list(values) for name, values in (grid or {}).items()},
@@ -157,6 +159,7 @@ def combine(
     run = {
         "command": "combine",
         "method": str(registry.parse(method)),
+        "settings": registry.complete("transfer", method),
         "pool": str(pool_folder),
         "align": align,
         "scale": scale,
@@ -234,9 +237,11 @@ def _prepare(
         task = replace(task, train=task.train + task.val, val=None)
     clock = runs.Clock()
     with clock.stage("images"):
-        options = {"skip_bad": skip_bad, "progress": progress}
-        train = task.examples(task.train, backbone.data_config, **options)
-        val = None if task.val is None else task.examples(task.val, backbone.data_config, **options)
+        ready = functools.partial(
+            task.examples, config=backbone.data_config, skip_bad=skip_bad, progress=progress
+        )
+        train = ready(task.train)
+        val = None if task.val is None else ready(task.val)
     skipped = len(task.train) - len(train) + (len(task.val or ()) - len(val or ()))
     if skipped:
         progress.say(f"left out {skipped} unreadable images")
@@ -408,7 +413,7 @@ def _finish(
             backbone.device, resolve(config.precision, backbone.device)
         ),
     }
-    keys = ("command", "method", "pool", "train", "train_on", "grid", "align", "scale")
+    keys = ("command", "method", "settings", "pool", "train", "train_on", "grid", "align", "scale")
     facts = {
         "prompt_init": run["prompt_init"],
         "task": {"name": setting.task.name, "digest": run["task"]["splits"]["train"]["digest"]},
@@ -426,11 +431,9 @@ def _finish(
 
 def _prompt_init(method: str) -> dict[str, Any] | None:
     """Say from which initialisation a method's prompt starts, so that pools know what matches."""
-    spec = registry.parse(method)
-    known = registry.settings("adapters", spec.name)
-    if "prompt_init" not in known:
+    chosen = registry.complete("adapters", method)
+    if "prompt_init" not in chosen:
         return None
-    chosen = {**known, **spec.settings}
     return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
 
 

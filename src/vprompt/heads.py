@@ -6,7 +6,7 @@ shrunk covariance, each rescaled so that its softmax is calibrated on held-out f
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -66,22 +66,23 @@ def closed_form(
             for strength, head in _path(family, data[fit], labels[fit], num_classes):
                 held_out[family, strength].append(head.logits(data[test]))
     if not truth:
-        family, strength = grid[len(grid) // 2]
-        return _fit(family, strength, data, labels, num_classes)
+        family = grid[0][0]
+        strength = _strengths(family)[len(_strengths(family)) // 2]
+        return _single(_scaled(_fit(family, strength, data, labels, num_classes), 1.0))
     targets = torch.cat(truth)
     judged = {candidate: _judge(torch.cat(parts), targets) for candidate, parts in held_out.items()}
     best = min(grid, key=lambda candidate: judged[candidate][0])
     loss, accuracy, scale = judged[best]
-    head = _fit(*best, data, labels, num_classes)
-    return Head((head.weight * scale).float(), (head.bias * scale).float(), *best, accuracy, loss)
+    head = _scaled(_fit(*best, data, labels, num_classes), scale)
+    return _single(replace(head, cv_accuracy=accuracy, cv_loss=loss))
 
 
 def shrinkage_lda(features: Features, labels: Labels, num_classes: int, shrinkage: float) -> Head:
-    """Return `logits_c = x' S^-1 m_c - m_c' S^-1 m_c / 2 + log(n_c / N)` in float64.
+    """Return `logits_c = x' S^-1 m_c - m_c' S^-1 m_c / 2 + log(n_c / N)`, less their mean.
 
     S is the pooled within-class covariance, shrunk towards its mean variance.
     """
-    return _fit("lda", shrinkage, features.detach().double(), labels, num_classes)
+    return _scaled(_fit("lda", shrinkage, features.detach().double(), labels, num_classes), 1.0)
 
 
 def _fit(family: str, strength: float, data: Tensor, labels: Labels, num_classes: int) -> Head:
@@ -122,7 +123,8 @@ def _ridge_path(
     for strength in strengths:
         penalty = strength * values.mean().clamp_min(1e-30)
         weight = (vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None])).T
-        heads.append((strength, _mask_absent(weight, prior - weight @ mean, prior > 0)))
+        head = _mask_absent(weight, prior - weight @ mean, prior > 0)
+        heads.append((strength, replace(head, family="ridge", strength=strength)))
     return heads
 
 
@@ -133,7 +135,9 @@ def _lda_path(
     sums = data.new_zeros(num_classes, data.shape[1]).index_add_(0, labels, data)
     means = sums / counts.clamp_min(1)[:, None]
     within = data - means[labels]
-    freedom = max(len(data) - int((counts > 0).sum()), 1)
+    freedom = len(data) - int((counts > 0).sum())
+    if freedom <= 0:  # one image per class: nothing varies within a class
+        within, freedom = data - data.mean(0), max(len(data) - 1, 1)
     values, vectors = torch.linalg.eigh(within.T @ within / freedom)
     variance = values.mean().clamp_min(1e-30)
     rotated = vectors.T @ means.T
@@ -143,23 +147,50 @@ def _lda_path(
         weight = (vectors @ (rotated / shrunk[:, None])).T
         prior = (counts / len(data)).clamp_min(1e-30).log()
         bias = prior - (weight * means).sum(1) / 2
-        heads.append((strength, _mask_absent(weight, bias, counts > 0)))
+        head = _mask_absent(weight, bias, counts > 0)
+        heads.append((strength, replace(head, family="lda", strength=strength)))
     return heads
 
 
 def _mask_absent(weight: Tensor, bias: Tensor, present: Tensor) -> Head:
-    return Head(weight * present[:, None], torch.where(present, bias, bias.new_tensor(_ABSENT)))
+    """Centre the logits of the classes that are present; the others are never chosen.
+
+    Centred, the largest logit is at least 0 for any image, so that `_ABSENT` lies below it.
+    """
+    weight = (weight - weight[present].mean(0)) * present[:, None]
+    bias = torch.where(present, bias - bias[present].mean(), bias.new_tensor(-torch.inf))
+    return Head(weight, bias)
+
+
+def _scaled(head: Head, scale: float) -> Head:
+    """Return the head with its logits scaled, and those of absent classes at `_ABSENT`."""
+    bias = torch.where(head.bias.isinf(), head.bias.new_tensor(_ABSENT), head.bias * scale)
+    return replace(head, weight=head.weight * scale, bias=bias)
+
+
+def _single(head: Head) -> Head:
+    return replace(head, weight=head.weight.float(), bias=head.bias.float())
 
 
 def _judge(logits: Tensor, labels: Labels) -> tuple[float, float, float]:
-    """Return log-loss, accuracy and the scale of the logits at which that loss is smallest."""
+    """Return log-loss and accuracy at the calibrated scale of the logits, and that scale.
+
+    It is the scale of least log-loss, but one mistake more than was seen is counted, on the image of median
+    confidence: folds without any mistake would otherwise ask for an infinite scale, at which
+    nothing is left to learn.
+    """
+    top = logits.topk(2, dim=1)
+    typical = int((top.values[:, 0] - top.values[:, 1]).argsort()[len(logits) // 2])
+    rows = torch.cat([logits, logits[typical : typical + 1]])
+    targets = torch.cat([labels, top.indices[typical, 1:]])
 
     def loss(log_scale: float) -> float:
-        return functional.cross_entropy(logits * 10**log_scale, labels).item()
+        return functional.cross_entropy(rows * 10**log_scale, targets).item()
 
     found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded", options={"xatol": 1e-3})
     accuracy = (logits.argmax(1) == labels).double().mean().item()
-    return float(found.fun), accuracy, float(10**found.x)
+    scale = float(10**found.x)
+    return functional.cross_entropy(logits * scale, labels).item(), accuracy, scale
 
 
 def _stratified_folds(labels: Labels, folds: int) -> Tensor:

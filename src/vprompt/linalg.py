@@ -10,6 +10,20 @@ from vprompt.types import Features, Labels
 MINIMUM_SHRINKAGE = 1e-3
 
 
+def shrinkage_intensity(centred: Features, shrinkage: float | str | None) -> float:
+    """Return the intensity for centred rows: a number in [0, 1) as it is, or `ledoit_wolf`.
+
+    None stands for `ledoit_wolf`.
+    """
+    if shrinkage is None or shrinkage == "ledoit_wolf":
+        return ledoit_wolf_intensity(centred)
+    if isinstance(shrinkage, str) or not 0 <= shrinkage < 1:
+        raise VPromptError(
+            f"shrinkage is `ledoit_wolf` or a number in [0, 1), but got {shrinkage!r}."
+        )
+    return float(shrinkage)
+
+
 def class_means_factor(centred: Features, labels: Labels) -> Tensor:
     """Return Z `[classes present, dim]`, row c = sqrt(n_c / (N - 1)) * mean of class c.
 

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import keyword
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
@@ -55,6 +56,7 @@ def names(kind: str) -> list[str]:
 def find(kind: str, name: str) -> Callable[..., Any]:
     """Return the plug-in's function; an unknown name is answered with the nearest known ones."""
     known = names(kind)
+    name = name if name in known else name.replace("-", "_")
     if name not in known:
         raise VPromptError(f"No {_singular(kind)} called {name!r}.{suggest(name, known)}")
     for entry in _entry_points(kind):
@@ -75,6 +77,13 @@ def settings(kind: str, name: str) -> dict[str, Any]:
         for p in parameters
         if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "generator"
     }
+
+
+def complete(kind: str, text: str) -> dict[str, Any]:
+    """Return all settings that a spec stands for, defaults included, for the record of a run."""
+    spec = parse(text)
+    build(kind, spec)  # refuses unknown settings
+    return {**settings(kind, spec.name), **spec.settings}
 
 
 def signature(kind: str, name: str) -> str:
@@ -103,13 +112,19 @@ def parse(text: str) -> Spec:
             f"Cannot read the settings of {text!r}: {error.msg}. Write `name(key=value)`, and put "
             "quotes around values that hold commas, spaces or slashes."
         ) from None
-    assert isinstance(call, ast.Call)
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
+    plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f"
+    if not isinstance(call, ast.Call) or not plain:
+        raise VPromptError(
+            f"Cannot read {text!r}. Write one name and its settings: `name(key=value)`."
+        )
+    if call.args or any(pair.arg is None for pair in call.keywords):
         raise VPromptError(
             f"Every setting in {text!r} needs its name: `{match['name']}(key=value)`."
         )
-    pairs = {str(keyword.arg): _value(keyword.value, text) for keyword in call.keywords}
-    return Spec(match["name"].replace("-", "_"), pairs)
+    pairs = {str(pair.arg): _value(pair.value, text) for pair in call.keywords}
+    if len(pairs) < len(call.keywords):
+        raise VPromptError(f"A setting in {text!r} is given twice.")
+    return Spec(match["name"], pairs)
 
 
 def build(kind: str, spec: str | Spec) -> Callable[..., Any]:
@@ -174,6 +189,5 @@ def _value(node: ast.expr, text: str) -> Any:
 
 
 def _write(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value):
-        return value if value not in {"True", "False", "None"} else repr(value)
-    return repr(value)
+    bare = isinstance(value, str) and value.isascii() and value.isidentifier()
+    return value if bare and not keyword.iskeyword(value) else repr(value)

@@ -1,7 +1,8 @@
 """Types: the names of all tensor axes, written once.
 
-Axes: `batch` images, `sequence` tokens of one image, `dim` width of a token or feature, `count`
-prompt tokens, `sources` prompts of a pool. Annotations become run-time checks while testing.
+Axes: `batch` images, `sequence` tokens of one image, `dim` width of a token, `feature_dim` width
+of a pooled feature, `count` prompt tokens, `sources` prompts of a pool. Annotations become run-time
+checks while testing.
 """
 
 from typing import TypeAlias
@@ -11,11 +12,11 @@ from torch import Tensor
 
 Images: TypeAlias = Float[Tensor, "batch 3 height width"]
 Tokens: TypeAlias = Float[Tensor, "batch sequence dim"]
-Features: TypeAlias = Float[Tensor, "batch dim"]
+Features: TypeAlias = Float[Tensor, "batch feature_dim"]
 Labels: TypeAlias = Int[Tensor, " batch"]
 PromptTokens: TypeAlias = Float[Tensor, "count dim"]
 SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]
 Blocks: TypeAlias = Int[Tensor, " count"]
 Weights: TypeAlias = Float[Tensor, " sources"]
-SourceFeatures: TypeAlias = Float[Tensor, "sources batch dim"]
+SourceFeatures: TypeAlias = Float[Tensor, "sources batch feature_dim"]
 SourceGradients: TypeAlias = Float[Tensor, "sources count dim"]

@@ -10,7 +10,7 @@ Learning", ICIP 2019; shrinkage after Ibrahim et al., arXiv 2110.06893.
 import torch
 
 from vprompt.errors import VPromptError
-from vprompt.linalg import class_means_factor, ledoit_wolf_intensity
+from vprompt.linalg import class_means_factor, shrinkage_intensity
 from vprompt.types import Features, Labels
 
 
@@ -23,13 +23,15 @@ def score(features: Features, labels: Labels, *, shrinkage: float | str = "ledoi
     centred = features.double() - features.double().mean(0)
     count, width = centred.shape
     between = class_means_factor(centred, labels)
-    rho = ledoit_wolf_intensity(centred) if shrinkage == "ledoit_wolf" else float(shrinkage)
+    rho = shrinkage_intensity(centred, shrinkage)
     if rho == 0 and count - 1 <= width:
         raise VPromptError(
             f"With {count} images in {width} dimensions the raw H-score is the same for any "
             "features. Use shrinkage=ledoit_wolf."
         )
     total = centred.T @ centred / (count - 1)
+    if float(total.trace()) == 0:
+        return 0.0  # constant features tell no class from another
     shrunk = (1 - rho) * total + rho * total.trace() / width * torch.eye(width).double()
     solved = torch.cholesky_solve(between.T, torch.linalg.cholesky(shrunk))
     return float((1 - rho) * (between.T * solved).sum() / (len(between) - 1))

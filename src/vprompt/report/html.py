@@ -1,8 +1,37 @@
-"""HTML: stub."""
+"""HTML: what a run found, as one file that needs nothing beside it and opens from an e-mail."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 
-def write_report(run: dict[str, Any], path: Path) -> None:
-    """Write."""
+from vprompt.errors import VPromptError
+from vprompt.files import write_text
+from vprompt.report import view
+
+
+def write_report(run: Mapping[str, Any], path: Path) -> None:
+    """Write the report of a run record; the file appears whole or stays as it was.
+
+    Raises VPromptError when the record lacks something that every run has.
+    """
+    write_text(Path(path), render(run))
+
+
+def render(run: Mapping[str, Any]) -> str:
+    """Return the report as HTML; the same record gives the same text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vprompt", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    try:
+        return environment.get_template("report.html").render(view.build(run))
+    except (KeyError, jinja2.UndefinedError) as error:
+        raise VPromptError(
+            f"This record is not a whole run of vprompt; what is missing: {error}. Give what "
+            "`vprompt learn` or `vprompt combine` wrote to run.json."
+        ) from error

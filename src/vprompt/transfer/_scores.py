@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vprompt.errors import VPromptError
-from vprompt.linalg import class_means_factor, ledoit_wolf_intensity
+from vprompt.linalg import class_means_factor, shrinkage_intensity
 from vprompt.types import Labels, SourceFeatures, Weights
 
 
@@ -35,7 +35,7 @@ class HScore:
         """Centre the features and fix rho, by Ledoit-Wolf at uniform weights unless it is given."""
         centred = features.double() - features.double().mean(1, keepdim=True)
         means = torch.stack([class_means_factor(source, labels) for source in centred])
-        shrinkage = ledoit_wolf_intensity(centred.mean(0)) if rho is None else rho
+        shrinkage = shrinkage_intensity(centred.mean(0), rho)
         count, width = centred.shape[1:]
         if shrinkage == 0 and count - 1 <= width:
             raise VPromptError(
@@ -50,6 +50,8 @@ class HScore:
     def __call__(self, alpha: Weights) -> tuple[float, Tensor]:
         """Return the score and its gradient `[sources]`."""
         count, width = self.features.shape[1:]
+        if not (alpha @ self.features.flatten(1)).any():
+            return 0.0, torch.zeros_like(alpha)  # constant features tell no class from another
         dual = count < width and self.rho > 0
         value, gradient = self._dual(alpha) if dual else self._primal(alpha)
         most = self.means.shape[1] - 1
@@ -119,4 +121,6 @@ class TraceRatio:
         """Return the score in [0, 1] and its gradient."""
         above, below = self.between @ alpha, self.total @ alpha
         top, bottom = alpha @ above, alpha @ below
+        if float(bottom) == 0:
+            return 0.0, torch.zeros_like(alpha)
         return float(top / bottom), 2 * (above * bottom - below * top) / bottom**2

@@ -1,0 +1,75 @@
+"""Learn the demonstration pool and compare every prompt with the linear probe of its features.
+
+    python benchmarks/demo_pool.py --data DIR --pool pools/demo --seeds 1
+
+Every set is learned with the defaults of `vprompt learn`. The artefacts of seed 0 go into the pool
+(except the demonstration's own target); one JSON record per run goes into `benchmarks/results`,
+and what exists there is not run again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from vprompt import flow, registry, terminal
+from vprompt.artifact import save
+from vprompt.files import write_json
+from vprompt.train_config import TrainConfig
+
+SETS = (
+    "elpv4",
+    "gtsrb",
+    "rsscn7",
+    "bbbc039_count",
+    "dtd10",
+    "chars74k_digits",
+    "oxford_pets3",
+    "caltech101",
+    "oxford_flowers17",
+    "pacs",
+    "omniglot100",
+    "coil20",
+    "cifar100",
+)
+TARGET = "elpv4"  # what the demonstration combines the others for
+RESULTS = Path(__file__).parent / "results" / "learn"
+
+
+def main() -> None:
+    """Run what is missing, one run after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
+    parser.add_argument("--pool", type=Path, required=True, help="where the artefacts go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--methods", nargs="+", default=["vpt", "linear"])
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for name in options.sets:
+            for method in options.methods:
+                run_one(options.data / name, method, seed, options.pool)
+
+
+def run_one(folder: Path, method: str, seed: int, pool: Path) -> None:
+    """Learn one set with one method and one seed, unless its record is there."""
+    label = registry.parse(method).name
+    record = RESULTS / f"{folder.name}_{label}_seed{seed}.json"
+    artefact = pool / folder.name
+    keep = label == "vpt" and seed == 0 and folder.name != TARGET
+    if record.is_file() and (artefact.is_dir() or not keep):
+        return
+    with terminal.progress(quiet=False) as progress:
+        progress.say(f"{folder.name}, {method}, seed {seed}")
+        outcome = flow.learn(
+            str(folder), method=method, config=TrainConfig(seed=seed), progress=progress
+        )
+        progress.say(json.dumps({k: round(m.acc1, 4) for k, m in outcome.test.items()}))
+    if keep:
+        save(outcome.artifact, artefact, overwrite=True, run=outcome.run)
+    write_json(record, outcome.run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""View: what the template shows, worked out from a run record; numbers in, words and rows out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from vprompt.report import plots
+from vprompt.report.facts import groups
+from vprompt.report.wording import Number, count, moment, percent, plural, signed, unbroken
+
+Run = Mapping[str, Any]
+
+FINAL = ("tuned", "learned")  # what the two commands call their result
+_ORDER = ("no prompt", "best single", "uniform", "combined")
+
+
+def build(run: Run) -> dict[str, Any]:
+    """Return every variable of the template."""
+    tests = ordered_tests(run["test"])
+    final = final_name(run)
+    return {
+        "run": run,
+        "title": f"{run['task']['name']}: {run['command']} with {run['method']}",
+        "created": moment(run["machine"]["created_at"]),
+        "headline": headline(run),
+        "tests": tests,
+        "final": final,
+        "with_top5": any(found["acc5"] is not None for _, found in tests),
+        "test_plot": Markup(plots.accuracies(tests, final)) if tests else None,
+        "transfer": transfer(run) if run.get("transfer") else None,
+        "training": training(run["tuning"]),
+        "cost": cost(run),
+        "groups": groups(run),
+        "percent": percent,
+        "signed": signed,
+        "count": count,
+        "plural": plural,
+    }
+
+
+def final_name(run: Run) -> str:
+    """Return the name under which the run's own result was measured."""
+    return FINAL[0] if run["command"] == "combine" else FINAL[1]
+
+
+def ordered_tests(test: Run) -> list[tuple[str, Run]]:
+    """Put the candidates from the plainest to the final one; a record read back is alphabetical."""
+
+    def rank(name: str) -> tuple[int, str]:
+        if name in FINAL:
+            return (len(_ORDER) + 1, name)
+        known = [index for index, start in enumerate(_ORDER) if name.startswith(start)]
+        return (known[0] if known else len(_ORDER), name)
+
+    return [(name, test[name]) for name in sorted(test, key=rank)]
+
+
+def headline(run: Run) -> dict[str, str]:
+    """Return the result in one sentence, cut where the typography changes."""
+    found = run["test"].get(final_name(run))
+    if found is None:
+        return {"number": "", "text": _untested(run)}
+    text = f"of {plural(found['images'], 'test image')} classified correctly"
+    interval = f"95 % interval {percent(found['low'])} to {percent(found['high'])}"
+    return {
+        "number": percent(found["acc1"]),
+        "text": f"{text} ({interval}){_against(found, run['test'].get('no prompt'))}.",
+    }
+
+
+def _against(found: Run, plain: Run | None) -> str:
+    if plain is None:
+        return ""
+    points = round(100 * (found["acc1"] - plain["acc1"]), 1)
+    if points == 0:
+        return f", level with the same backbone without a prompt ({percent(plain['acc1'])})"
+    word = "above" if points > 0 else "below"
+    size = f"{abs(points):.1f} percentage points"
+    overlap = "the intervals overlap"
+    if found["low"] > plain["high"] or found["high"] < plain["low"]:
+        overlap = "the intervals are apart"
+    return (
+        f", {size} {word} the same backbone without a prompt ({percent(plain['acc1'])}); {overlap}"
+    )
+
+
+def _untested(run: Run) -> str:
+    why = "The test split was left closed"
+    if "test" not in run["task"]["splits"]:
+        why = "The task has no test split"
+    accuracy = _kept(run["tuning"])["val_accuracy"]
+    if accuracy is None:
+        return f"{why}, and there were no validation images: nothing was measured."
+    return (
+        f"{why}. On the {plural(run['task']['splits']['val']['images'], 'validation image')}, "
+        f"{percent(accuracy)} were classified correctly."
+    )
+
+
+def _kept(tuning: Run) -> Run:
+    return next(r for r in tuning["history"] if r["epoch"] == tuning["kept_epoch"])
+
+
+def transfer(run: Run) -> dict[str, Any]:
+    """Return the sources, heaviest first, with their figures."""
+    facts = run["transfer"]
+    order = sorted(
+        range(len(facts["sources"])), key=lambda row: -float(facts["sources"][row]["weight"])
+    )
+    sources = [facts["sources"][row] for row in order]
+    matrix = [[facts["gradient_cosines"][row][column] for column in order] for row in order]
+    names, references = [source["name"] for source in sources], _references(run)
+    return {
+        "sources": sources,
+        "total": sum(source["weight"] for source in sources),
+        "weights_plot": Markup(plots.weights(sources, references)),
+        "cosines_plot": Markup(plots.cosines(names, matrix)) if len(sources) > 1 else None,
+        "left_out": max(0, len(sources) - plots.MOST_SOURCES),
+        "annotated": len(sources) <= plots.MOST_ANNOTATED,
+        "agreement": _agreement(matrix),
+    }
+
+
+def _references(run: Run) -> list[tuple[str, Number]]:
+    """Return the H-scores that sources are compared with; one that is not a number is left out."""
+    starts = run.get("starts") or {}
+    named = [
+        ("frozen features", run["transfer"]["hscore_plain"]),
+        ("fused features", run["transfer"]["hscore_fused"]),
+        ("uniform sum", starts.get("uniform, untuned", {}).get("hscore")),
+        ("weighted sum", starts.get("combined, untuned", {}).get("hscore")),
+    ]
+    return [(name, value) for name, value in named if value is not None]
+
+
+def _agreement(matrix: Sequence[Sequence[Number]]) -> str:
+    """Say in words how far the gradients agree."""
+    pairs = [row[column] for index, row in enumerate(matrix) for column in range(index)]
+    if not pairs:
+        return ""
+    against = sum(value < 0 for value in pairs)
+    mean = signed(sum(pairs) / len(pairs), 2)
+    return f"Mean over the {plural(len(pairs), 'pair')}: {mean}; {count(against)} below 0."
+
+
+def training(tuning: Run) -> dict[str, Any]:
+    """Return the curve, unless there is nothing to draw, and its numbers."""
+    history = tuning["history"]
+    measured = [r for r in history for key in ("val_accuracy", "train_loss") if r[key] is not None]
+    drawable = len(history) > 1 and measured
+    return {
+        "history": history,
+        "plot": Markup(plots.curve(history, tuning["kept_epoch"])) if drawable else None,
+        "kept": unbroken(tuning["kept"][:1].upper() + tuning["kept"][1:]),
+        "validated": any(r["val_accuracy"] is not None for r in history),
+    }
+
+
+_STAGES = ("images", "evidence", "head", "weigh", "starts", "tune", "test")
+
+
+def cost(run: Run) -> dict[str, Any]:
+    """Return the stages in the order in which they happen, and the sizes of what was trained."""
+    spent = run["seconds"]
+    known = [name for name in _STAGES if name in spent]
+    stages = [(name, spent[name]) for name in [*known, *sorted(set(spent) - set(known))]]
+    sizes = run["tuning"]["parameters"]
+    frozen = run["backbone"]["parameters"]
+    trained = sum(sizes.values())
+    return {
+        "plot": Markup(plots.seconds(stages)) if stages else None,
+        "parameters": [*sorted(sizes.items(), reverse=True), ("frozen backbone", frozen)],
+        "trained": percent(trained / (trained + frozen), 2),
+    }

@@ -1,0 +1,78 @@
+"""Fixtures: tiny real models and prompts; `vprompt` is imported inside, after the import hook."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain
+
+TINY_MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keep every test's cached images and evidence apart, and the user's cache untouched."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("VPROMPT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def refused():
+    """Return a context that expects a VPromptError with these words, in this order."""
+    from vprompt.errors import VPromptError
+
+    return lambda *words: pytest.raises(VPromptError, match="(?s)" + ".*".join(words))
+
+
+@pytest.fixture
+def generator():
+    """Randomness of a test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The smallest backbone: 32-pixel images, float32. Shared, so leave it as it is."""
+    from vprompt.backbones import tiny
+
+    return tiny.load(image_size=32)
+
+
+@pytest.fixture(scope="session", params=TINY_MODELS)
+def backbones(request):
+    """Every tiny architecture in turn, float32: class token, registers, average pooling."""
+    from vprompt.backbones import tiny
+
+    return tiny.load(model=request.param, image_size=32)
+
+
+@pytest.fixture
+def images(generator):
+    """Four normalised images for a 32-pixel model."""
+    return torch.randn(4, 3, 32, 32, generator=generator)
+
+
+@pytest.fixture
+def pool(tiny):
+    """Four shallow prompts of three tokens for `tiny`, by name."""
+    from vprompt.prompt import Prompt, place
+
+    blocks = place(3, tiny.depth, deep=False)
+    randomness = torch.Generator().manual_seed(1)
+    return {
+        name: Prompt(torch.randn(3, tiny.dim, generator=randomness), blocks)
+        for name in ("apples", "birds", "cars", "doors")
+    }
+
+
+@pytest.fixture
+def deep_pool(tiny):
+    """Three deep prompts of two tokens in every block of `tiny`, by name."""
+    from vprompt.prompt import Prompt, place
+
+    blocks = place(2, tiny.depth, deep=True)
+    randomness = torch.Generator().manual_seed(2)
+    return {
+        name: Prompt(torch.randn(len(blocks), tiny.dim, generator=randomness), blocks, False)
+        for name in ("apples", "birds", "cars")
+    }

@@ -1,0 +1,394 @@
+"""Command line: what a person types, and what comes back: text, exit codes, no traceback."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)  # steps this small only wait for a second thread
+COMMANDS = ["learn", "combine", "score", "predict", "list", "pool", "pool ls", "pool check"]
+COMMANDS += ["pool show"]
+
+
+@pytest.fixture
+def vprompt(monkeypatch, capsys):
+    """Return a function that runs the command line here: `(exit code, stdout, stderr)`."""
+    from vprompt import cli
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["vprompt", *map(str, words)])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer puts its own here
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def fails(vprompt):
+    """Return a function that checks that a command ends in one sentence and exit code 1."""
+
+    def run(*words):
+        code, _, err = vprompt(*words)
+        assert code == 1 and "Traceback" not in err
+        assert err.lstrip().startswith("vprompt: ") and err.rstrip().endswith(".")
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of class folders: red and blue pictures."""
+    root = tmp_path_factory.mktemp("data") / "colours"
+    for name, colour in (("red", (250, 30, 20)), ("blue", (10, 40, 240))):
+        for index in range(10):
+            path = root / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), tuple(c + index // 2 for c in colour)).save(path)
+    return root
+
+
+QUICK = ("--model", "tiny", "--epochs", 1, "--prompt-length", 2, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def pool(images, tmp_path_factory):
+    """A pool of two prompts that the command line learned."""
+    folder = tmp_path_factory.mktemp("pools") / "pool"
+    from vprompt import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VPROMPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name, seed in (("one", 0), ("two", 1)):
+            words = ["learn", images, *QUICK, "--seed", seed, "--output", folder / name]
+            patch.setattr(sys, "argv", ["vprompt", *map(str, words)])
+            with pytest.raises(SystemExit) as stopped:
+                cli.main()
+            assert not stopped.value.code
+    return folder
+
+
+def python(*words, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment
+    )
+
+
+# Speed and silence
+
+
+def test_help_appears_within_half_a_second():
+    spent = []
+    for _ in range(5):
+        began = time.perf_counter()
+        found = python("-c", "from vprompt.cli import main; main()", "--help")
+        spent.append(time.perf_counter() - began)
+        assert found.returncode == 0 and "learn" in found.stdout
+        if spent[-1] < 0.5:
+            break
+    # On a machine that others use too, processor time is what the command can be held to.
+    assert min(spent) < 0.5 or processor_time("--help") < 0.5, spent
+
+
+def processor_time(*words):
+    code = (
+        "import sys, time, atexit; atexit.register(lambda: print(time.process_time(), "
+        "file=sys.stderr)); from vprompt.cli import main; main()"
+    )
+    return float(python("-c", code, *words).stderr.split()[-1])
+
+
+@pytest.mark.parametrize("code", ["import vprompt", "import vprompt.cli", "from vprompt import *"])
+def test_importing_the_package_imports_nothing_heavy(code):
+    if "*" in code:
+        code = "import vprompt; vprompt.__all__; vprompt.VPromptError; dir(vprompt)"
+    heavy = "{'torch', 'timm', 'numpy', 'scipy', 'sklearn', 'PIL', 'matplotlib'}"
+    found = python("-c", f"import sys; {code}; print(sorted({heavy} & set(sys.modules)))")
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
+        "from vprompt.cli import main; main()"
+    )
+    for words in (["--help"], ["learn", "--help"], ["pool", "--help"]):
+        assert python("-c", code, *words).stdout.rstrip().endswith("False")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(vprompt, command):
+    code, out, _ = vprompt(*command.split(), "--help")
+    assert code == 0 and "Usage" in out and len(out) > 200
+
+
+# What the commands do
+
+
+def test_learn_prints_what_it_found_and_writes_the_artefact(vprompt, images, tmp_path):
+    code, out, _ = vprompt("learn", images, *QUICK, "--output", tmp_path / "it")
+    assert code == 0
+    for words in ("colours, 4 test images", "no prompt", "learned", "kept", "trainable params: "):
+        assert words in out
+    assert str(tmp_path / "it") in out
+    assert sorted(path.name for path in (tmp_path / "it").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "run.json",
+    ]
+
+
+def test_progress_is_on_standard_error_and_quiet_is_quiet(vprompt, images):
+    words = ["learn", images, *QUICK, "--no-test"]
+    assert vprompt(*words)[2] == ""
+    assert vprompt(*words[:-2], "--no-test")[2] != ""
+
+
+def test_flags_are_the_method_s_settings(vprompt, images, tmp_path):
+    vprompt("learn", images, *QUICK, "--shallow", "--no-test", "--output", tmp_path / "it")
+    config = json.loads((tmp_path / "it" / "adapter_config.json").read_text())
+    assert config["num_virtual_tokens"] == [2, 0, 0, 0, 0, 0]
+    assert config["recipe"]["method"] == "vpt(deep=False, num_virtual_tokens=2)"
+    assert config["recipe"]["train"]["epochs"] == 1
+
+
+def test_a_grid_is_read_from_the_command_line(vprompt, images, tmp_path):
+    words = [*QUICK, "--grid", "lr=0.01,0.02", "--grid", "weight-decay=0", "--no-test"]
+    code, _, _ = vprompt("learn", images, *words, "--output", tmp_path / "it")
+    recipe = json.loads((tmp_path / "it" / "adapter_config.json").read_text())["recipe"]
+    assert code == 0 and recipe["grid"] == {"lr": [0.01, 0.02], "weight_decay": [0.0]}
+
+
+def test_combine_prints_weights_and_writes_the_artefact(vprompt, pool, images, tmp_path):
+    words = ["--pool", pool, "--epochs", 1, "--quiet", "--shots", 2, "--output", tmp_path / "it"]
+    code, out, _ = vprompt("combine", images, *words)
+    assert code == 0 and (tmp_path / "it" / "adapter_model.safetensors").is_file()
+    for words in ("source", "weight", "one", "two", "uniform, untuned", "combined, untuned"):
+        assert words in out
+
+
+def test_score_ranks_the_pool(vprompt, pool, images):
+    code, out, _ = vprompt("score", images, "--pool", pool, "--quiet")
+    assert code == 0 and all(word in out for word in ("hscore", "one", "two", "(no prompt)"))
+    code, out, _ = vprompt("score", images, "--pool", pool, "--quiet", "--json")
+    found = json.loads(out)
+    assert {entry["source"] for entry in found} == {"one", "two", "(no prompt)"}
+    assert [e["score"] for e in found] == sorted((e["score"] for e in found), reverse=True)
+
+
+def test_score_leaves_out_a_source(vprompt, pool, images):
+    words = ["score", images, "--pool", pool, "--exclude", "one", "--quiet", "--json"]
+    assert {entry["source"] for entry in json.loads(vprompt(*words)[1])} == {"two", "(no prompt)"}
+
+
+def test_predict_prints_a_table_json_or_writes_a_file(vprompt, pool, images, tmp_path):
+    words = ["predict", images / "red", images / "blue" / "0.png", "--artifact", pool / "one", "-q"]
+    code, out, _ = vprompt(*words)
+    assert code == 0 and out.count(".png") == 11
+    assert len(json.loads(vprompt(*words, "--json")[1])) == 11
+    code, out, _ = vprompt(*words, "--output", tmp_path / "found.csv")
+    assert code == 0 and "11 predictions in" in out
+    with (tmp_path / "found.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 11
+    vprompt(*words, "--output", tmp_path / "found.json")
+    assert len(json.loads((tmp_path / "found.json").read_text())) == 11
+
+
+def test_pool_ls_lists(vprompt, pool):
+    code, out, _ = vprompt("pool", "ls", pool)
+    assert code == 0 and all(word in out for word in ("one", "two", "colours", "tiny"))
+    assert [row["name"] for row in json.loads(vprompt("pool", "ls", pool, "--json")[1])] == [
+        "one",
+        "two",
+    ]
+
+
+def test_pool_check_says_how_many_are_sound_and_fails_on_a_broken_one(vprompt, pool, tmp_path):
+    import shutil
+
+    assert vprompt("pool", "check", pool) == (0, "2 of 2 artefacts are sound\n", "")
+    code, out, _ = vprompt("pool", "check", pool, "--model", "tiny(seed=1)")
+    assert code == 1 and "one: " in out and "0 of 2 artefacts are sound" in out
+    shutil.copytree(pool, tmp_path / "pool")
+    (tmp_path / "pool" / "two" / "adapter_model.safetensors").write_bytes(b"cut")
+    code, out, _ = vprompt("pool", "check", tmp_path / "pool")
+    assert code == 1 and "two: " in out and "1 of 2 artefacts are sound" in out
+
+
+def test_pool_show_prints_the_card(vprompt, pool):
+    code, out, _ = vprompt("pool", "show", pool / "one")
+    assert code == 0 and out.strip() == (pool / "one" / "README.md").read_text().strip()
+
+
+def test_list_names_every_plug_in_with_settings_and_papers(vprompt):
+    from vprompt import registry
+
+    code, out, _ = vprompt("list", "--json")
+    found = {(entry["kind"], entry["name"]) for entry in json.loads(out)}
+    assert code == 0
+    assert found == {(kind, name) for kind in registry.VERBS for name in registry.names(kind)}
+    code, out, _ = vprompt("list", "transfer")
+    assert code == 0 and "Reference: " in out
+    assert all(f"transfer  {name}(" in out for name in registry.names("transfer"))
+
+
+# Mistakes
+
+
+def test_an_unknown_plug_in_is_answered_with_the_nearest(fails, images, pool):
+    assert "Did you mean 'vpt'?" in fails("learn", images, "--model", "tiny", "--method", "vptt")
+    assert "Did you mean 'digits'?" in fails("learn", "digist", "--model", "tiny")
+    assert "Did you mean 'hscore'?" in fails("score", images, "--pool", pool, "--metric", "hscor")
+    assert "Did you mean 'adapters'?" in fails("list", "adapter")
+
+
+def test_an_unknown_setting_is_answered_with_the_nearest(fails, images):
+    method = "vpt(num_virtual_token=3)"
+    error = fails("learn", images, "--model", "tiny", "--method", method)
+    assert "Did you mean 'num_virtual_tokens'?" in error and "It has: " in error
+
+
+def test_a_flag_that_the_method_does_not_know_is_refused(fails, images):
+    error = fails("learn", images, *QUICK, "--method", "linear")
+    assert "linear has no setting 'num_virtual_tokens'" in error
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--epochs", -1),
+        ("--lr", 0),
+        ("--batch-size", 0),
+        ("--head-lr", -1),
+        ("--weight-decay", -0.1),
+        ("--opt", "adam"),
+        ("--head", "ridge"),
+        ("--keep", "worst"),
+        ("--precision", "fp8"),
+    ],
+)
+def test_a_wrong_value_names_its_flag(fails, images, flag, value):
+    error = fails("learn", images, "--model", "tiny", flag, value)
+    assert flag in error and str(value) in error
+
+
+@pytest.mark.parametrize("flag", ["--shots", "--epochs", "--lr"])
+def test_a_value_of_the_wrong_kind_names_its_flag(vprompt, images, flag):
+    code, _, err = vprompt("learn", images, "--model", "tiny", flag, "many")
+    assert code == 2 and flag in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "grid, word",
+    [
+        ("lr", "--grid"),
+        ("lr=a,b", "--grid"),
+        ("lr=", "--grid"),
+        ("lrr=0.1", "lrr"),
+        ("lr=-1", "lr"),
+        ("epochs=1.5", "epochs"),
+    ],
+)
+def test_a_wrong_grid_is_refused(fails, images, grid, word):
+    assert word in fails("learn", images, *QUICK, "--grid", grid)
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["--device", "nonsense"], "No device called 'nonsense'"),
+        (["--train-on", "test"], "train_on is `train` or `trainval`"),
+        (["--prompt-length", 0], "at least 1"),
+        (["--prompt-length", -2], "at least 0"),
+        (["--img-size", 7], "7"),
+        (["--img-size", -32], "-32"),
+    ],
+    ids=str,
+)
+def test_a_wrong_word_is_one_sentence(fails, images, words, wanted):
+    assert wanted in fails("learn", images, *QUICK, *words)
+
+
+def test_an_existing_output_is_refused_before_any_work(fails, images, pool, tmp_path, monkeypatch):
+    from vprompt import images as readers
+
+    monkeypatch.setattr(readers, "read_rgb", lambda path: pytest.fail("the work was begun"))
+    error = fails("learn", images, *QUICK, "--output", tmp_path)
+    assert "exists already" in error and "--overwrite" in error
+    assert "exists already" in fails("combine", images, "--pool", pool, "--output", tmp_path)
+
+
+def test_a_file_of_unknown_kind_to_predict_into_is_refused(fails, pool, images, tmp_path):
+    words = ["predict", images, "--artifact", pool / "one", "--output", tmp_path / "found.xls"]
+    assert ".csv or .json" in fails(*words) and not (tmp_path / "found.xls").exists()
+
+
+def test_interrupting_says_that_it_can_be_continued(vprompt, images, monkeypatch):
+    from vprompt import flow
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flow, "learn", interrupt)
+    code, _, err = vprompt("learn", images, "--model", "tiny")
+    assert code == 130 and "Traceback" not in err
+    assert "same command again to continue" in err
+
+
+WRONG_TYPES = [
+    ["learn", "IMAGES", "--model", "tiny", "--method", "vpt(num_virtual_tokens=many)"],
+    ["learn", "IMAGES", "--model", "tiny", "--method", "vpt(num_virtual_tokens=2.5)"],
+    ["learn", "IMAGES", "--model", "tiny", "--method", "vpt(num_virtual_tokens=None)"],
+    ["learn", "IMAGES", "--model", "tiny", "--method", "vpt(prompt_dropout=high)"],
+    ["learn", "IMAGES", "--model", "tiny(image_size=big)"],
+    ["learn", "IMAGES", "--model", "tiny(seed=x)"],
+    ["score", "IMAGES", "--pool", "POOL", "--metric", "hscore(shrinkage=lots)"],
+    ["score", "IMAGES", "--pool", "POOL", "--metric", "hscore(shrinkage=2)"],
+    ["combine", "IMAGES", "--pool", "POOL", "--method", "hgprompt(lambda_=x, alignment=uniform)"],
+]
+RUN_ALL = """
+import json, sys, traceback
+from vprompt import cli
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["vprompt", *words]
+    print("##", *words, file=sys.stderr)
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        print("exit", stopped.code, file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+"""
+
+
+def test_settings_of_the_wrong_type_are_one_sentence(images, pool):
+    """In a process of its own: here, every annotation is checked already."""
+    places = {"IMAGES": str(images), "POOL": str(pool)}
+    commands = [[places.get(word, word) for word in words] for words in WRONG_TYPES]
+    reports = python("-c", RUN_ALL, json.dumps(commands)).stderr.split("## ")[1:]
+    assert len(reports) == len(WRONG_TYPES)
+    bad = [report for report in reports if "Traceback" in report or "exit 1" not in report]
+    assert not bad, "\n".join(f"{r.splitlines()[0]}: {r.splitlines()[-1]}" for r in bad)
+
+
+def test_the_process_ends_with_exit_code_one_and_one_line():
+    found = python("-c", "from vprompt.cli import main; main()", "list", "adapter")
+    assert found.returncode == 1 and found.stdout == ""
+    assert found.stderr.startswith("vprompt: No kind") and found.stderr.count("\n") == 1
+
+
+def test_the_command_is_installed():
+    assert (Path(sys.executable).parent / "vprompt").is_file()

@@ -1,0 +1,328 @@
+"""Contracts: what every plug-in of a kind obeys; no plug-in is named here."""
+
+import functools
+import importlib
+import inspect
+import json
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # steps this small only wait for a second thread
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test once for every plug-in of the kind that its argument names."""
+    from vprompt import registry
+
+    for kind in registry.VERBS:
+        if kind in metafunc.fixturenames:
+            metafunc.parametrize(kind, registry.names(kind))
+    if "plugin" in metafunc.fixturenames:
+        found = [(kind, name) for kind in registry.VERBS for name in registry.names(kind)]
+        metafunc.parametrize("plugin", found, ids=lambda pair: "/".join(pair))
+
+
+# Every kind
+
+
+def test_it_says_what_it_is(plugin):
+    from vprompt import registry
+
+    kind, name = plugin
+    assert registry.summary(kind, name).endswith(".")
+    function = registry.find(kind, name)
+    assert importlib.import_module(function.__module__).__doc__ and function.__doc__
+
+
+def test_what_is_optional_is_a_keyword(plugin):
+    from vprompt import registry
+
+    given = {"adapters": 1, "transfer": 1, "metrics": 2}.get(plugin[0], 0)
+    parameters = list(inspect.signature(registry.find(*plugin)).parameters.values())
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[:given])
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[given:])
+
+
+def test_its_settings_can_be_typed_and_read_back(plugin):
+    from vprompt import registry
+
+    kind, name = plugin
+    defaults = registry.settings(kind, name)
+    given = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}
+    spec = registry.Spec(name, given)
+    assert registry.parse(str(spec)) == spec
+    assert registry.build(kind, str(spec)).keywords == given
+
+
+def test_a_setting_it_does_not_have_is_refused(plugin, refused):
+    from vprompt import registry
+
+    kind, name = plugin
+    with refused(f"{name} has no setting 'colour'"):
+        registry.build(kind, f"{name}(colour=red)")
+
+
+# Adapters: build(backbone, *, settings) -> Adapter
+
+
+@pytest.fixture
+def adapter(adapters, tiny):
+    from vprompt import registry
+
+    return registry.build("adapters", adapters)(tiny)
+
+
+def test_an_adapter_turns_images_into_features(adapter, images, tiny, generator):
+    from vprompt.adapter import Adapter
+
+    assert isinstance(adapter, Adapter) and adapter.backbone is tiny
+    for given in (None, generator):
+        features = adapter.features(images, generator=given)
+        assert features.shape == (4, tiny.feature_dim) and torch.isfinite(features).all()
+    with torch.no_grad():
+        assert torch.equal(adapter.features(images), adapter.features(images))
+
+
+def test_an_adapter_leaves_the_backbone_frozen(adapter, images, tiny):
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    own = [p for p in adapter.parameters() if p.requires_grad]
+    features = adapter.train().features(images)
+    if own:
+        features.sum().backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in own)
+    assert all(p.grad is None and not p.requires_grad for p in tiny.parameters())
+    assert not any(module.training for module in tiny.modules())
+    assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
+
+
+def test_an_adapter_s_prompt_is_none_or_one_that_fits(adapter, images, tiny):
+    from vprompt import Prompt, extract
+
+    prompt = adapter.prompt()
+    if prompt is None:
+        return
+    assert isinstance(prompt, Prompt) and prompt.dim == tiny.dim
+    assert sum(prompt.counts(tiny.depth)) == len(prompt.tokens) > 0
+    assert not prompt.tokens.requires_grad
+    with torch.no_grad():
+        wanted = adapter.features(images)
+        torch.testing.assert_close(extract(tiny, images, prompt), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_starts_the_same_every_time(adapters, adapter, tiny):
+    from vprompt import registry
+
+    again = registry.build("adapters", adapters)(tiny)
+    own = [(n, p) for n, p in adapter.named_parameters() if p.requires_grad]
+    others = dict(again.named_parameters())
+    assert all(torch.equal(p, others[name]) for name, p in own)
+
+
+# Transfer: weigh(evidence, *, settings) -> Weights
+
+
+def make_evidence(sources=5, images=45, width=12, seed=0):
+    """Return evidence in which the sources separate three classes more and more."""
+    from vprompt.evidence import Evidence
+
+    randomness = torch.Generator().manual_seed(seed)
+    labels = torch.arange(images) % 3
+    centres = torch.randn(3, width, generator=randomness)
+    noise = torch.randn(sources, images, width, generator=randomness)
+    strength = torch.linspace(0, 1.5, sources)[:, None, None]
+    return Evidence(
+        names=tuple(f"source {index}" for index in range(sources)),
+        features=noise + strength * centres[labels],
+        gradients=torch.randn(sources, 4, width, generator=randomness),
+        labels=labels,
+        plain=torch.randn(images, width, generator=randomness),
+    )
+
+
+@pytest.fixture
+def weigh(transfer):
+    from vprompt import registry
+
+    return registry.build("transfer", transfer)
+
+
+@pytest.mark.parametrize("shape", [(5, 45, 12), (2, 20, 40), (7, 12, 6)], ids=str)
+def test_weights_are_finite_not_negative_and_sum_to_one(weigh, shape):
+    weights = weigh(make_evidence(*shape))
+    assert weights.shape == shape[:1] and torch.isfinite(weights).all()
+    assert (weights >= 0).all() and float(weights.sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_order_of_the_pool_does_not_matter(weigh):
+    from vprompt.evidence import Evidence
+
+    given = make_evidence()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = Evidence(
+        names=tuple(given.names[index] for index in order),
+        features=given.features[order],
+        gradients=given.gradients[order],
+        labels=given.labels,
+        plain=given.plain,
+    )
+    torch.testing.assert_close(weigh(shuffled), weigh(given)[order], rtol=1e-3, atol=1e-3)
+
+
+def test_a_pool_of_one_gets_all_the_weight(weigh):
+    assert weigh(make_evidence(sources=1)).tolist() == [1.0]
+
+
+def test_the_same_evidence_gives_the_same_weights_and_stays_as_it_is(weigh):
+    given = make_evidence()
+    before = [t.clone() for t in (given.features, given.gradients, given.labels, given.plain)]
+    assert torch.equal(weigh(given), weigh(given))
+    after = (given.features, given.gradients, given.labels, given.plain)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_source_that_separates_gets_no_less_than_one_that_does_not(weigh):
+    weights = weigh(make_evidence())
+    assert weights[-1] >= weights[0] - 1e-6
+
+
+def test_every_setting_of_a_transfer_method_has_a_default(transfer):
+    from vprompt import registry
+
+    assert inspect.Parameter.empty not in registry.settings("transfer", transfer).values()
+
+
+# Metrics: score(features, labels, *, settings) -> float
+
+
+@pytest.fixture
+def score(metrics):
+    from vprompt import registry
+
+    return registry.build("metrics", metrics)
+
+
+def clouds(images=90, width=8, distance=3.0, classes=3, seed=0):
+    randomness = torch.Generator().manual_seed(seed)
+    labels = torch.arange(images) % classes
+    centres = torch.randn(classes, width, generator=randomness) * distance
+    return torch.randn(images, width, generator=randomness) + centres[labels], labels
+
+
+def test_a_score_is_a_float_and_the_same_every_time(score):
+    features, labels = clouds()
+    found = score(features, labels)
+    assert type(found) is float and found == found and score(features, labels) == found
+
+
+def test_separated_classes_score_higher_than_noise(score):
+    separated, labels = clouds()
+    noise, _ = clouds(distance=0.0)
+    between, _ = clouds(distance=0.7)
+    assert score(separated, labels) > score(between, labels) > score(noise, labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_meaningless_labels_score_low_with_few_images_in_many_dimensions(score, seed):
+    nothing = score(*clouds(images=2000, width=4, distance=0.0))
+    best = score(*clouds(images=90, width=8, distance=10.0))
+    few = score(*clouds(images=32, width=64, distance=0.0, seed=seed))
+    assert abs(few - nothing) < 0.5 * abs(best - nothing)
+
+
+def test_a_score_leaves_its_inputs_as_they_are(score):
+    features, labels = clouds()
+    before = features.clone(), labels.clone()
+    score(features, labels)
+    assert torch.equal(features, before[0]) and torch.equal(labels, before[1])
+
+
+def test_the_numbers_of_the_classes_do_not_matter(score):
+    features, labels = clouds()
+    wanted = score(features, labels)
+    for renamed in (7 * labels + 3, 2 - labels):
+        assert score(features, renamed) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+def test_the_order_of_the_images_does_not_matter(score, generator):
+    features, labels = clouds()
+    order = torch.randperm(len(labels), generator=generator)
+    wanted = score(features, labels)
+    assert score(features[order], labels[order]) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+
+
+def test_every_setting_of_a_metric_has_a_default(metrics):
+    from vprompt import registry
+
+    assert inspect.Parameter.empty not in registry.settings("metrics", metrics).values()
+
+
+# Tasks: load(*, settings) -> Task
+
+
+@functools.cache
+def load_task(name):
+    """Load a task that needs no setting; skip the test where there is none."""
+    from vprompt import VPromptError, registry
+
+    if inspect.Parameter.empty in registry.settings("tasks", name).values():
+        pytest.skip("needs a folder or a file")
+    try:
+        return registry.build("tasks", name)()
+    except VPromptError as error:
+        pytest.skip(f"not installed here: {error}")
+
+
+def contents(split):
+    if split is None:
+        return []
+    files = isinstance(split.images, tuple)
+    return [str(image) if files else image.tobytes() for image in split.images]
+
+
+def test_a_task_has_splits_that_share_no_image(tasks):
+    from vprompt import Task
+
+    task = load_task(tasks)
+    assert isinstance(task, Task) and 2 <= len(task.classes) == len(set(task.classes))
+    assert not set(contents(task.train)) & set(contents(task.val))
+    assert task.test is None or len(task.test) > 0
+    json.dumps(task.facts, allow_nan=False)
+
+
+def test_a_task_is_the_same_every_time(tasks):
+    task = load_task(tasks)
+    again = load_task.__wrapped__(tasks)
+    assert task.train.labels == again.train.labels and task.facts == again.facts
+    assert contents(task.train) == contents(again.train)
+
+
+def test_a_task_that_needs_something_says_what(tasks, refused):
+    from vprompt import registry
+
+    settings = registry.settings("tasks", tasks)
+    needed = [key for key, value in settings.items() if value is inspect.Parameter.empty]
+    if not needed:
+        pytest.skip("needs nothing")
+    with refused("(?i)no (file|folder)"):
+        registry.build("tasks", tasks)(**dict.fromkeys(needed, "nowhere.csv"))
+
+
+def test_a_required_setting_that_is_missing_is_one_sentence(tasks, refused):
+    from vprompt import open_task, registry
+
+    settings = registry.settings("tasks", tasks)
+    needed = [key for key, value in settings.items() if value is inspect.Parameter.empty]
+    if not needed:
+        pytest.skip("needs nothing")
+    with refused(tasks, needed[0]):
+        open_task(tasks)
+
+
+# Backbones: load(*, settings) -> Backbone
+
+
+def test_a_backbone_needs_no_setting_that_nobody_can_guess(backbones):
+    from vprompt import registry
+
+    assert inspect.Parameter.empty not in registry.settings("backbones", backbones).values()

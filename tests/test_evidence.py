@@ -1,0 +1,323 @@
+"""Evidence: features and gradients of every source, from one pass, kept for the next time."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+CLASSES = 3
+
+
+def make_examples(seed=0, count=10, labels=None):
+    """Random 32-pixel images with labels, and the digest that a task would give them."""
+    from vprompt.files import digest
+    from vprompt.task import Examples
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    chosen = torch.arange(count) % CLASSES if labels is None else labels
+    return Examples(pixels, chosen, digest(pixels.tobytes(), str(chosen.tolist())))
+
+
+@pytest.fixture
+def examples():
+    return make_examples()
+
+
+@pytest.fixture
+def collect(tiny, examples):
+    """Return a function that gathers in full precision, for `tiny` and the examples by default."""
+    from vprompt.evidence import gather
+
+    def run(sources, given=None, backbone=tiny, **settings):
+        return gather(backbone, sources, given or examples, CLASSES, precision="fp32", **settings)
+
+    return run
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """A list of the prompts that were passed over a batch of images."""
+    import vprompt.evidence as module
+
+    seen, own = [], module.extract
+
+    def counted(backbone, images, prompt=None, tokens=None):
+        seen.append(None if prompt is None else len(prompt.tokens))
+        return own(backbone, images, prompt, tokens)
+
+    monkeypatch.setattr(module, "extract", counted)
+    return seen
+
+
+def test_features_equal_a_direct_pass(collect, tiny, pool, examples):
+    from vprompt.backbone import extract
+
+    found = collect(pool, batch_size=4)
+    images = tiny.normalise(torch.from_numpy(examples.pixels))
+    assert found.names == tuple(pool) and len(found) == len(pool)
+    assert found.features.shape == (4, 10, 64)
+    for features, prompt in zip(found.features, pool.values(), strict=True):
+        torch.testing.assert_close(features, extract(tiny, images, prompt))
+    torch.testing.assert_close(found.plain, extract(tiny, images))
+    assert torch.equal(found.labels, examples.labels)
+    assert not found.features.requires_grad
+
+
+def head_by_hand(plain, labels):
+    """Shrunk LDA on prompt-free features: scikit-learn's intensity, the rest written out."""
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    x = plain.double()
+    means = torch.stack([x[labels == c].mean(0) for c in range(CLASSES)])
+    within = x - means[labels]
+    rho = min(max(ledoit_wolf_shrinkage(within.numpy(), assume_centered=True), 1e-3), 1 - 1e-3)
+    covariance = within.T @ within / (len(x) - CLASSES)
+    width = x.shape[1]
+    shrunk = (1 - rho) * covariance + rho * covariance.trace() / width * torch.eye(width).double()
+    weight = torch.linalg.solve(shrunk, means.T).T
+    counts = torch.bincount(labels).double()
+    return weight, (counts / len(x)).log() - (weight * means).sum(1) / 2
+
+
+@pytest.mark.parametrize("kind", ["pool", "deep_pool"])
+def test_gradients_are_those_of_the_mean_loss_over_all_images(
+    collect, tiny, examples, kind, request
+):
+    from vprompt.backbone import extract
+
+    sources = request.getfixturevalue(kind)
+    found = collect(sources, batch_size=3)
+    images = tiny.normalise(torch.from_numpy(examples.pixels))
+    weight, bias = head_by_hand(extract(tiny, images), examples.labels)
+    for gradient, prompt in zip(found.gradients, sources.values(), strict=True):
+        tokens = prompt.tokens.clone().requires_grad_()
+        features = extract(tiny, images, prompt.with_tokens(tokens))
+        loss = functional.cross_entropy(features.double() @ weight.T + bias, examples.labels)
+        (expected,) = torch.autograd.grad(loss, tokens)
+        assert (gradient - expected).norm() < 5e-3 * expected.norm()
+
+
+def test_one_image_of_every_class_gives_gradients_of_an_ordinary_size(collect, pool):
+    found = collect(pool, make_examples(count=CLASSES))
+    assert found.gradients.isfinite().all()
+    assert 0 < found.gradients.abs().max() < 1e4
+
+
+def test_the_batch_size_does_not_matter(collect, pool):
+    whole = collect(pool, batch_size=64, use_cache=False)
+    for size in (1, 4):
+        parts = collect(pool, batch_size=size, use_cache=False)
+        torch.testing.assert_close(parts.features, whole.features, atol=1e-5, rtol=1e-4)
+        assert (parts.gradients - whole.gradients).norm() < 1e-4 * whole.gradients.norm()
+
+
+def test_gathering_leaves_prompts_and_backbone_as_they_were(collect, tiny, pool):
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    tokens = [prompt.tokens.clone() for prompt in pool.values()]
+    collect(pool)
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    for prompt, own in zip(pool.values(), tokens, strict=True):
+        assert torch.equal(prompt.tokens, own) and prompt.tokens.grad is None
+        assert not prompt.tokens.requires_grad
+
+
+def test_without_gradients_there_are_none(collect, pool):
+    found = collect(pool, gradients=False)
+    assert found.gradients.shape == (4, 0, 64)
+
+
+# The cache.
+
+
+def test_the_second_time_nothing_is_computed_and_everything_is_the_same(collect, pool, passes):
+    first = collect(pool)
+    assert passes == [None, 3, 3, 3, 3]
+    passes.clear()
+    second = collect(pool)
+    assert passes == []
+    for name in ("features", "gradients", "plain", "labels"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+def test_a_source_more_costs_one_pass_more(collect, pool, passes):
+    collect({name: pool[name] for name in ("birds", "cars")})
+    passes.clear()
+    found = collect({name: pool[name] for name in ("apples", "birds", "cars")})
+    assert passes == [3]
+    assert found.names == ("apples", "birds", "cars")
+    fresh = collect({name: pool[name] for name in ("apples", "birds", "cars")}, use_cache=False)
+    assert torch.equal(found.features, fresh.features)
+    assert torch.equal(found.gradients, fresh.gradients)
+
+
+def test_another_name_for_the_same_prompt_costs_nothing(collect, pool, passes):
+    collect(pool)
+    passes.clear()
+    renamed = collect({f"my {name}": prompt for name, prompt in reversed(pool.items())})
+    assert passes == []
+    assert torch.equal(renamed.features, collect(pool).features.flip(0))
+
+
+def test_the_batch_size_is_no_part_of_the_key(collect, pool, passes):
+    collect(pool, batch_size=4)
+    passes.clear()
+    collect(pool, batch_size=5)
+    assert passes == []
+
+
+def test_without_the_cache_everything_is_computed_and_nothing_written(collect, pool, passes, cache):
+    for _ in range(2):
+        passes.clear()
+        collect(pool, use_cache=False)
+        assert len(passes) == 5
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("changed", ["labels", "images", "tokens", "placement", "persist"])
+def test_whatever_the_result_depends_on_is_part_of_the_key(collect, pool, passes, changed):
+    from dataclasses import replace
+
+    one = {"apples": pool["apples"]}
+    collect(one)
+    passes.clear()
+    prompt, given = pool["apples"], None
+    if changed == "labels":
+        given = make_examples(labels=torch.arange(10).flip(0) % CLASSES)
+    elif changed == "images":
+        given = make_examples(seed=1)
+    elif changed == "tokens":
+        tokens = prompt.tokens.clone()
+        tokens[2, 5] += 1e-6
+        prompt = prompt.with_tokens(tokens)
+    elif changed == "placement":
+        prompt = replace(prompt, blocks=torch.tensor([0, 0, 1]))
+    else:
+        prompt = replace(prompt, persist=False)
+    collect({"apples": prompt}, given)
+    assert 3 in passes
+    assert (None in passes) == (changed in ("labels", "images"))
+
+
+def test_other_weights_are_another_key(collect, pool, passes):
+    from vprompt.backbones import tiny
+
+    collect(pool)
+    passes.clear()
+    other = tiny.load()
+    with torch.no_grad():
+        other.vit.blocks[0].mlp.fc1.bias[0] += 0.1
+    collect(pool, backbone=other)
+    assert len(passes) == 5
+
+
+def test_another_number_of_classes_is_another_key(tiny, pool, examples, passes):
+    from vprompt.evidence import gather
+
+    gather(tiny, pool, examples, CLASSES, precision="fp32")
+    passes.clear()
+    gather(tiny, pool, examples, CLASSES + 1, precision="fp32")
+    assert len(passes) == 5
+
+
+def test_another_precision_is_another_key(tiny, pool, examples, passes):
+    from vprompt.evidence import gather
+
+    gather(tiny, pool, examples, CLASSES, precision="fp32")
+    passes.clear()
+    found = gather(tiny, pool, examples, CLASSES, precision="bf16")
+    assert len(passes) == 5
+    assert found.features.dtype == torch.float32
+
+
+def test_gradients_are_added_where_only_features_were_known(collect, pool, passes):
+    features = collect(pool, gradients=False).features
+    passes.clear()
+    found = collect(pool)
+    assert passes == [3, 3, 3, 3]  # the prompt-free features were known
+    torch.testing.assert_close(found.features, features)
+    assert torch.equal(found.gradients, collect(pool, use_cache=False).gradients)
+
+
+def test_features_alone_are_read_where_both_are_known(collect, pool, passes):
+    both = collect(pool)
+    passes.clear()
+    found = collect(pool, gradients=False)
+    assert passes == []
+    assert torch.equal(found.features, both.features)
+    assert found.gradients.shape == (4, 0, 64)
+
+
+def test_a_broken_file_in_the_cache_is_computed_again_or_named(collect, pool, cache):
+    from vprompt.errors import VPromptError
+
+    expected = collect(pool).features
+    for path in (cache / "evidence").iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    try:
+        found = collect(pool)
+    except VPromptError as error:
+        assert "evidence" in str(error)
+    else:
+        assert torch.equal(found.features, expected)
+
+
+def test_the_pass_tells_how_far_it_is(collect, pool):
+    import contextlib
+
+    class Listener:
+        def __init__(self):
+            self.total, self.done, self.notes = 0, 0, set()
+
+        @contextlib.contextmanager
+        def step(self, description, total):
+            self.total = total
+            yield self
+
+        def advance(self, amount=1, note=""):
+            self.done += amount
+            self.notes.add(note)
+
+        def say(self, text):
+            pass
+
+    for _ in range(2):  # computed, then read
+        listener = Listener()
+        collect(pool, progress=listener)
+        assert listener.done == listener.total == 5 * 10
+        assert listener.notes == {"", *pool}
+
+
+# Correspondence of tokens.
+
+
+def test_permuting_moves_gradients_with_their_tokens_and_leaves_features(collect, pool):
+    found = collect(pool)
+    orders = [torch.tensor(order) for order in ([2, 0, 1], [0, 1, 2], [1, 0, 2], [2, 1, 0])]
+    moved = found.permuted(orders)
+    for source, order in enumerate(orders):
+        for place, token in enumerate(order.tolist()):
+            assert torch.equal(moved.gradients[source, place], found.gradients[source, token])
+    assert torch.equal(moved.features, found.features) and moved.names == found.names
+
+
+def test_permuted_prompts_give_the_permuted_evidence(collect, pool):
+    orders = [torch.tensor([2, 0, 1])] * 4
+    expected = collect(pool).permuted(orders)
+    shuffled = {
+        name: prompt.with_tokens(prompt.tokens[order])
+        for (name, prompt), order in zip(pool.items(), orders, strict=True)
+    }
+    found = collect(shuffled)
+    torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-4)
+    error = (found.gradients - expected.gradients).norm()
+    assert error < 1e-4 * expected.gradients.norm()
+
+
+def test_permuting_evidence_without_gradients_changes_nothing(collect, pool):
+    found = collect(pool, gradients=False)
+    assert found.permuted([torch.tensor([2, 0, 1])] * 4) is found
+
+
+def test_an_empty_pool_is_refused(collect, refused):
+    with refused("source"):
+        collect({})

@@ -1,0 +1,217 @@
+"""Shape of the package: public names, the direction of imports, and what may stand where."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "vprompt"
+FILES = sorted(ROOT.rglob("*.py"))
+PLUGINS = {"backbones", "tasks", "adapters", "transfer", "metrics"}
+LAYERS = [
+    {"types", "errors"},
+    {"files", "randomness", "progress", "precision", "registry", "prompt"},
+    {"backbone", "heads", "linalg", "images"},
+    {"task", "artifact", "adapter", "train_config", "checkpoint", "compose"},
+    {"pool", "evidence", "tune", "measure", "cost", "runs", "cards", "opening", "prediction"},
+    PLUGINS,
+    {"flow", "report"},
+    {"cli", "terminal"},
+]
+
+
+def module_name(path):
+    """Return `transfer.best` for `transfer/best.py`, `transfer` for its folder, `` for the root."""
+    return (
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip(".")
+    )
+
+
+MODULES = {module_name(path): path for path in FILES}
+every_file = pytest.mark.parametrize(
+    "path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES]
+)
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path):
+    """Return the absolute name of everything a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path):
+    """Return the modules of this package that a file imports."""
+    found = set()
+    for name in imported(path):
+        parts = name.split(".")[1:] if name.split(".")[0] == "vprompt" else None
+        while parts and ".".join(parts) not in MODULES:
+            parts.pop()
+        if parts:
+            found.add(".".join(parts))
+    return found
+
+
+def layer(module):
+    head = module.partition(".")[0]
+    return next((level for level, names in enumerate(LAYERS) if head in names), None)
+
+
+def calls(path):
+    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+
+
+# Public names
+
+
+def test_all_is_what_can_be_imported_lazily():
+    import vprompt
+
+    assert set(vprompt.__all__) == {*vprompt._HOMES, "VPromptError"}
+    assert vprompt.__all__ == sorted(vprompt.__all__)
+
+
+def test_every_public_name_is_what_its_home_says():
+    import importlib
+
+    import vprompt
+
+    for name, (home, attribute) in vprompt._HOMES.items():
+        assert getattr(vprompt, name) is getattr(importlib.import_module(home), attribute)
+    assert issubclass(vprompt.VPromptError, ValueError)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import vprompt
+
+    with pytest.raises(AttributeError, match="no attribute 'larn'"):
+        vprompt.larn  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    [block] = [node for node in tree(ROOT / "__init__.py").body if isinstance(node, ast.If)]
+    seen = {alias.asname or alias.name for node in block.body for alias in node.names}
+    import vprompt
+
+    assert seen == set(vprompt._HOMES)
+
+
+# Directions
+
+
+@every_file
+def test_every_file_has_a_layer(path):
+    assert module_name(path) == "" or layer(module_name(path)) is not None
+
+
+@every_file
+def test_imports_point_downwards(path):
+    me = module_name(path)
+    if me == "":
+        return  # the package's own front, which hands out what is below
+    for other in own_imports(path):
+        assert layer(other) <= layer(me), f"{me} imports {other}, which stands above it"
+
+
+def test_no_module_imports_itself_through_others():
+    below = {module: own_imports(path) for module, path in MODULES.items() if module}
+    done = set()
+
+    def visit(module, trail):
+        assert module not in trail, f"a circle: {' -> '.join([*trail, module])}"
+        if module not in done:
+            for other in below[module]:
+                visit(other, [*trail, module])
+            done.add(module)
+
+    # A folder's `__init__` re-exports its files, so only files count here.
+    for module in below:
+        below[module] -= {other for other in below[module] if MODULES[other].stem == "__init__"}
+    for module in below:
+        visit(module, [])
+
+
+@every_file
+def test_plug_ins_do_not_import_one_another(path):
+    me = module_name(path)
+    kind = me.partition(".")[0]
+    if kind not in PLUGINS:
+        return
+    for other in own_imports(path):
+        other_kind, _, other_name = other.partition(".")
+        if other_kind not in PLUGINS or other in (me, kind):
+            continue
+        shared = other_kind == kind and other_name.startswith("_")
+        family = {me, other} & {"backbones.timm_vit"} and other_kind == kind == "backbones"
+        scores = (kind, other_kind) == ("transfer", "metrics")
+        assert shared or family or scores, f"{me} imports {other}"
+
+
+@every_file
+def test_timm_is_known_to_backbones_alone(path):
+    if "backbones" not in path.parts:
+        assert not {name for name in imported(path) if name.split(".")[0] == "timm"}
+
+
+@every_file
+def test_only_the_command_line_prints(path):
+    if module_name(path) not in ("cli", "terminal"):
+        names = [node.func.id for node in calls(path) if isinstance(node.func, ast.Name)]
+        assert "print" not in names
+        assert "typer" not in {name.split(".")[0] for name in imported(path)}
+
+
+@every_file
+def test_nothing_is_ever_unpickled(path):
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert not roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for node in calls(path):
+        name = ast.unparse(node.func)
+        assert name not in ("torch.load", "torch.save", "torch.jit.load")
+        if name in ("np.load", "numpy.load"):
+            safe = [k for k in node.keywords if k.arg == "allow_pickle"]
+            assert safe and safe[0].value.value is False, "np.load without allow_pickle=False"
+
+
+@every_file
+def test_nothing_global_is_seeded(path):
+    names = {ast.unparse(node.func) for node in calls(path)}
+    assert not names & {"np.random.seed", "random.seed"}
+    if "torch.manual_seed" in names:  # then within a fork that is thrown away
+        assert "torch.random.fork_rng" in names
+
+
+# Words and sizes
+
+
+@every_file
+def test_every_module_class_and_function_says_what_it_is(path):
+    module = tree(path)
+    assert ast.get_docstring(module), path
+    for node in module.body:
+        public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if not public:
+            continue
+        assert ast.get_docstring(node), f"{path}: {node.name}"
+        if isinstance(node, ast.ClassDef):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    assert ast.get_docstring(method), f"{path}: {node.name}.{method.name}"
+
+
+@every_file
+def test_a_file_is_short_enough_to_read(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+
+
+def test_there_is_no_file_for_what_found_no_place():
+    assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "misc", "common"}
