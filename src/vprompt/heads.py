@@ -175,9 +175,9 @@ def _single(head: Head) -> Head:
 def _judge(logits: Tensor, labels: Labels) -> tuple[float, float, float]:
     """Return log-loss and accuracy at the calibrated scale of the logits, and that scale.
 
-    It is the scale of least log-loss, but one mistake more than was seen is counted, on the image of median
-    confidence: folds without any mistake would otherwise ask for an infinite scale, at which
-    nothing is left to learn.
+    It is the scale of least log-loss, but one mistake more than was seen is counted, on the image
+    of median confidence: folds without any mistake would otherwise ask for an infinite scale, at
+    which nothing is left to learn.
     """
     top = logits.topk(2, dim=1)
     typical = int((top.values[:, 0] - top.values[:, 1]).argsort()[len(logits) // 2])

@@ -19,7 +19,7 @@ def shrinkage_intensity(centred: Features, shrinkage: float | str | None) -> flo
         return ledoit_wolf_intensity(centred)
     if isinstance(shrinkage, str) or not 0 <= shrinkage < 1:
         raise VPromptError(
-            f"shrinkage is `ledoit_wolf` or a number in [0, 1), but got {shrinkage!r}."
+            f"Got shrinkage={shrinkage!r}, but it is `ledoit_wolf` or a number in [0, 1)."
         )
     return float(shrinkage)
 

@@ -56,7 +56,7 @@ def names(kind: str) -> list[str]:
 def find(kind: str, name: str) -> Callable[..., Any]:
     """Return the plug-in's function; an unknown name is answered with the nearest known ones."""
     known = names(kind)
-    name = name if name in known else name.replace("-", "_")
+    name = next((each for each in known if each.replace("-", "_") == name.replace("-", "_")), name)
     if name not in known:
         raise VPromptError(f"No {_singular(kind)} called {name!r}.{suggest(name, known)}")
     for entry in _entry_points(kind):
@@ -104,7 +104,7 @@ def parse(text: str) -> Spec:
         )
     inside = match["settings"]
     if inside is None or not inside.strip():
-        return Spec(match["name"])
+        return Spec(match["name"].replace("-", "_"))
     try:
         call = ast.parse(f"f({inside})", mode="eval").body
     except SyntaxError as error:
@@ -124,7 +124,7 @@ def parse(text: str) -> Spec:
     pairs = {str(pair.arg): _value(pair.value, text) for pair in call.keywords}
     if len(pairs) < len(call.keywords):
         raise VPromptError(f"A setting in {text!r} is given twice.")
-    return Spec(match["name"], pairs)
+    return Spec(match["name"].replace("-", "_"), pairs)
 
 
 def build(kind: str, spec: str | Spec) -> Callable[..., Any]:

@@ -142,9 +142,8 @@ def _check_image_size(vit: Any, name: str) -> None:
     patch, size = vit.patch_embed.patch_size, vit.patch_embed.img_size
     if size and any(side % step for side, step in zip(size, patch, strict=True)):
         raise VPromptError(
-            f"{name!r} cuts images into patches of {patch[0]} x {patch[1]} pixels, so the image "
-            f"size must be a multiple of that, but got {size[0]} x {size[1]}. Choose another "
-            "--img-size."
+            f"Images of {size[0]} x {size[1]} pixels do not fill the patches of {name!r}, which "
+            f"have {patch[0]} x {patch[1]}. Choose a multiple of that as --img-size."
         )
 
 
