@@ -45,26 +45,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--methods", nargs="+", default=["vpt", "linear"])
+    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     for seed in options.seeds:
         for name in options.sets:
             for method in options.methods:
-                run_one(options.data / name, method, seed, options.pool)
+                run_one(
+                    options.data / name,
+                    method,
+                    TrainConfig(seed=seed, epochs=options.epochs),
+                    options.pool,
+                )
 
 
-def run_one(folder: Path, method: str, seed: int, pool: Path) -> None:
+def run_one(folder: Path, method: str, config: TrainConfig, pool: Path) -> None:
     """Learn one set with one method and one seed, unless its record is there."""
     label = registry.parse(method).name
-    record = RESULTS / f"{folder.name}_{label}_seed{seed}.json"
+    record = RESULTS / f"{folder.name}_{label}_epochs{config.epochs}_seed{config.seed}.json"
     artefact = pool / folder.name
-    keep = label == "vpt" and seed == 0 and folder.name != TARGET
+    keep = label == "vpt" and config.seed == 0 and folder.name != TARGET
     if record.is_file() and (artefact.is_dir() or not keep):
         return
     with terminal.progress(quiet=False) as progress:
-        progress.say(f"{folder.name}, {method}, seed {seed}")
-        outcome = flow.learn(
-            str(folder), method=method, config=TrainConfig(seed=seed), progress=progress
-        )
+        progress.say(f"{folder.name}, {method}, {config.epochs} epochs, seed {config.seed}")
+        outcome = flow.learn(str(folder), method=method, config=config, progress=progress)
         progress.say(json.dumps({k: round(m.acc1, 4) for k, m in outcome.test.items()}))
     if keep:
         save(outcome.artifact, artefact, overwrite=True, run=outcome.run)

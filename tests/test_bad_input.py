@@ -351,7 +351,7 @@ def test_a_disk_that_is_full(fails, learn, images, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "save_file", full)
+    monkeypatch.setattr(artifact, "write_tensors", full)
     fails(*learn(images), saying=["Could not write", "No space left on device", "free some space"])
     assert list((tmp_path / "out").iterdir()) == []
 

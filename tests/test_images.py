@@ -60,12 +60,18 @@ def test_one_bit_becomes_black_and_white(tmp_path):
     assert corner(saved(tmp_path, Image.new("1", (4, 4), 0))) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("transparency", [0, bytes([0, 128])], ids=["index", "bytes"])
-def test_a_palette_with_transparency_gives_its_colours_and_no_warning(tmp_path, transparency):
+@pytest.mark.parametrize(
+    "transparency, colour",
+    [(0, (200, 100, 50)), (bytes([0, 128]), (227, 177, 152))],  # half of it on a white page
+    ids=["index", "bytes"],
+)
+def test_a_palette_with_transparency_lies_on_white_without_a_warning(
+    tmp_path, transparency, colour
+):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 200, 100, 50])
     path = saved(tmp_path, image, transparency=transparency)
-    assert corner(path) == (200, 100, 50)
+    assert corner(path) == colour
 
 
 def test_rgba_drops_its_alpha(tmp_path):

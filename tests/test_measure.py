@@ -165,3 +165,17 @@ def test_no_other_file_opens_it():
         ]
         assert opened == (["task.test.open"] if path.name == "measure.py" else []), path
         assert "_SealedSplit__" not in text, path
+
+
+def test_the_paired_gain_counts_the_images_on_which_two_candidates_differ():
+    from vprompt.measure import paired_gain
+
+    right = torch.tensor([1, 1, 1, 1, 0, 0, 0, 1, 1, 1]).bool()
+    reference = torch.tensor([1, 0, 0, 1, 1, 0, 0, 0, 1, 1]).bool()
+    gain = paired_gain(right, reference, over="no prompt")
+    assert (gain.only_here, gain.only_there, gain.over) == (3, 1, "no prompt")
+    # The standard error of a mean of per-image differences, by hand.
+    differences = right.double() - reference.double()
+    error = differences.std(correction=0).item() / 10**0.5
+    assert gain.difference == pytest.approx(differences.mean().item())
+    assert gain.high - gain.low == pytest.approx(2 * 1.959964 * error)

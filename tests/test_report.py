@@ -211,9 +211,23 @@ def test_a_learned_prompt_has_no_sources(page, learned):
 def test_the_headline_gives_accuracy_interval_images_and_distance_to_no_prompt(page, learned):
     assert (
         "74.0 % of 300 test images classified correctly (95 % interval 69.0 % to 79.0 %), "
-        "12.0 percentage points above the same backbone without a prompt (62.0 %); "
-        "the intervals are apart." in page(learned).text
+        "12.0 percentage points above the same backbone without a prompt (62.0 %)."
+        in page(learned).text
     )
+
+
+def test_a_paired_gain_is_given_with_its_interval(page, learned):
+    learned["test"]["learned"]["gain"] = {
+        "over": "no prompt",
+        "difference": 0.12,
+        "low": 0.07,
+        "high": 0.17,
+        "only_here": 50,
+        "only_there": 14,
+    }
+    text = page(learned).text
+    assert "on the same images, the difference is 7.0 to 17.0 points" in text
+    assert "12.0 (7.0 to 17.0)" in text
 
 
 def test_the_headline_does_not_call_equal_accuracies_a_gain(page, combined):

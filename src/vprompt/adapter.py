@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class Adapter(nn.Module, abc.ABC):
     @abc.abstractmethod
     def prompt(self) -> Prompt | None:
         """Return the learned prompt as a value, or None where the method has none."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines training beside the parameters' values; JSON-able."""
+        return {"adapter": type(self).__name__}
 
 
 class NoAdapter(Adapter):
@@ -70,6 +75,15 @@ class PromptAdapter(Adapter):
     def prompt(self) -> Prompt:
         """Return the tokens as they are now, detached."""
         return Prompt(self.tokens.detach().clone().cpu(), self.blocks.cpu(), self.persist)
+
+    def identity(self) -> dict[str, Any]:
+        """Add placement and dropout."""
+        return {
+            **super().identity(),
+            "blocks": self.blocks.tolist(),
+            "persist": self.persist,
+            "prompt_dropout": self.prompt_dropout,
+        }
 
 
 def leave_trainable(module: nn.Module, patterns: Iterable[str]) -> list[str]:

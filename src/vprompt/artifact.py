@@ -11,6 +11,7 @@ folder, no missing, surplus, misshapen or non-finite tensor.
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vprompt.backbone import Backbone, DataConfig
 from vprompt.errors import VPromptError
-from vprompt.files import atomic_folder, digest, write_json, write_text
+from vprompt.files import atomic_folder, digest, write_json, write_tensors, write_text
 from vprompt.heads import Head
 from vprompt.prompt import Prompt
 
@@ -31,6 +31,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 CARD, RUN = "README.md", "run.json"
 FORMAT_VERSION = 1
 _PROMPT_KEY = re.compile(r"prompt_embeddings\.(\d{1,4})")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGEST = 2**31  # bytes; a prompt is kilobytes, so more than this is not one
 
 
@@ -122,9 +123,9 @@ def save(
         for block in artifact.prompt.blocks.unique().tolist():
             rows = artifact.prompt.tokens[artifact.prompt.blocks == block]
             tensors[f"prompt_embeddings.{block}"] = rows
-    plain = {key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}
+    plain = {key: value.float() for key, value in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as draft:
-        save_file({k: v.clone() for k, v in plain.items()}, draft / TENSORS, {"format": "pt"})
+        write_tensors(draft / TENSORS, plain, {"format": "pt"})
         write_json(draft / CONFIG, artifact.config)
         write_text(draft / CARD, artifact.card)
         if run is not None:
@@ -158,7 +159,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     _check_folder(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits
         raise VPromptError(f"{folder / CONFIG} is not valid JSON: {error}.") from None
     needed: dict[str, type | tuple[type, ...]] = {
         "base_model_name_or_path": str,
@@ -175,9 +176,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "VISUAL_PROMPT":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise VPromptError(f"{folder} is not a visual prompt: its peft_type is {kind!r}.")
-    if config.get("format_version", 0) > FORMAT_VERSION:
+    version = config.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise VPromptError(
-            f"{folder} has format version {config['format_version']}, and this vprompt reads up to "
+            f"{folder} has format version {version!r}, and this vprompt reads up to "
             f"{FORMAT_VERSION}. Upgrade it: `pip install --upgrade vprompt`."
         )
     for key, kind in needed.items():
@@ -188,11 +190,41 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} names {len(config['label_names'])} labels for "
             f"{config['num_classes']} classes."
         )
+    if not all(isinstance(label, str) for label in config["label_names"]):
+        raise VPromptError(f"{folder / CONFIG}: label_names holds something that is not text.")
+    counts = config["num_virtual_tokens"]
+    if len(counts) != config["num_layers"] or not all(_is_count(count) for count in counts):
+        raise VPromptError(f"{folder / CONFIG}: num_virtual_tokens needs one count per layer.")
+    _check_data_config(folder, config["data_config"])
+    return {**config, **_readable_facts(config)}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_data_config(folder: Path, values: dict[str, Any]) -> None:
     try:
-        DataConfig.from_json(config["data_config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise VPromptError(f"{folder / CONFIG}: data_config is incomplete ({error}).") from None
-    return config
+        found = DataConfig.from_json(values)
+        sound = len(found.input_size) == 3 and min(found.input_size) > 0
+        sound = sound and all(math.isfinite(v) for v in (*found.mean, *found.std, found.crop_pct))
+        sound = sound and min(found.std) > 0 and found.crop_pct > 0
+        if not sound or len(found.mean) != 3 or len(found.std) != 3:
+            raise ValueError("its numbers describe no preprocessing")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise VPromptError(f"{folder / CONFIG}: data_config cannot be used ({error}).") from None
+
+
+def _readable_facts(config: dict[str, Any]) -> dict[str, Any]:
+    """Keep what a stranger says of task and results only where it has the form we write."""
+    corrected: dict[str, Any] = {}
+    task, metrics = config.get("task", {}), config.get("metrics")
+    if not isinstance(task, dict) or not isinstance(task.get("name", ""), str):
+        corrected["task"] = {}
+    accuracy = metrics.get("acc1") if isinstance(metrics, dict) else None
+    if metrics is not None and not (isinstance(accuracy, float | int) and 0 <= accuracy <= 1):
+        corrected["metrics"] = None
+    return corrected
 
 
 def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The prompt") -> None:
@@ -219,7 +251,11 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise VPromptError(f"No artefact folder at {folder}.")
     for path in folder.iterdir():
-        if folder.resolve() not in path.resolve().parents:
+        try:
+            inside = folder.resolve() in path.resolve().parents
+        except (OSError, RuntimeError):  # a link to itself
+            inside = False
+        if not inside:
             raise VPromptError(f"{path} links to a place outside its folder; refused.")
     missing = [name for name in (CONFIG, TENSORS) if not (folder / name).is_file()]
     if missing:
@@ -244,7 +280,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             f"{path} is truncated or not a safetensors file ({error}). Fetch it again."
         ) from None
     for key, value in tensors.items():
-        if not value.is_floating_point() or not torch.isfinite(value).all():
+        if value.dtype not in _DTYPES or not torch.isfinite(value).all():
             raise VPromptError(
                 f"{path}: {key!r} holds values that are not finite numbers; refused."
             )
@@ -255,10 +291,6 @@ def _build_prompt(
     folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> Prompt | None:
     counts = config["num_virtual_tokens"]
-    if len(counts) != config["num_layers"] or not all(
-        isinstance(c, int) and c >= 0 for c in counts
-    ):
-        raise VPromptError(f"{folder / CONFIG}: num_virtual_tokens needs one count per layer.")
     rows = [
         _expect(folder, tensors, f"prompt_embeddings.{block}", (count, config["token_dim"]))
         for block, count in enumerate(counts)

@@ -74,11 +74,23 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 def _results(run: dict[str, Any]) -> str:
     if not run["test"]:
         return "Not measured: the test split was left closed."
-    rows = ["| on the test split | accuracy | 95 % interval | images |", "|---|---|---|---|"]
+    rows = [
+        "| on the test split | accuracy | 95 % interval | gain, paired | images |",
+        "|---|---|---|---|---|",
+    ]
     for name, found in run["test"].items():
+        gain = found["gain"]
+        paired = (
+            ""
+            if gain is None
+            else (
+                f"{100 * gain['difference']:+.1f} ({100 * gain['low']:+.1f} to "
+                f"{100 * gain['high']:+.1f}) over {gain['over']}"
+            )
+        )
         rows.append(
             f"| {name} | {100 * found['acc1']:.1f} % | {100 * found['low']:.1f} to "
-            f"{100 * found['high']:.1f} % | {found['images']} |"
+            f"{100 * found['high']:.1f} % | {paired} | {found['images']} |"
         )
     return "\n".join(rows)
 

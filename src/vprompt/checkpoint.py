@@ -1,17 +1,27 @@
 """Checkpoint: the whole state of a training run in one file, written atomically, no pickle."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vprompt.errors import VPromptError
-from vprompt.files import atomic_file, digest
+from vprompt.files import digest, write_tensors
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known after an epoch; epoch 0 is the start, before any step."""
+
+    epoch: int
+    lr: float
+    train_loss: float | None
+    val_accuracy: float | None
+    val_loss: float | None
 
 
 class Checkpoint:
@@ -39,8 +49,7 @@ class Checkpoint:
             "history": json.dumps([asdict(record) for record in loop.history]),
             "best_epoch": str(loop.best_epoch),
         }
-        with atomic_file(self.path) as draft:
-            save_file({k: v.clone().contiguous() for k, v in tensors.items()}, draft, text)
+        write_tensors(self.path, tensors, text)
 
     def remove(self) -> None:
         """Forget the state of a run that is finished."""
@@ -51,8 +60,6 @@ class Checkpoint:
         """Continue from the file if there is one, and say whether there was."""
         if self.path is None or not self.path.is_file():
             return False
-        from vprompt.tune import EpochRecord
-
         tensors, text = _read(self.path)
         loop.history = [EpochRecord(**record) for record in json.loads(text["history"])]
         loop.best_epoch = int(text["best_epoch"])

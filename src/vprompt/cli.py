@@ -3,12 +3,40 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vprompt import terminal
+from vprompt import options, terminal
 from vprompt.errors import VPromptError
+from vprompt.options import (
+    AbsentOption,
+    BatchOption,
+    DecayOption,
+    DeviceOption,
+    DrawOption,
+    EpochsOption,
+    ExcludeOption,
+    ForceOption,
+    HeadLrOption,
+    HeadOption,
+    JsonOption,
+    KeepOption,
+    LrOption,
+    ModelOption,
+    OptOption,
+    OutputOption,
+    OverwriteOption,
+    PoolModelOption,
+    PoolOption,
+    PrecisionOption,
+    QuietOption,
+    ReportOption,
+    SeedOption,
+    ShotsOption,
+    SkipBadOption,
+    TaskArgument,
+)
 
 app = typer.Typer(
     help="Learn, combine and share visual prompts for frozen vision transformers.",
@@ -19,57 +47,6 @@ app = typer.Typer(
 )
 pool_app = typer.Typer(help="Look at a folder of prompts.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
-
-TaskArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A folder of class folders, a VTAB-1k folder (`DIR` or `DIR:prefix`), a .csv or "
-        ".jsonl list, or a built-in task such as `elpv` or `digits`."
-    ),
-]
-PoolOption = Annotated[Path, typer.Option("--pool", help="Folder that holds artefact folders.")]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "--backbone",
-        help="`demo`, a timm name, `hf-hub:org/name`, `local-dir:/path`, or a spec.",
-    ),
-]
-PoolModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "--backbone", help="Default: the backbone that the pool names."),
-]
-OutputOption = Annotated[Path | None, typer.Option(help="Folder to write the artefact to.")]
-ReportOption = Annotated[Path | None, typer.Option(help="HTML file to write the report to.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-ShotsOption = Annotated[
-    int | None, typer.Option(min=1, help="Draw this many images per class from train and from val.")
-]
-DrawOption = Annotated[int, typer.Option(help="Seed of the draw of shots.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")]
-AbsentOption = Annotated[
-    bool, typer.Option("--allow-absent-classes", help="Accept classes that training never shows.")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Use prompts of another backbone or preprocessing.")
-]
-ExcludeOption = Annotated[
-    list[str] | None, typer.Option(help="Leave out a source by name; may be repeated.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-EpochsOption = Annotated[int | None, typer.Option(help="Default: 10.")]
-BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Default: 64.")]
-OptOption = Annotated[str | None, typer.Option(help="adamw (default) or sgd.")]
-LrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the prompt.")]
-HeadLrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the head.")]
-DecayOption = Annotated[float | None, typer.Option("--weight-decay")]
-HeadOption = Annotated[str | None, typer.Option(help="closed_form (default), zero, kaiming.")]
-KeepOption = Annotated[str | None, typer.Option(help="best (default) or last epoch.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16, fp32.")]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of order and dropout.")]
 
 
 @app.command()
@@ -120,8 +97,8 @@ def learn(
         outcome = flow.learn(
             task,
             model=model,
-            method=_with_settings(method, extra),
-            config=_config(
+            method=options.with_settings(method, extra),
+            config=options.training(
                 epochs=epochs,
                 batch_size=batch_size,
                 opt=opt,
@@ -133,7 +110,7 @@ def learn(
                 precision=precision,
                 seed=seed,
             ),
-            grid=_read_grid(grid or []),
+            grid=options.read_grid(grid or []),
             shots=shots,
             draw=draw,
             train_on=train_on,
@@ -189,7 +166,7 @@ def combine(
             pool_folder=pool,
             method=method,
             model=model,
-            config=_config(
+            config=options.training(
                 epochs=epochs,
                 batch_size=batch_size,
                 opt=opt,
@@ -372,41 +349,6 @@ def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder
 
     loaded = artifacts.load(artifact)
     print(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True))
-
-
-def _config(**given: Any) -> Any:
-    """Return the training settings that a person gave, on top of the defaults."""
-    from pydantic import ValidationError
-
-    from vprompt.train_config import TrainConfig
-
-    try:
-        return TrainConfig.model_validate({k: v for k, v in given.items() if v is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise VPromptError(f"{flag}: {first['msg']}, but got {first['input']!r}.") from None
-
-
-def _with_settings(method: str, extra: dict[str, Any]) -> str:
-    """Add what short flags say to a method's settings."""
-    from vprompt import registry
-
-    spec = registry.parse(method)
-    given = {key: value for key, value in extra.items() if value is not None}
-    return str(registry.Spec(spec.name, {**spec.settings, **given}))
-
-
-def _read_grid(entries: list[str]) -> dict[str, list[float]]:
-    """Read `lr=0.01,0.03`."""
-    grid = {}
-    for entry in entries:
-        name, _, values = entry.partition("=")
-        try:
-            grid[name.strip().replace("-", "_")] = [float(value) for value in values.split(",")]
-        except ValueError:
-            raise VPromptError(f"--grid reads `lr=0.01,0.03`, but got {entry!r}.") from None
-    return grid
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -132,8 +131,7 @@ class _Probe:
             tensors = {"features": features}
             if gradient is not None:
                 tensors["gradient"] = gradient
-            with files.atomic_file(path) as draft:
-                save_file(tensors, draft)
+            files.write_tensors(path, tensors)
         return features, gradient
 
     def _pass(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise VPromptError(
             f"{target} exists already. Choose another folder, or add --overwrite to replace it."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with _disk_errors_explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         with _disk_errors_explained(target):
             yield draft
@@ -48,9 +49,10 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a temporary name in the same folder; it is renamed to `target` when the block ends."""
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
+    with _disk_errors_explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
     draft = Path(name)
     try:
         with _disk_errors_explained(target):
@@ -70,6 +72,20 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write JSON atomically, keys sorted; NaN is refused because JSON has none."""
     write_text(target, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_tensors(
+    target: Path, tensors: Mapping[str, Any], text: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as one safetensors file, atomically; `text` becomes its metadata.
+
+    The bytes are written here, not by safetensors, whose own errors would not name a full disk.
+    """
+    from safetensors.torch import save
+
+    plain = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    with atomic_file(target) as draft:
+        draft.write_bytes(save(plain, metadata=dict(text or {})))
 
 
 def read_json(path: Path) -> Any:
@@ -93,18 +109,21 @@ def digest(*parts: str | bytes) -> str:
 
 
 def _swap(draft: Path, target: Path) -> None:
+    """Put the draft where the target is; whatever was there comes back if that fails."""
     retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    old = retired / "folder"
     try:
-        # Another process may put the same folder here in between: then try again.
-        for attempt in range(3):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(target, retired / str(attempt))
-            try:
-                os.replace(draft, target)
-                return
-            except OSError:
-                if attempt == 2 or not target.exists():
-                    raise
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, old)
+        try:
+            os.replace(draft, target)
+        except OSError:
+            if old.exists() and not target.exists():
+                old.rename(target)
+                raise
+            # Another process may have finished the same folder in between: then its result stands.
+            if not target.is_dir():
+                raise
     finally:
         shutil.rmtree(retired, ignore_errors=True)
 
@@ -113,8 +132,12 @@ def _swap(draft: Path, target: Path) -> None:
 def _disk_errors_explained(target: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, VPromptError) as error:
+        # A file inside a folder that is being drafted: name the folder, which people know.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
         raise VPromptError(
-            f"Could not write {target}: {error.strerror or error}. Nothing was left half-written; "
+            f"Could not write {target}: {cause.strerror or cause}. Nothing was left half-written; "
             "free some space or choose another place and run the command again."
-        ) from error
+        ) from cause

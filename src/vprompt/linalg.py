@@ -5,7 +5,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from vprompt.errors import VPromptError
-from vprompt.types import Features, Labels
+from vprompt.types import Features, Labels, SourceGradients
 
 MINIMUM_SHRINKAGE = 1e-3
 
@@ -49,3 +49,10 @@ def ledoit_wolf_intensity(centred: Features) -> float:
 def unit_rows(matrix: Tensor) -> Tensor:
     """Return rows of unit length; a row of zeros stays zero."""
     return matrix / matrix.norm(dim=1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+
+
+def cosine_matrix(gradients: SourceGradients) -> Tensor:
+    """Return K `[sources, sources]`: cosines between the prompts' gradients, float64."""
+    units = unit_rows(gradients.double().flatten(1))
+    gram = units @ units.T
+    return (gram + gram.T) / 2

@@ -37,7 +37,9 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
             f"Nothing at {text!r}. Give a folder of class folders, a VTAB-1k folder, a .csv or "
             f".jsonl list, or one of: {', '.join(registry.names('tasks'))}."
         )
-    return registry.build("tasks", text)()
+    build = registry.build("tasks", text)
+    registry.require("tasks", registry.parse(text))
+    return build()
 
 
 def open_backbone(

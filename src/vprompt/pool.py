@@ -50,7 +50,7 @@ def rows(pool: Path | str) -> list[dict[str, Any]]:
         listing.append(
             {
                 "name": entry.name,
-                "task": (config.get("task") or {}).get("name", ""),
+                "task": config.get("task", {}).get("name", ""),
                 "classes": config.get("num_classes", ""),
                 "tokens": sum(config.get("num_virtual_tokens", [])),
                 "backbone": config.get("base_model_name_or_path", ""),

@@ -15,6 +15,7 @@ import inspect
 import keyword
 import pkgutil
 import re
+import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,7 +140,18 @@ def build(kind: str, spec: str | Spec) -> Callable[..., Any]:
                 f"{spec.name} has no setting {key!r}.{suggest(key, known, listed=False)} "
                 f"It has: {listing}."
             )
-    return functools.partial(function, **spec.settings)
+    checked = {key: _check_type(spec, key, function) for key in spec.settings}
+    return functools.partial(function, **checked)
+
+
+def require(kind: str, spec: Spec) -> None:
+    """Raise VPromptError unless every setting without a default was given."""
+    for key, default in settings(kind, spec.name).items():
+        if default is inspect.Parameter.empty and key not in spec.settings:
+            raise VPromptError(
+                f"{spec.name} needs the setting {key!r}: write `{spec.name}({key}=...)`, with "
+                "quotes around a path."
+            )
 
 
 def reference(kind: str, name: str) -> str | None:
@@ -161,6 +173,20 @@ def suggest(word: str, known: Iterable[str], *, listed: bool = True) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     text = f" Did you mean {near[0]!r}?" if near else ""
     return text + (f" There are: {', '.join(known)}." if listed else "")
+
+
+def _check_type(spec: Spec, key: str, function: Callable[..., Any]) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    wanted = typing.get_type_hints(function)[key]
+    try:
+        return TypeAdapter(wanted).validate_python(spec.settings[key])
+    except ValidationError as error:
+        name = getattr(wanted, "__name__", None) if not typing.get_args(wanted) else None
+        raise VPromptError(
+            f"{spec.name} takes {key} as {name or wanted}, but got {spec.settings[key]!r}: "
+            f"{error.errors()[0]['msg'].lower()}."
+        ) from None
 
 
 def _check_kind(kind: str) -> str:

@@ -53,8 +53,13 @@ def progress(quiet: bool) -> Iterator[Progress]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     ]
-    with RichProgress(*columns, console=Console(stderr=True)) as display:
-        yield _Bars(display)
+    console = Console(stderr=True)
+    try:
+        with RichProgress(*columns, console=console) as display:
+            yield _Bars(display)
+    except KeyboardInterrupt:
+        console.print("vprompt: stopped. Run the same command again to continue.", highlight=False)
+        raise
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -76,6 +81,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=width, highlight=False, markup=False).print(drawn)
 
 
+def _gain(gain: Any) -> str:
+    low, high = 100 * gain.low, 100 * gain.high
+    return f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def show(outcome: Any, output: Path | None, report: Path | None) -> None:
     """Print what a run found, and where it is."""
     from vprompt.report import write_report
@@ -90,11 +100,17 @@ def show(outcome: Any, output: Path | None, report: Path | None) -> None:
         print()
     if outcome.test:
         rows = [
-            [name, f"{100 * m.acc1:.1f} %", f"{100 * m.low:.1f} to {100 * m.high:.1f} %"]
+            [
+                name,
+                f"{100 * m.acc1:.1f} %",
+                f"{100 * m.low:.1f} to {100 * m.high:.1f} %",
+                "" if m.gain is None else _gain(m.gain),
+            ]
             for name, m in outcome.test.items()
         ]
-        images = next(iter(outcome.test.values())).images
-        table([f"{run['task']['name']}, {images} test images", "accuracy", "95 % interval"], rows)
+        first, found = next(iter(outcome.test.items()))
+        heads = [f"{run['task']['name']}, {found.images} test images", "accuracy"]
+        table([*heads, "95 % interval", f"over {first}, paired"], rows)
     tuning = run["tuning"]
     print(f"\n{tuning['kept']}")
     parameters = tuning["parameters"]

@@ -1,8 +1,11 @@
 """TrainConfig: every setting of the one training loop, checked when a person types it."""
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vprompt.errors import VPromptError
 
 
 class TrainConfig(BaseModel):
@@ -26,6 +29,22 @@ class TrainConfig(BaseModel):
     keep: Literal["best", "last"] = "best"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
+
+    @classmethod
+    def checked(cls, values: Mapping[str, object]) -> "TrainConfig":
+        """Return the settings, or raise VPromptError that names the flag which is wrong."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(cls.model_fields)
+                raise VPromptError(
+                    f"There is no training setting {name!r}. There are: {known}."
+                ) from None
+            flag = "--" + name.replace("_", "-")
+            raise VPromptError(f"{flag}: {first['msg']}, but got {first['input']!r}.") from None
 
     @classmethod
     def literature(cls, **changes: object) -> "TrainConfig":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vprompt.adapter import Adapter, NoAdapter
-from vprompt.checkpoint import Checkpoint
+from vprompt.checkpoint import Checkpoint, EpochRecord
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.heads import Head, closed_form
@@ -25,17 +25,6 @@ from vprompt.randomness import stream
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
 from vprompt.types import Features, Images
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What is known after an epoch; epoch 0 is the start, before any step."""
-
-    epoch: int
-    lr: float
-    train_loss: float | None
-    val_accuracy: float | None
-    val_loss: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +136,7 @@ def tune(
         step.advance(steps * done, _note(loop))
         for epoch in range(done + 1, config.epochs + 1):
             loss, rate = _train_epoch(loop, train, epoch, steps, config, step)
+            _check_finite(loop, epoch, config)
             _finish_epoch(loop, epoch, loss, rate, val, config)
             step.advance(0, _note(loop))
             store.save(loop)
@@ -208,6 +198,16 @@ def _train_epoch(
         total += value * len(labels)
         step.advance(1)
     return total / len(train), config.lr * factor
+
+
+def _check_finite(loop: _Loop, epoch: int, config: TrainConfig) -> None:
+    """Stop where the very last step of an epoch exploded, which no loss has seen yet."""
+    for name, value in loop.trainable().items():
+        if not torch.isfinite(value).all():
+            raise VPromptError(
+                f"{name!r} is not finite after the last step of epoch {epoch}. Nothing was kept. "
+                f"Use a smaller --lr (it was {config.lr:g}), or --precision fp32."
+            )
 
 
 def _features(
@@ -328,7 +328,9 @@ def _identity(
         "train": train.digest,
         "val": val.digest if val is not None else None,
         "start": digest(*(v.cpu().numpy().tobytes() for v in loop.trainable().values())),
+        "adapter": loop.classifier.adapter.identity(),
         "backbone": loop.classifier.adapter.backbone.fingerprint,
+        "data_config": loop.classifier.adapter.backbone.data_config.to_json(),
     }
 
 

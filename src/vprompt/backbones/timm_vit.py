@@ -111,7 +111,7 @@ def _create(model: str, *, pretrained: bool, options: dict[str, Any]) -> nn.Modu
         hint = "Check the spelling with `timm.list_models('*vit*')`"
         if pretrained:
             hint += ", or, without a network, use `local-dir:/path`, `checkpoint=/path`, or `demo`"
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise VPromptError(f"timm could not create {model!r}: {reason}. {hint}.") from error
 
 

@@ -32,6 +32,7 @@ def build(run: Run) -> dict[str, Any]:
         "training": training(run["tuning"]),
         "cost": cost(run),
         "groups": groups(run),
+        "paired": paired,
         "percent": percent,
         "signed": signed,
         "count": count,
@@ -77,12 +78,16 @@ def _against(found: Run, plain: Run | None) -> str:
         return f", level with the same backbone without a prompt ({percent(plain['acc1'])})"
     word = "above" if points > 0 else "below"
     size = f"{abs(points):.1f} percentage points"
-    overlap = "the intervals overlap"
-    if found["low"] > plain["high"] or found["high"] < plain["low"]:
-        overlap = "the intervals are apart"
-    return (
-        f", {size} {word} the same backbone without a prompt ({percent(plain['acc1'])}); {overlap}"
-    )
+    text = f", {size} {word} the same backbone without a prompt ({percent(plain['acc1'])})"
+    gain = found.get("gain")
+    if gain is None:
+        return text
+    return f"{text}; on the same images, the difference is {paired(gain)} points"
+
+
+def paired(gain: Run) -> str:
+    """Return a paired difference in percentage points with its interval."""
+    return f"{signed(100 * gain['low'], 1)} to {signed(100 * gain['high'], 1)}"
 
 
 def _untested(run: Run) -> str:

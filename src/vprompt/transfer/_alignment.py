@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from vprompt.errors import VPromptError
-from vprompt.linalg import unit_rows
+from vprompt.linalg import cosine_matrix
 from vprompt.types import SourceGradients, Weights
-
-
-def cosine_matrix(gradients: SourceGradients) -> Tensor:
-    """Return K `[sources, sources]`: cosines between the prompts' gradients, float64."""
-    units = unit_rows(gradients.double().flatten(1))
-    gram = units @ units.T
-    return (gram + gram.T) / 2
 
 
 @dataclass(frozen=True, eq=False)

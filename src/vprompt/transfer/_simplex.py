@@ -67,9 +67,12 @@ def starts(sources: int, best_single: int, *, most: int = 32) -> list[Weights]:
 
 
 def distinct(optima: list[Optimum]) -> list[Optimum]:
-    """Return the different optima, best first: other value to 4 digits, or other support."""
+    """Return the different optima, best first; among equals the one of the earliest start.
+
+    Two are different in value to 4 digits or in support.
+    """
     seen: dict[tuple[float, tuple[int, ...]], Optimum] = {}
-    for found in sorted(optima, key=lambda optimum: -optimum.value):
+    for found in sorted(optima, key=lambda optimum: -round(optimum.value, 9)):
         support = tuple((found.weights > 1e-3).nonzero().flatten().tolist())
         seen.setdefault((round(found.value, 4), support), found)
     return list(seen.values())
