@@ -21,7 +21,7 @@ $(BIN)/.ready: pyproject.toml requirements/constraints.txt requirements/demo.txt
 	touch $@
 
 demo: setup ## combine a pool of prompts for solar-cell inspection; writes demo/report.html
-	$(BIN)/vprompt combine elpv --pool $(POOL) --shots 25 --exclude elpv4 \
+	$(BIN)/vprompt combine elpv --pool $(POOL) --shots 25 \
 		--output demo/artifact --report demo/report.html --overwrite
 
 demo-pool: setup ## learn the pool of the demo again; DATA names the folder of image sets

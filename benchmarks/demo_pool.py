@@ -1,10 +1,10 @@
 """Learn the demonstration pool and compare every prompt with the linear probe of its features.
 
-    python benchmarks/demo_pool.py --data DIR --pool pools/demo --seeds 1
+    python benchmarks/demo_pool.py --data DIR --pool pools/demo
 
-Every set is learned with the defaults of `vprompt learn`. The artefacts of seed 0 go into the pool
-(except the demonstration's own target); one JSON record per run goes into `benchmarks/results`,
-and what exists there is not run again.
+Every set is learned with the defaults of `vprompt learn`, but for the epochs below. The artefacts
+of seed 0 go into the pool; one JSON record per run goes into `benchmarks/results`, and what exists
+there is not run again. The demonstration's own target, ELPV, is not among the sets.
 """
 
 import argparse
@@ -16,22 +16,22 @@ from vprompt.artifact import save
 from vprompt.files import write_json
 from vprompt.train_config import TrainConfig
 
-SETS = (
-    "elpv4",
-    "gtsrb",
-    "rsscn7",
-    "bbbc039_count",
-    "dtd10",
-    "chars74k_digits",
-    "oxford_pets3",
-    "caltech101",
-    "oxford_flowers17",
-    "pacs",
-    "omniglot100",
-    "coil20",
-    "cifar100",
-)
-TARGET = "elpv4"  # what the demonstration combines the others for
+# Epochs per set. Ten is the default of `vprompt learn`; the second half of the pool was given four
+# to stay within a day's budget on two cores.
+SETS = {
+    "gtsrb": 10,
+    "rsscn7": 10,
+    "caltech101": 10,
+    "oxford_flowers17": 10,
+    "oxford_pets3": 10,
+    "chars74k_digits": 10,
+    "bbbc039_count": 4,
+    "dtd10": 4,
+    "coil20": 4,
+    "pacs": 4,
+    "omniglot100": 4,
+    "cifar100": 4,
+}
 RESULTS = Path(__file__).parent / "results" / "learn"
 
 
@@ -43,9 +43,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--pool", type=Path, required=True, help="where the artefacts go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--methods", nargs="+", default=["vpt", "linear"])
-    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     for seed in options.seeds:
         for name in options.sets:
@@ -53,7 +52,7 @@ def main() -> None:
                 run_one(
                     options.data / name,
                     method,
-                    TrainConfig(seed=seed, epochs=options.epochs),
+                    TrainConfig(seed=seed, epochs=SETS[name]),
                     options.pool,
                 )
 
@@ -63,7 +62,7 @@ def run_one(folder: Path, method: str, config: TrainConfig, pool: Path) -> None:
     label = registry.parse(method).name
     record = RESULTS / f"{folder.name}_{label}_epochs{config.epochs}_seed{config.seed}.json"
     artefact = pool / folder.name
-    keep = label == "vpt" and config.seed == 0 and folder.name != TARGET
+    keep = label == "vpt" and config.seed == 0
     if record.is_file() and (artefact.is_dir() or not keep):
         return
     with terminal.progress(quiet=False) as progress:

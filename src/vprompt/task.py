@@ -224,6 +224,23 @@ def split_by_class(labels: Sequence[int], fractions: Sequence[float], seed: int)
     return [sorted(part) for part in parts]
 
 
+def split_by_sizes(
+    labels: Sequence[int] | NDArray[np.int64], sizes: Sequence[int], seed: int, purpose: str
+) -> list[list[int]]:
+    """Cut rows into parts of exact sizes, every class in proportion; the rest is one part more.
+
+    Rows are sorted by their relative rank within their class, so any run of them holds the classes
+    in proportion and nothing needs rounding class by class.
+    """
+    rng, values = numpy_stream(seed, purpose), np.asarray(labels)
+    rank = np.empty(len(values))
+    for label in np.unique(values):
+        rows = rng.permutation(np.flatnonzero(values == label))
+        rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = np.argsort(rank, kind="stable")
+    return [sorted(part.tolist()) for part in np.split(order, np.cumsum(sizes))]
+
+
 def _draw(split: Split, shots: int, seed: int, purpose: str) -> tuple[Split, tuple[int, ...]]:
     rng = numpy_stream(seed, f"few_shot {purpose}")
     labels = np.asarray(split.labels)

@@ -5,10 +5,8 @@ Repository, 1998.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vprompt.randomness import numpy_stream
-from vprompt.task import SealedSplit, Split, Task
+from vprompt.task import SealedSplit, Split, Task, split_by_sizes
 
 _SIZES = {"train": 800, "val": 200, "test": 797}
 
@@ -25,7 +23,8 @@ def load(*, seed: int = 0) -> Task:
     grey = np.round(data.images * (255 / 16)).astype(np.uint8)
     labels = tuple(int(label) for label in data.target)
     whole = Split("all", np.repeat(grey[..., None], 3, axis=3), labels)
-    parts = zip(_SIZES, _proportional(data.target, list(_SIZES.values()), seed), strict=True)
+    rows = split_by_sizes(data.target, [_SIZES["train"], _SIZES["val"]], seed, "digits split")
+    parts = zip(_SIZES, rows, strict=True)
     splits = {name: whole.subset(rows, name) for name, rows in parts}
     return Task(
         name="digits",
@@ -41,15 +40,3 @@ def load(*, seed: int = 0) -> Task:
             "sizes": dict(_SIZES),
         },
     )
-
-
-def _proportional(labels: NDArray[np.int64], sizes: list[int], seed: int) -> list[list[int]]:
-    # Rows sorted by their relative rank within their class: any run of them holds the classes in
-    # proportion, so exact sizes need no rounding class by class.
-    rng = numpy_stream(seed, "digits split")
-    rank = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    order = np.argsort(rank, kind="stable")
-    return [sorted(part.tolist()) for part in np.split(order, np.cumsum(sizes)[:-1])]

@@ -15,14 +15,10 @@ images", Machine Vision and Applications 32, 2021.
 import importlib.util
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vprompt.errors import VPromptError
 from vprompt.files import digest
-from vprompt.randomness import numpy_stream
 from vprompt.registry import suggest
-from vprompt.task import SealedSplit, Split, Task
+from vprompt.task import SealedSplit, Split, Task, split_by_sizes
 
 INSTALL = "pip install --no-deps elpv-dataset==1.0.0.post1"
 CLASSES = {
@@ -49,7 +45,7 @@ def load(*, target: str = "defect", seed: int = 0) -> Task:
     text = table.read_text(encoding="utf-8")
     paths, labels = _read(table, text, target)
     whole = Split("all", paths, labels)
-    rows = _proportional(np.asarray(labels), [_TRAIN, _VAL], seed, target)
+    rows = split_by_sizes(labels, [_TRAIN, _VAL], seed, f"elpv {target} split")
     splits = {
         name: whole.subset(part, name)
         for name, part in zip(("train", "val", "test"), rows, strict=True)
@@ -94,17 +90,3 @@ def _read(table: Path, text: str, target: str) -> tuple[tuple[Path, ...], tuple[
         paths.append(table.parent / name)
         labels.append(grade if target == "defect" else kind)
     return tuple(paths), tuple(labels)
-
-
-def _proportional(
-    labels: NDArray[np.int64], sizes: list[int], seed: int, target: str
-) -> list[list[int]]:
-    # Rows sorted by their relative rank within their class: any run of them holds the classes in
-    # proportion, so exact sizes need no rounding class by class.
-    rng = numpy_stream(seed, f"elpv {target} split")
-    rank = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    order = np.argsort(rank, kind="stable")
-    return [sorted(part.tolist()) for part in np.split(order, np.cumsum(sizes))]

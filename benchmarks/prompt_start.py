@@ -1,0 +1,66 @@
+"""Compare starts of a prompt before any training: what do they do to the frozen features?
+
+    python benchmarks/prompt_start.py --data DIR
+
+For every set and start, a closed-form head is fitted on the training features and its
+cross-validated log-loss and accuracy on train800 are written; no test split is opened.
+"""
+
+import argparse
+from pathlib import Path
+
+from vprompt import terminal
+from vprompt.adapters import vpt
+from vprompt.files import write_json
+from vprompt.heads import closed_form
+from vprompt.measure import features_of
+from vprompt.opening import open_backbone, open_task
+from vprompt.prompt import Prompt
+
+SETS = ("gtsrb", "coil20", "dtd10", "rsscn7")
+STARTS = {
+    "no prompt": None,
+    "vpt_uniform, shallow": {"prompt_init": "vpt_uniform", "deep": False},
+    "vpt_uniform, deep": {"prompt_init": "vpt_uniform", "deep": True},
+    "blank, shallow": {"prompt_init": "blank", "deep": False},
+    "blank, deep": {"prompt_init": "blank", "deep": True},
+}
+RESULT = Path(__file__).parent / "results" / "prompt_start.json"
+
+
+def main() -> None:
+    """Measure every start on every set and write one JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
+    options = parser.parse_args()
+    backbone = open_backbone("demo")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with terminal.progress(quiet=False) as progress:
+        for name in SETS:
+            task = open_task(str(options.data / name))
+            examples = task.examples(task.train, backbone.data_config)
+            found[name] = {}
+            for start, settings in STARTS.items():
+                prompt: Prompt | None = None
+                if settings is not None:
+                    prompt = vpt.build(backbone, **settings).prompt()
+                features = features_of(backbone, prompt, examples)
+                head = closed_form(features, examples.labels, len(task.classes))
+                found[name][start] = {"cv_loss": head.cv_loss, "cv_accuracy": head.cv_accuracy}
+                progress.say(f"{name}, {start}: {found[name][start]}")
+    write_json(
+        RESULT,
+        {
+            "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
+            "data_config": backbone.data_config.to_json(),
+            "num_virtual_tokens": 10,
+            "split": "train800, 5 folds",
+            "starts": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
