@@ -134,9 +134,9 @@ def test_an_unknown_name_or_setting(fails, learn, images, words, saying):
 @pytest.mark.parametrize(
     "task, saying",
     [
-        ("digit", ["No task called 'digit'", "Did you mean 'digits'"]),
+        ("digit", ["no task of that name", "Did you mean 'digits'"]),
         ("digits(sed=1)", ["digits has no setting 'sed'", "Did you mean 'seed'"]),
-        ("no/such/folder", ["Nothing at 'no/such/folder'", "folder of class folders"]),
+        ("no/such/folder", ["No file or folder at 'no/such/folder'", "folder of class folders"]),
         ("folder(root=nowhere)", ["No folder at nowhere"]),
     ],
     ids=str,

@@ -600,3 +600,59 @@ def test_the_caller_s_task_and_backbone_are_left_as_they_were(tiny, folder):
     assert np.array_equal(task.train.images, images)
     assert all(torch.equal(before[name], value) for name, value in state.items())
     assert not any(p.requires_grad for p in tiny.parameters())
+
+
+def test_a_run_that_is_saved_leaves_no_checkpoint_and_one_that_is_not_keeps_it(
+    tiny, cache, tmp_path, monkeypatch
+):
+    from vprompt import artifact, learn
+
+    def crash(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(artifact, "save", crash)
+        with pytest.raises(KeyboardInterrupt):
+            learn(few(), model=tiny, config=quick(), test=False, output=tmp_path / "it")
+    assert len(list((cache / "checkpoints").iterdir())) == 1
+    learn(few(), model=tiny, config=quick(), test=False, output=tmp_path / "it")
+    assert list((cache / "checkpoints").iterdir()) == []
+
+
+def test_overwriting_replaces_an_artefact_and_nothing_else(tiny, tmp_path, refused):
+    from vprompt import learn
+
+    call = {"model": tiny, "config": quick(epochs=0), "test": False, "overwrite": True}
+    (tmp_path / "pool" / "mine").mkdir(parents=True)
+    with refused("not an artefact", "will not be replaced", "pool/mine"):
+        learn(few(), output=tmp_path / "pool", **call)
+    learn(few(), output=tmp_path / "pool" / "mine", **call)
+    learn(few(), output=tmp_path / "pool" / "mine", **call)
+
+
+def test_weights_of_a_method_are_checked(refused):
+    from vprompt.stages import check_weights
+
+    torch.testing.assert_close(check_weights(torch.ones(1), "x", 1), torch.ones(1))
+    for wrong in ([0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], [1.0]):
+        with refused("x returned the weights", "one for each of 2 sources"):
+            check_weights(torch.tensor(wrong), "x", 2)
+
+
+def test_more_blank_tokens_than_patches_still_differ(tiny):
+    from vprompt.adapters import vpt
+
+    tokens = vpt.build(tiny, num_virtual_tokens=10, prompt_init="blank").prompt().tokens
+    assert len(tokens.unique(dim=0)) == len(tokens)
+
+
+def test_a_name_from_a_strangers_file_opens_no_place_on_disk_or_hub(refused):
+    from vprompt.opening import open_named_backbone
+
+    for name in ("local-dir:/etc", "hf-hub:evil/x", "timm_vit(checkpoint='/etc/passwd')"):
+        config = {
+            "base_model_name_or_path": name,
+            "data_config": {"input_size": [3, 32, 32]},
+        }
+        with refused("asks for the backbone", "--model"):
+            open_named_backbone(config)

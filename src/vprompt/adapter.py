@@ -1,8 +1,6 @@
 """Adapter: what a method trains beside the head; every method of `adapters/` returns one."""
 
 import abc
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -84,20 +82,3 @@ class PromptAdapter(Adapter):
             "persist": self.persist,
             "prompt_dropout": self.prompt_dropout,
         }
-
-
-def leave_trainable(module: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Freeze everything but the parameters whose names match; return those names.
-
-    A pattern that matches nothing is an error, so that a typing mistake cannot freeze a method.
-    """
-    names = [name for name, _ in module.named_parameters()]
-    patterns = list(patterns)
-    idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
-    if idle:
-        listing = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-        raise VPromptError(f"These patterns name no parameter: {idle}. The module has: {listing}.")
-    chosen = [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    return chosen

@@ -32,6 +32,8 @@ CARD, RUN = "README.md", "run.json"
 FORMAT_VERSION = 1
 _PROMPT_KEY = re.compile(r"prompt_embeddings\.(\d{1,4})")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LARGEST_CONFIG = 2**22
+_LARGEST_SIDE = 4096  # pixels
 _LARGEST = 2**31  # bytes; a prompt is kilobytes, so more than this is not one
 
 
@@ -123,6 +125,7 @@ def save(
         for block in artifact.prompt.blocks.unique().tolist():
             rows = artifact.prompt.tokens[artifact.prompt.blocks == block]
             tensors[f"prompt_embeddings.{block}"] = rows
+    check_replaceable(Path(folder))
     plain = {key: value.float() for key, value in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as draft:
         write_tensors(draft / TENSORS, plain, {"format": "pt"})
@@ -130,6 +133,16 @@ def save(
         write_text(draft / CARD, artifact.card)
         if run is not None:
             write_json(draft / RUN, run)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise VPromptError unless the place is free, empty or an artefact; nothing else goes."""
+    occupied = folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()
+    if occupied or folder.is_file():
+        raise VPromptError(
+            f"{folder} holds something that is not an artefact, and it will not be replaced. Name "
+            f"a new folder, such as {folder / 'mine'}."
+        )
 
 
 def load(folder: Path | str) -> Artifact:
@@ -157,6 +170,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check `adapter_config.json` alone; fast, for listing a pool."""
     folder = Path(folder)
     _check_folder(folder)
+    if (folder / CONFIG).stat().st_size > _LARGEST_CONFIG:
+        raise VPromptError(f"{folder / CONFIG} is too large to be the config of a prompt.")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also numbers of too many digits
@@ -190,8 +205,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} names {len(config['label_names'])} labels for "
             f"{config['num_classes']} classes."
         )
-    if not all(isinstance(label, str) for label in config["label_names"]):
-        raise VPromptError(f"{folder / CONFIG}: label_names holds something that is not text.")
+    labels = config["label_names"]
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise VPromptError(f"{folder / CONFIG}: label_names are not all different texts.")
+    if config.get("insert_position", "after_prefix") != "after_prefix":
+        raise VPromptError(
+            f"{folder / CONFIG}: tokens enter at {config['insert_position']!r}, and this vprompt "
+            "knows `after_prefix` alone."
+        )
     counts = config["num_virtual_tokens"]
     if len(counts) != config["num_layers"] or not all(_is_count(count) for count in counts):
         raise VPromptError(f"{folder / CONFIG}: num_virtual_tokens needs one count per layer.")
@@ -207,6 +228,7 @@ def _check_data_config(folder: Path, values: dict[str, Any]) -> None:
     try:
         found = DataConfig.from_json(values)
         sound = len(found.input_size) == 3 and min(found.input_size) > 0
+        sound = sound and max(found.input_size) <= _LARGEST_SIDE
         sound = sound and all(math.isfinite(v) for v in (*found.mean, *found.std, found.crop_pct))
         sound = sound and min(found.std) > 0 and found.crop_pct > 0
         if not sound or len(found.mean) != 3 or len(found.std) != 3:
@@ -231,12 +253,14 @@ def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The p
     """Raise VPromptError naming every field in which artefact and backbone differ."""
     mine = make_config(backbone, None, ())
     fields = ["token_dim", "feature_dim", "num_layers", "data_config", "base_model_fingerprint"]
-    differ = [name for name in fields if config[name] != mine[name]]
+    theirs = {**config, "data_config": DataConfig.from_json(config["data_config"]).to_json()}
+    differ = [name for name in fields if theirs[name] != mine[name]]
     sizes = [entry["data_config"].get("input_size") for entry in (config, mine)]
     if sizes[0] != sizes[1] and "base_model_fingerprint" in differ:
         differ.remove("base_model_fingerprint")  # resampled positions change it, not the model
     if not differ:
         return
+    config = theirs
     shown = "; ".join(
         f"{name}: {_short(config[name])} against {_short(mine[name])}" for name in differ
     )

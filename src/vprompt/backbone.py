@@ -65,6 +65,7 @@ class Backbone(nn.Module, abc.ABC):
     prefix: int
     patch_size: tuple[int, int]
     data_config: DataConfig
+    centres_tokens: bool = True  # LayerNorm does, RMSNorm does not
 
     @abc.abstractmethod
     def embed(self, images: Images) -> Tokens:

@@ -2,8 +2,6 @@
 
 import time
 
-import torch
-
 from vprompt.adapter import Adapter, NoAdapter
 from vprompt.precision import autocast
 from vprompt.task import Examples
@@ -12,10 +10,8 @@ from vprompt.train_config import TrainConfig
 _TRIAL = 16  # images: enough to keep two cores busy, few enough to cost a fraction of a second
 
 
-def estimate(adapter: Adapter, train: Examples, config: TrainConfig, *, grid: int = 1) -> str:
-    """Time one small step and return a sentence on the whole run."""
-    if isinstance(adapter, NoAdapter):
-        return f"one pass over {len(train)} images, then the head alone"
+def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) -> float:
+    """Time one small forward-backward step."""
     device = adapter.backbone.device
     pixels, _ = next(train.batches(min(_TRIAL, len(train))))
     spent = float("inf")
@@ -23,19 +19,39 @@ def estimate(adapter: Adapter, train: Examples, config: TrainConfig, *, grid: in
         began = time.perf_counter()
         with autocast(config.precision, device):
             features = adapter.features(adapter.backbone.normalise(pixels.to(device)))
-        features.float().sum().backward()
+        total = features.float().sum()
+        total.backward()
+        total.item()  # waits for an accelerator
         spent = min(spent, time.perf_counter() - began)
     for parameter in adapter.parameters():
         parameter.grad = None
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    speed = len(pixels) / spent
-    seconds = grid * config.epochs * len(train) / speed
-    times = f"{grid} x " if grid > 1 else ""
-    return (
-        f"about {_words(seconds)}: {times}{config.epochs} epochs x {len(train)} images at "
-        f"{speed:.0f} images/s"
-    )
+    return len(pixels) / spent
+
+
+def training_estimate(
+    adapter: Adapter, train: Examples, config: TrainConfig, *, points: int = 1
+) -> str:
+    """Return a sentence on how long training will take at all points of a grid."""
+    if isinstance(adapter, NoAdapter):
+        return f"one pass over {len(train)} images, then the head alone"
+    speed = images_per_second(adapter, train, config)
+    times = f"{points} x " if points > 1 else ""
+    what = f"{times}{config.epochs} epochs x {len(train)} images"
+    return _sentence(points * config.epochs * len(train), what, speed)
+
+
+def combining_estimate(
+    adapter: Adapter, train: Examples, config: TrainConfig, *, sources: int
+) -> str:
+    """Return a sentence on how long evidence and tuning will take, if nothing is cached."""
+    speed = images_per_second(adapter, train, config)
+    passes = sources + 1 + config.epochs
+    what = f"{sources + 1} evidence passes and {config.epochs} epochs x {len(train)} images"
+    return _sentence(passes * len(train), what, speed)
+
+
+def _sentence(images: int, what: str, speed: float) -> str:
+    return f"about {_words(images / speed)}: {what} at {speed:.0f} images/s, then the test split"
 
 
 def _words(seconds: float) -> str:

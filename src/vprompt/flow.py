@@ -11,11 +11,11 @@ from vprompt import artifact, cards, compose, measure, pool, registry, runs, sta
 from vprompt.adapter import PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
-from vprompt.cost import estimate
+from vprompt.cost import combining_estimate, training_estimate
 from vprompt.errors import VPromptError
 from vprompt.heads import closed_form
 from vprompt.measure import Candidate, Measurement
-from vprompt.opening import open_backbone, open_task
+from vprompt.opening import open_backbone, open_named_backbone, open_task
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
 from vprompt.task import Task
@@ -73,7 +73,9 @@ def learn(
         skip_bad=skip_bad,
         progress=progress,
     )
-    progress.say(estimate(build(backbone), setting.train, setting.config, grid=len(points)))
+    progress.say(
+        training_estimate(build(backbone), setting.train, setting.config, points=len(points))
+    )
     tuned, chosen, reached = stages.tune_best(setting, lambda: build(backbone), points)
     plain = stages.plain_features(setting)
     with setting.clock.stage("head"):
@@ -120,7 +122,7 @@ def combine(
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
-    backbone = open_pool_backbone(pool_folder, model, device=device)
+    backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
@@ -128,16 +130,19 @@ def combine(
     )
     aligned = stages.align_sources(sources, align)
     prompts = [prompt for prompt, _ in aligned]
+    trial = PromptAdapter(backbone, prompts[0])
+    progress.say(combining_estimate(trial, setting.train, setting.config, sources=len(sources)))
     with setting.clock.stage("evidence"):
         evidence = stages.gather_evidence(setting, sources, gradients=True)
     evidence = evidence.permuted([order for _, order in aligned])
     with setting.clock.stage("weigh"):
-        weights = weigh(evidence)
+        weights = stages.check_weights(weigh(evidence), method, len(sources))
+    if scale == "auto" and not backbone.centres_tokens:
+        scale = "token_norm"  # `ln` shifts tokens, which only a LayerNorm does not notice
     start = compose.combine(prompts, weights, scale=scale)
     with setting.clock.stage("starts"):
         starts = stages.make_starts(setting, evidence, prompts, weights, start, scale)
     chosen = setting.config
-    progress.say(estimate(PromptAdapter(backbone, start), setting.train, chosen))
     with setting.clock.stage("tune"):
         tuned = stages.run_tuning(setting, PromptAdapter(backbone, start), chosen)
     run = {
@@ -177,7 +182,7 @@ def score(
     The entry `(no prompt)` is the score of the frozen features, the line a source has to pass.
     """
     metric_of = registry.build("metrics", metric)
-    backbone = open_pool_backbone(pool_folder, model, device=device)
+    backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
@@ -193,16 +198,29 @@ def score(
 
 
 def open_pool_backbone(
-    pool_folder: Path | str, model: str | Backbone | None, *, device: str = "auto"
+    pool_folder: Path | str,
+    model: str | Backbone | None,
+    *,
+    exclude: tuple[str, ...] = (),
+    device: str = "auto",
 ) -> Backbone:
-    """Return the named backbone, or the one that the pool's first usable artefact names."""
-    configs = [entry.config for entry in pool.entries(pool_folder) if entry.config is not None]
+    """Return the named backbone, or the one that the pool's first usable prompt names."""
+    configs = [
+        entry.config
+        for entry in pool.entries(pool_folder)
+        if entry.config is not None
+        and entry.name not in exclude
+        and sum(entry.config["num_virtual_tokens"])
+    ]
     if not configs:
-        first = pool.entries(pool_folder)[0]
-        raise VPromptError(f"No artefact of the pool {pool_folder} can be read. {first.problem}")
+        problems = [entry.problem for entry in pool.entries(pool_folder) if entry.problem]
+        raise VPromptError(
+            f"The pool {pool_folder} holds no prompt to combine. {' '.join(problems[:1])}".strip()
+        )
     size = int(configs[0]["data_config"]["input_size"][1])
-    name = model if model is not None else configs[0]["base_model_name_or_path"]
-    return open_backbone(name, image_size=size, device=device)
+    if model is None:
+        return open_named_backbone(configs[0], device=device)
+    return open_backbone(model, image_size=size, device=device)
 
 
 def _finish(
@@ -255,6 +273,7 @@ def _finish(
     if output is not None:
         artifact.save(made, Path(output), overwrite=overwrite, run=run)
         made = replace(made, folder=Path(output))
+    setting.forget_checkpoints()
     return Outcome(made, measured, run)
 
 
@@ -268,7 +287,11 @@ def _prompt_init(method: str) -> dict[str, Any] | None:
 
 def _check_output(output: Path | str | None, overwrite: bool) -> None:
     """Refuse an existing folder before the work, not after it."""
-    if output is not None and Path(output).exists() and not overwrite:
+    if output is None:
+        return
+    if overwrite:
+        artifact.check_replaceable(Path(output))
+    elif Path(output).exists():
         raise VPromptError(
             f"{output} exists already. Choose another --output, or add --overwrite to replace it."
         )

@@ -123,7 +123,7 @@ def _decode_into(
             return None
         except VPromptError:
             raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # broken files make Pillow raise almost anything
             return f"{path} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
     results: list[str | None] = []

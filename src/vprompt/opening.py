@@ -1,5 +1,6 @@
 """Opening: what a person types for a task, a backbone or a device becomes the thing itself."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.task import Task
 
-_TABLES = (".csv", ".tsv", ".jsonl")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
@@ -32,10 +33,13 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
             )
     if plain.is_dir():
         return registry.build("tasks", "folder")(root=str(plain), allow_absent=allow_absent)
-    if "/" in text and "(" not in text:
+    looks_like_a_place = "/" in text or plain.suffix.lower() in _TABLES
+    known = registry.names("tasks")
+    if not registry.is_spec(text) and (looks_like_a_place or text not in known):
         raise VPromptError(
-            f"Nothing at {text!r}. Give a folder of class folders, a VTAB-1k folder, a .csv or "
-            f".jsonl list, or one of: {', '.join(registry.names('tasks'))}."
+            f"No file or folder at {text!r}, and no task of that name."
+            f"{registry.suggest(text, known)} Or give a folder of class folders, a VTAB-1k folder, "
+            "a .csv or .jsonl list."
         )
     build = registry.build("tasks", text)
     registry.require("tasks", registry.parse(text))
@@ -49,12 +53,29 @@ def open_backbone(
     if isinstance(text, Backbone):
         return text
     sizes: dict[str, Any] = {"image_size": image_size} if image_size else {}
-    is_spec = "(" in text or text in registry.names("backbones")
-    if is_spec:
+    if registry.is_spec(text) or text in registry.names("backbones"):
         backbone = registry.build("backbones", text)(**sizes)
     else:
         backbone = registry.find("backbones", "timm_vit")(model=text, **sizes)
     return backbone.to(resolve_device(device))
+
+
+def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Backbone:
+    """Return the backbone that an artefact names.
+
+    The name comes from a stranger's file, so it may be a plug-in without settings or a plain timm
+    name; a place on disk or on a hub has to be allowed by naming it oneself.
+    """
+    name = config["base_model_name_or_path"]
+    size = int(config["data_config"]["input_size"][1])
+    spec = registry.parse(name) if registry.is_spec(name) else None
+    harmless = spec is not None and set(spec.settings) <= {"model", "seed"}
+    if not harmless and not re.fullmatch(r"\w+(\.\w+)?", name):
+        raise VPromptError(
+            f"The artefact asks for the backbone {name!r}. To allow that, name it yourself: "
+            f"--model {name!r}."
+        )
+    return open_backbone(name, image_size=size, device=device)
 
 
 def resolve_device(text: str) -> torch.device:

@@ -52,7 +52,9 @@ BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Default: 
 OptOption = Annotated[str | None, typer.Option(help="adamw (default) or sgd.")]
 LrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the prompt.")]
 HeadLrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the head.")]
-DecayOption = Annotated[float | None, typer.Option("--weight-decay")]
+DecayOption = Annotated[
+    float | None, typer.Option("--weight-decay", help="Of prompt and head, not of the head's bias.")
+]
 HeadOption = Annotated[str | None, typer.Option(help="closed_form (default), zero, kaiming.")]
 KeepOption = Annotated[str | None, typer.Option(help="best (default) or last epoch.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16, fp32.")]

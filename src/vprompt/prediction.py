@@ -16,7 +16,7 @@ from vprompt.errors import VPromptError
 from vprompt.files import write_text
 from vprompt.images import SUFFIXES, load_pixels
 from vprompt.measure import features_of
-from vprompt.opening import open_backbone
+from vprompt.opening import open_backbone, open_named_backbone
 from vprompt.progress import SILENT, Progress
 from vprompt.task import Examples
 
@@ -50,9 +50,11 @@ def predict(
     """
     files = find_images(images)
     loaded = artifact if isinstance(artifact, Artifact) else artifacts.load(artifact)
-    size = loaded.data_config.input_size[1]
-    name = model if model is not None else loaded.config["base_model_name_or_path"]
-    backbone = open_backbone(name, image_size=size, device=device)
+    if model is None:
+        backbone = open_named_backbone(loaded.config, device=device)
+    else:
+        size = loaded.data_config.input_size[1]
+        backbone = open_backbone(model, image_size=size, device=device)
     if not force:
         artifacts.check_fits(loaded.config, backbone)
     pixels = load_pixels(files, loaded.data_config, skip_bad=skip_bad, progress=progress)
@@ -75,7 +77,9 @@ def find_images(given: Sequence[Path | str]) -> list[Path]:
     found: list[Path] = []
     for place in map(Path, given):
         if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(
+                p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+            )
             if not inside:
                 raise VPromptError(f"The folder {place} holds no image files.")
             found += inside

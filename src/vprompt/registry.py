@@ -96,6 +96,11 @@ def signature(kind: str, name: str) -> str:
     return f"({', '.join(shown)})"
 
 
+def is_spec(text: str) -> bool:
+    """Say whether a text gives settings: `name(...)`."""
+    return text.rstrip().endswith(")") and "(" in text
+
+
 def parse(text: str) -> Spec:
     """Read `name(key=value, ...)`; values are Python literals or bare words."""
     match = _SPEC.match(text)

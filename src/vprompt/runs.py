@@ -1,6 +1,7 @@
 """Runs: one JSON-able record per result, with everything a sceptical reader would ask for."""
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -8,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vprompt.artifact import make_config, prompt_digest
 from vprompt.backbone import Backbone
+from vprompt.files import digest
 from vprompt.task import Examples, Task
 from vprompt.tune import Tuned
 
@@ -96,6 +99,7 @@ def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:
     """Return versions, processor, threads, precision and the time."""
     return {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "code": f"sha256:{_code_digest()}",
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -104,6 +108,13 @@ def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "precision": precision,
     }
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Return a digest of this package's own files: a version number changes less often."""
+    root = Path(__file__).parent
+    return digest(*(path.read_bytes() for path in sorted(root.rglob("*.py"))))
 
 
 def _version(name: str) -> str | None:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from vprompt import compose, measure, registry, runs
 from vprompt.adapter import Adapter
 from vprompt.artifact import Artifact, prompt_digest
 from vprompt.backbone import Backbone
+from vprompt.checkpoint import Checkpoint
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence, gather
 from vprompt.files import cache_folder
@@ -38,6 +39,12 @@ class Setting:
     clock: runs.Clock
     progress: Progress
     skip_bad: bool
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    def forget_checkpoints(self) -> None:
+        """Drop the states of finished training runs, once their result is safe."""
+        for checkpoint in self.checkpoints:
+            checkpoint.remove()
 
 
 def prepare(
@@ -83,7 +90,7 @@ def _check_no_class_lost(task: Task, train: Examples) -> None:
 
 def run_tuning(setting: Setting, adapter: Adapter, config: TrainConfig) -> Tuned:
     """Train, with a checkpoint in the cache that the same run finds again."""
-    return tune(
+    tuned = tune(
         adapter,
         setting.train,
         setting.val,
@@ -92,6 +99,19 @@ def run_tuning(setting: Setting, adapter: Adapter, config: TrainConfig) -> Tuned
         checkpoint=cache_folder() / "checkpoints",
         progress=setting.progress,
     )
+    setting.checkpoints.append(tuned.checkpoint)
+    return tuned
+
+
+def check_weights(weights: Weights, method: str, sources: int) -> Weights:
+    """Refuse what a plug-in returned unless it is one share per source."""
+    sound = weights.shape == (sources,) and bool(torch.isfinite(weights).all())
+    if not sound or bool((weights < 0).any()) or abs(float(weights.sum()) - 1) > 1e-6:
+        raise VPromptError(
+            f"{method} returned the weights {weights.tolist()}, but there must be one for each of "
+            f"{sources} sources, none negative, with sum 1."
+        )
+    return weights
 
 
 def grid_points(config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> list[TrainConfig]:

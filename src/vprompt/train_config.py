@@ -11,8 +11,8 @@ from vprompt.errors import VPromptError
 class TrainConfig(BaseModel):
     """How a head and an adapter are trained; the names are timm's where timm has one.
 
-    The defaults are meant to work untouched. `literature()` is the recipe of the VPT papers:
-    random start, zero head, last epoch kept.
+    The defaults are meant to work untouched. `head`, `keep` and the method's `prompt_init` switch
+    back to the literature's habits one by one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,8 +45,3 @@ class TrainConfig(BaseModel):
                 ) from None
             flag = "--" + name.replace("_", "-")
             raise VPromptError(f"{flag}: {first['msg']}, but got {first['input']!r}.") from None
-
-    @classmethod
-    def literature(cls, **changes: object) -> "TrainConfig":
-        """Return the papers' recipe: zero head, last epoch kept, no safeguard."""
-        return cls.model_validate({"head": "zero", "keep": "last", **changes})

@@ -19,7 +19,7 @@ from vprompt.checkpoint import Checkpoint, EpochRecord
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.heads import Head, closed_form
-from vprompt.precision import autocast
+from vprompt.precision import autocast, resolve
 from vprompt.progress import SILENT, Progress, Step
 from vprompt.randomness import stream
 from vprompt.task import Examples
@@ -29,13 +29,17 @@ from vprompt.types import Features, Images
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """A trained adapter and head, the curve that led there, and which epoch was kept."""
+    """A trained adapter and head, the curve that led there, and which epoch was kept.
+
+    `checkpoint` holds the run's state until the result is saved elsewhere.
+    """
 
     adapter: Adapter
     head: Head
     history: list[EpochRecord]
     kept_epoch: int
     start_head: Head
+    checkpoint: Checkpoint
 
     def record(self, epoch: int) -> EpochRecord:
         """Return what was measured after an epoch."""
@@ -118,7 +122,8 @@ def tune(
 
     "Better" is accuracy on `val`, then its loss; `config.keep="last"` keeps the last epoch as the
     literature does, and so does a run without `val`. With `checkpoint`, a folder, the state is
-    written there after every epoch, and the same run started again continues from it.
+    written there after every epoch, and the same run started again continues from it, until the
+    caller has saved the result and calls `Tuned.checkpoint.remove`.
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
@@ -141,8 +146,7 @@ def tune(
             step.advance(0, _note(loop))
             store.save(loop)
     _restore(classifier, loop.best)
-    store.remove()
-    return Tuned(adapter, classifier.head(), loop.history, loop.best_epoch, start_head)
+    return Tuned(adapter, classifier.head(), loop.history, loop.best_epoch, start_head, store)
 
 
 def compute_features(
@@ -329,6 +333,7 @@ def _identity(
         "val": val.digest if val is not None else None,
         "start": digest(*(v.cpu().numpy().tobytes() for v in loop.trainable().values())),
         "adapter": loop.classifier.adapter.identity(),
+        "precision": resolve(config.precision, loop.classifier.weight.device),
         "backbone": loop.classifier.adapter.backbone.fingerprint,
         "data_config": loop.classifier.adapter.backbone.data_config.to_json(),
     }

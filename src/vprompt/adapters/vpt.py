@@ -14,6 +14,7 @@ from vprompt.registry import suggest
 from vprompt.types import Blocks, PromptTokens
 
 PROMPT_INITS = ("blank", "vpt_uniform", "zeros")
+_APART = 0.02  # of the tokens' standard deviation
 
 
 def build(
@@ -28,18 +29,21 @@ def build(
     """Start a prompt; a list of `num_virtual_tokens` names the count of every block.
 
     `prompt_init` is `blank` (what the patches of an empty image look like at each block: hardly
-    disturbs the features), `vpt_uniform` (the papers' random start) or `zeros`.
+    disturbs the features), `vpt_uniform` (the papers' random start) or `zeros` (but
+    for a trace of noise).
     `prompt_init_seed` is apart from the run's seed and the same by default, so that all learners
     of a pool start from one initialisation: only then do their tokens correspond and average.
     """
     blocks = place(num_virtual_tokens, backbone.depth, deep=deep)
     if prompt_init == "blank":
-        tokens = blank_tokens(backbone, blocks)
+        tokens = blank_tokens(backbone, blocks, prompt_init_seed)
     elif prompt_init == "vpt_uniform":
-        generator: torch.Generator = stream(prompt_init_seed, "prompt_init")
+        generator = stream(prompt_init_seed, "prompt_init")
         tokens = vpt_uniform(blocks, backbone.dim, backbone.patch_size, generator=generator)
     elif prompt_init == "zeros":
-        tokens = torch.zeros(len(blocks), backbone.dim)
+        # Exact zeros would all get the same gradient and never differ.
+        generator = stream(prompt_init_seed, "prompt_init")
+        tokens = 1e-3 * torch.randn(len(blocks), backbone.dim, generator=generator)
     else:
         raise VPromptError(
             f"No prompt_init called {prompt_init!r}.{suggest(prompt_init, PROMPT_INITS)}"
@@ -50,17 +54,22 @@ def build(
 
 
 @torch.no_grad()
-def blank_tokens(backbone: Backbone, blocks: Blocks) -> PromptTokens:
+def blank_tokens(backbone: Backbone, blocks: Blocks, seed: int) -> PromptTokens:
     """Return what patches of an image of the mean colour are, at the input of each token's block.
 
-    Positions are spread evenly. Random tokens cost a third of a bit of cross-validated log-loss
-    before training has begun on some tasks; these cost next to nothing (docs/findings.md).
+    Positions are spread evenly. Random tokens disturb the features before training has begun;
+    these cost next to nothing (docs/findings.md). Where there are more tokens than patches, equal
+    ones would get equal gradients and stay equal for ever, so a little noise sets them apart.
     """
     sequence = backbone.embed(torch.zeros(1, *backbone.data_config.input_size).to(backbone.device))
     patches = sequence.shape[1] - backbone.prefix
     rows = []
     for index, count in enumerate(torch.bincount(blocks, minlength=backbone.depth).tolist()):
         spread = torch.linspace(0, patches - 1, count).round().long() + backbone.prefix
-        rows.append(sequence[0, spread])
+        chosen = sequence[0, spread].float().cpu()
+        if count > patches:
+            noise = torch.randn(chosen.shape, generator=stream(seed, f"blank, block {index}"))
+            chosen = chosen + _APART * chosen.std() * noise
+        rows.append(chosen)
         sequence = backbone.block(index, sequence)
-    return torch.cat(rows).float().cpu()
+    return torch.cat(rows)

@@ -14,6 +14,7 @@ from torch import nn
 
 from vprompt.backbone import Backbone, DataConfig
 from vprompt.errors import VPromptError
+from vprompt.registry import Spec
 from vprompt.types import Features, Images, Tokens
 
 _SHORT_SEQUENCE = 128  # patches
@@ -33,6 +34,7 @@ class TimmViT(Backbone):
         self.feature_dim, self.prefix = int(model.num_features), int(model.num_prefix_tokens)
         height, width = model.patch_embed.patch_size
         self.patch_size = (int(height), int(width))
+        self.centres_tokens = isinstance(model.blocks[0].norm1, nn.LayerNorm)
         self._prefer_plain_attention()
         self.eval()
 
@@ -86,7 +88,11 @@ def load(
         vit = _create(model, pretrained=pretrained or checkpoint is not None, options=options)
     _check_supported(vit, model)
     _check_image_size(vit, model)
-    backbone = TimmViT(vit, model, data_config_of(vit))
+    given = {"checkpoint": checkpoint, "pretrained": pretrained, "seed": seed}
+    plain = {"checkpoint": None, "pretrained": True, "seed": 0}
+    changed = {key: value for key, value in given.items() if value != plain[key]}
+    name = str(Spec("timm_vit", {"model": model, **changed})) if changed else model
+    backbone = TimmViT(vit, name, data_config_of(vit))
     _check_same_features(backbone, model)
     return backbone
 

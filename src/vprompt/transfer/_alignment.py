@@ -7,7 +7,6 @@ is a pull towards the plain average, and cannot suppress a conflicting source.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vprompt.errors import VPromptError
@@ -35,8 +34,3 @@ class UniformAlignment:
         count = len(alpha)
         gradient = -(self.cosines.sum(0) / length - summed * pulled / length**3) / count
         return float(1 - summed / (count * length)), gradient
-
-
-def zero(alpha: Weights) -> tuple[float, Tensor]:
-    """Return no loss: alignment switched off."""
-    return 0.0, torch.zeros_like(alpha)
