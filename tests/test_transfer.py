@@ -617,3 +617,44 @@ def test_a_source_that_says_nothing_at_all_is_no_obstacle(method, evidence):
     features[1] = 1.0
     weights = method(evidence(features, labels))
     assert weights.isfinite().all() and float(weights.sum()) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("images, width", [(60, 12), (25, 40)], ids=["primal", "dual"])
+@pytest.mark.parametrize("rho", [0.1, 0.5])
+def test_the_adjusted_score_is_its_formula_and_its_gradient_a_slope(images, width, rho):
+    from vprompt.transfer._scores import AdjustedHScore, HScore
+
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(3, images, width, generator=generator, dtype=torch.float64)
+    labels = torch.arange(images) % 4
+    features[0] += torch.eye(4, width, dtype=torch.float64)[labels]
+    score = AdjustedHScore(HScore.of(features.float(), labels, rho))
+    alpha = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+    fused = torch.einsum("s,snh->nh", alpha, score.plain.features)
+    sigma = fused.T @ fused / (images - 1)
+    gamma = rho / (1 - rho) * sigma.trace() / width
+    freedom = (sigma @ torch.linalg.inv(sigma + gamma * torch.eye(width).double())).trace()
+    floor, plain = float(freedom) / (images - 1), score.plain(alpha)[0]
+    assert score(alpha)[0] == pytest.approx((plain - floor) / (1 - floor), rel=1e-9)
+
+    for part in (score, score.floor):
+        for source in range(3):
+            step = torch.zeros(3, dtype=torch.float64)
+            step[source] = 1e-6
+            slope = (part(alpha + step)[0] - part(alpha - step)[0]) / 2e-6
+            assert part(alpha)[1][source].item() == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+def test_shuffled_labels_have_an_adjusted_score_of_nothing():
+    from vprompt.transfer._scores import AdjustedHScore, HScore
+
+    generator = torch.Generator().manual_seed(7)
+    features = torch.randn(2, 60, 30, generator=generator)
+    alpha = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    scores = []
+    for _ in range(200):
+        labels = (torch.arange(60) % 5)[torch.randperm(60, generator=generator)]
+        scores.append(AdjustedHScore(HScore.of(features, labels, 0.1))(alpha)[0])
+    values = torch.tensor(scores)
+    assert values.mean().abs() < 2.5 * values.std() / 200**0.5

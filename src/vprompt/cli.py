@@ -140,6 +140,9 @@ def combine(
     exclude: ExcludeOption = None,
     align: Annotated[str, typer.Option(help="auto, none, hungarian.")] = "auto",
     scale: Annotated[str, typer.Option(help="auto, none, token_norm, ln.")] = "auto",
+    safeguard: Annotated[
+        bool, typer.Option(help="Start from the average or best source if that looks safer.")
+    ] = True,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
     epochs: EpochsOption = None,
     batch_size: BatchOption = None,
@@ -167,6 +170,7 @@ def combine(
             method=method,
             model=model,
             config=options.training(
+                combining=True,
                 epochs=epochs,
                 batch_size=batch_size,
                 opt=opt,
@@ -183,6 +187,7 @@ def combine(
             exclude=tuple(exclude or ()),
             align=align,
             scale=scale,
+            safeguard=safeguard,
             output=output,
             overwrite=overwrite,
             test=test,

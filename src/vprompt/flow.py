@@ -19,8 +19,14 @@ from vprompt.opening import open_backbone, open_named_backbone, open_task
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
 from vprompt.task import Task
-from vprompt.train_config import TrainConfig
+from vprompt.train_config import COMBINE, TrainConfig
 from vprompt.tune import Tuned
+
+RULES = {
+    "best": "epoch of best validation accuracy, the start included",
+    "least_loss": "epoch of least validation loss, none less accurate than the start",
+    "last": "last epoch",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +112,7 @@ def combine(
     exclude: tuple[str, ...] = (),
     align: str = "auto",
     scale: str = "auto",
+    safeguard: bool = True,
     output: Path | str | None = None,
     overwrite: bool = False,
     test: bool = True,
@@ -118,13 +125,16 @@ def combine(
     """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head.
 
     `method` is a plug-in of `transfer/`. `align` is `none`, `hungarian`, or `auto`: match tokens
-    unless all sources grew from one initialisation. `scale` is one of `compose.SCALES`.
+    unless all sources grew from one initialisation. `scale` is one of `compose.SCALES`. With
+    `safeguard`, tuning starts from the mix, the plain average or the best single source, whichever
+    has the least cross-validated loss on the training images. `config` defaults to `COMBINE`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
+    config = config or TrainConfig.checked(COMBINE)
     setting = stages.prepare(
         backbone, opened, config, shots, draw, skip_bad=skip_bad, progress=progress
     )
@@ -143,8 +153,11 @@ def combine(
     with setting.clock.stage("starts"):
         starts = stages.make_starts(setting, evidence, prompts, weights, start, scale)
     chosen = setting.config
+    begin = stages.safest_start(starts) if safeguard else "combined, untuned"
+    (first, _), _ = starts[begin]
+    assert first is not None
     with setting.clock.stage("tune"):
-        tuned = stages.run_tuning(setting, PromptAdapter(backbone, start), chosen)
+        tuned = stages.run_tuning(setting, PromptAdapter(backbone, first), chosen)
     run = {
         "command": "combine",
         "method": str(registry.parse(method)),
@@ -155,6 +168,7 @@ def combine(
         "train": chosen.model_dump(),
         "transfer": stages.describe_transfer(sources, evidence, weights, start),
         "aligned": any((order.diff() != 1).any() for _, order in aligned),
+        "started_from": begin,
         "starts": {name: facts for name, (_, facts) in starts.items()},
         "prompt_init": None,
     }
@@ -248,7 +262,7 @@ def _finish(
                 skip_bad=setting.skip_bad,
                 progress=setting.progress,
             )
-    rule = "last epoch" if config.keep == "last" or setting.val is None else "best on validation"
+    rule = RULES["last" if setting.val is None else config.keep]
     run = {
         **run,
         "task": runs.describe_task(setting.task, {"train": setting.train, "val": setting.val}),

@@ -48,24 +48,27 @@ ExcludeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 EpochsOption = Annotated[int | None, typer.Option(help="Default: 10.")]
-BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Default: 64.")]
+BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Default: 64; combine: 16.")]
 OptOption = Annotated[str | None, typer.Option(help="adamw (default) or sgd.")]
-LrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the prompt.")]
+LrOption = Annotated[
+    float | None, typer.Option(help="Peak rate of the prompt. Default: 0.005; combine: 0.001.")
+]
 HeadLrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the head.")]
 DecayOption = Annotated[
     float | None, typer.Option("--weight-decay", help="Of prompt and head, not of the head's bias.")
 ]
 HeadOption = Annotated[str | None, typer.Option(help="closed_form (default), zero, kaiming.")]
-KeepOption = Annotated[str | None, typer.Option(help="best (default) or last epoch.")]
+KeepOption = Annotated[str | None, typer.Option(help="best (learn), least_loss (combine), last.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16, fp32.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of order and dropout.")]
 
 
-def training(**given: Any) -> Any:
-    """Return the training settings that a person gave, on top of the defaults."""
-    from vprompt.train_config import TrainConfig
+def training(*, combining: bool = False, **given: Any) -> Any:
+    """Return the training settings that a person gave, on top of the command's defaults."""
+    from vprompt.train_config import COMBINE, TrainConfig
 
-    return TrainConfig.checked({key: value for key, value in given.items() if value is not None})
+    typed = {key: value for key, value in given.items() if value is not None}
+    return TrainConfig.checked({**(COMBINE if combining else {}), **typed})
 
 
 def with_settings(method: str, extra: dict[str, Any]) -> str:

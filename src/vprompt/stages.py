@@ -215,9 +215,22 @@ def make_starts(
                 setting.backbone, prompt, setting.train, precision=setting.config.precision
             )
         head = closed_form(features, evidence.labels, len(setting.task.classes))
-        facts = {"hscore": hscore(features, evidence.labels), "cv_accuracy": head.cv_accuracy}
+        facts = {
+            "hscore": hscore(features, evidence.labels),
+            "cv_accuracy": head.cv_accuracy,
+            "cv_loss": head.cv_loss,
+        }
         found[name] = ((prompt, head), {k: v if v == v else None for k, v in facts.items()})
     return found
+
+
+def safest_start(starts: Mapping[str, tuple[Candidate, dict[str, Any]]]) -> str:
+    """Return the name of the prompt with the least cross-validated loss; in a tie, the mix."""
+    prompts = [name for name, ((prompt, _), _) in starts.items() if prompt is not None]
+    losses = {name: starts[name][1]["cv_loss"] for name in prompts}
+    if any(loss is None for loss in losses.values()):
+        return "combined, untuned"  # nothing could be held out
+    return min(reversed(prompts), key=lambda name: losses[name])
 
 
 def describe_transfer(

@@ -112,6 +112,8 @@ def show(outcome: Any, output: Path | None, report: Path | None) -> None:
         heads = [f"{run['task']['name']}, {found.images} test images", "accuracy"]
         table([*heads, "95 % interval", f"over {first}, paired"], rows)
     tuning = run["tuning"]
+    if "started_from" in run:
+        print(f"\nstarted from: {run['started_from']}", end="")
     print(f"\n{tuning['kept']}")
     parameters = tuning["parameters"]
     print(

@@ -120,7 +120,8 @@ def tune(
 ) -> Tuned:
     """Train adapter and head, and return the better of the start and every epoch.
 
-    "Better" is accuracy on `val`, then its loss; `config.keep="last"` keeps the last epoch as the
+    "Better" is accuracy on `val`, then its loss; with `config.keep="least_loss"` it is the loss,
+    among epochs that are no less accurate than the start. `"last"` keeps the last epoch as the
     literature does, and so does a run without `val`. With `checkpoint`, a folder, the state is
     written there after every epoch, and the same run started again continues from it, until the
     caller has saved the result and calls `Tuned.checkpoint.remove`.
@@ -234,7 +235,7 @@ def _finish_epoch(
 ) -> None:
     """Judge the epoch on validation and remember its parameters if none were better."""
     accuracy = val_loss = None
-    if val is not None and (config.keep == "best" or epoch in (0, config.epochs)):
+    if val is not None and (config.keep != "last" or epoch in (0, config.epochs)):
         features = compute_features(loop.classifier.adapter, val, config)
         with torch.no_grad():
             logits = loop.classifier.logits(features.to(loop.classifier.weight.device)).cpu()
@@ -245,16 +246,21 @@ def _finish_epoch(
         better = True
     else:
         before = next(r for r in loop.history if r.epoch == loop.best_epoch)
-        better = _rank(record) > _rank(before)
+        better = _is_better(record, before, loop.history[0], config.keep)
     loop.history.append(record)
     if better:
         loop.best = {name: value.clone() for name, value in loop.trainable().items()}
         loop.best_epoch = epoch
 
 
-def _rank(record: EpochRecord) -> tuple[float, float]:
-    assert record.val_accuracy is not None and record.val_loss is not None
-    return (record.val_accuracy, -record.val_loss)
+def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: str) -> bool:
+    """Compare by accuracy, then loss; or by loss, among epochs no less accurate than the start."""
+    assert now.val_accuracy is not None and now.val_loss is not None
+    assert before.val_accuracy is not None and before.val_loss is not None
+    assert start.val_accuracy is not None
+    if keep == "least_loss":
+        return now.val_accuracy >= start.val_accuracy and now.val_loss < before.val_loss
+    return (now.val_accuracy, -now.val_loss) > (before.val_accuracy, -before.val_loss)
 
 
 def _start_head(

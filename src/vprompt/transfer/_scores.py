@@ -99,6 +99,49 @@ class HScore:
 
 
 @dataclass(frozen=True, eq=False)
+class AdjustedHScore:
+    """H-score less what meaningless labels would score: 0 is chance, 1 is perfect.
+
+    Labels shuffled over the images score (classes - 1) df / (N - 1) on average, exactly, with
+    df = tr(Sigma (Sigma + gamma I)^-1). With few images most of H is that floor, and weights that
+    climb the plain H climb the floor: they pick the source with the most effective dimensions.
+    """
+
+    plain: HScore
+
+    def __call__(self, alpha: Weights) -> tuple[float, Tensor]:
+        """Return the adjusted score, at most 1, and its gradient."""
+        value, gradient = self.plain(alpha)
+        floor, slope = self.floor(alpha)
+        if floor >= 1 - 1e-9:
+            return 0.0, torch.zeros_like(alpha)
+        adjusted = (value - floor) / (1 - floor)
+        return adjusted, gradient / (1 - floor) - slope * (1 - value) / (1 - floor) ** 2
+
+    def floor(self, alpha: Weights) -> tuple[float, Tensor]:
+        """Return df / (N - 1), what chance reaches of the maximum, and its gradient."""
+        features, rho = self.plain.features, self.plain.rho
+        count, width = features.shape[1:]
+        fused = torch.einsum("s,snh->nh", alpha, features)
+        if not fused.any():
+            return 0.0, torch.zeros_like(alpha)
+        small = count < width
+        gram = (fused @ fused.T if small else fused.T @ fused) / (count - 1)
+        ridge = rho / (1 - rho) * gram.trace() / width
+        gram.diagonal().add_(ridge)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        trace, square = inverse.trace(), inverse @ inverse
+        pull = square @ fused if small else fused @ square
+        bend = 2 / (count - 1) * torch.einsum("snh,nh->s", features, pull)
+        ridge_slope = (
+            rho / (1 - rho) * 2 / (width * (count - 1)) * torch.einsum("snh,nh->s", features, fused)
+        )
+        freedom = len(gram) - ridge * trace
+        slope = ridge * (bend + ridge_slope * square.trace()) - ridge_slope * trace
+        return float(freedom) / (count - 1), slope / (count - 1)
+
+
+@dataclass(frozen=True, eq=False)
 class TraceRatio:
     """tr(between) / tr(total) of the fused features: two M x M matrices and no inverse.
 

@@ -1,6 +1,6 @@
 """HGPrompt: weights under which the fused features separate the target's classes best.
 
-Maximises the shrunk H-score of the weighted sum of the sources' features over the simplex, minus
+Maximises the adjusted H-score of the weighted sum of the sources' features over the simplex, minus
 `lambda_` times the misalignment of their gradients.
 
 Reference: Zhang et al., "Learning Optimal Prompt Ensemble for Multi-source Visual Prompt
@@ -13,26 +13,27 @@ from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
 from vprompt.registry import suggest
 from vprompt.transfer import _alignment
-from vprompt.transfer._scores import HScore, TraceRatio
+from vprompt.transfer._scores import AdjustedHScore, HScore, TraceRatio
 from vprompt.transfer._simplex import Objective, distinct, maximise, starts
 from vprompt.types import Weights
 
-SCORES = ("hscore_shrunk", "trace_ratio")
+SCORES = ("hscore_adjusted", "hscore_shrunk", "trace_ratio")
 ALIGNMENTS = ("none", "uniform")
 
 
 def weigh(
     evidence: Evidence,
     *,
-    score: str = "hscore_shrunk",
+    score: str = "hscore_adjusted",
     alignment: str = "none",
     lambda_: float = 1.0,
     shrinkage: float | None = None,
 ) -> Weights:
     """Return the best of all optima found from several starts.
 
-    `score` is `hscore_shrunk` (with `shrinkage`, or Ledoit-Wolf's) or `trace_ratio`; both are
-    normalised to [0, 1]. `alignment=uniform` subtracts `lambda_` times the paper's Eq. 10, which
+    `score` is `hscore_adjusted` (the shrunk H-score above what shuffled labels reach; with few
+    images the plain one mostly measures that), `hscore_shrunk` or `trace_ratio`. The first two
+    take `shrinkage`, by default Ledoit-Wolf's; all have 1 as their maximum. `alignment=uniform` subtracts `lambda_` times the paper's Eq. 10, which
     pulls towards uniform weights; it is off by default.
     """
     if len(evidence) == 1:
@@ -50,7 +51,7 @@ def weigh(
 def build_objective(
     evidence: Evidence,
     *,
-    score: str = "hscore_shrunk",
+    score: str = "hscore_adjusted",
     alignment: str = "none",
     lambda_: float = 1.0,
     shrinkage: float | None = None,
@@ -65,7 +66,8 @@ def build_objective(
     if score == "trace_ratio":
         gain: Objective = TraceRatio.of(evidence.features, evidence.labels)
     else:
-        gain = HScore.of(evidence.features, evidence.labels, shrinkage)
+        plain = HScore.of(evidence.features, evidence.labels, shrinkage)
+        gain = plain if score == "hscore_shrunk" else AdjustedHScore(plain)
     if alignment == "none" or lambda_ == 0:
         return gain
     loss = _alignment.UniformAlignment.of(evidence.gradients)
