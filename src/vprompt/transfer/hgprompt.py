@@ -33,8 +33,9 @@ def weigh(
 
     `score` is `hscore_adjusted` (the shrunk H-score above what shuffled labels reach; with few
     images the plain one mostly measures that), `hscore_shrunk` or `trace_ratio`. The first two
-    take `shrinkage`, by default Ledoit-Wolf's; all have 1 as their maximum. `alignment=uniform` subtracts `lambda_` times the paper's Eq. 10, which
-    pulls towards uniform weights; it is off by default.
+    take `shrinkage`, by default Ledoit-Wolf's; all have 1 as their maximum. `alignment=uniform`
+    subtracts `lambda_` times the paper's Eq. 10, which pulls towards uniform weights; it is off by
+    default.
     """
     if len(evidence) == 1:
         return torch.ones(1, dtype=torch.float64)
