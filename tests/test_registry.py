@@ -216,7 +216,7 @@ def test_an_unknown_setting_is_answered_with_all_there_are(refused):
     from vprompt import registry
 
     with refused(
-        "hgprompt has no setting 'lamda'", "Did you mean 'lambda_'", "score='hscore_shrunk'"
+        "hgprompt has no setting 'lamda'", "Did you mean 'lambda_'", "score='hscore_adjusted'"
     ):
         registry.build("transfer", "hgprompt(lamda=2)")
 
