@@ -392,3 +392,11 @@ def test_the_process_ends_with_exit_code_one_and_one_line():
 
 def test_the_command_is_installed():
     assert (Path(sys.executable).parent / "vprompt").is_file()
+
+
+def test_a_strangers_text_cannot_steer_the_terminal(capsys):
+    from vprompt import terminal
+
+    assert terminal.printable("a\x1b[2Jb\nc") == "a\N{REPLACEMENT CHARACTER}[2Jb\nc"
+    terminal.table(["label"], [["\x1b]0;title\x07"]])
+    assert "\x1b" not in capsys.readouterr().out

@@ -353,7 +353,7 @@ def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder
     from vprompt import artifact as artifacts
 
     loaded = artifacts.load(artifact)
-    print(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True))
+    print(terminal.printable(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True)))
 
 
 def main() -> None:

@@ -75,10 +75,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
         drawn.add_column(head, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(printable, row))
     # A pipe gets the whole line, a window gets its own width.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False).print(drawn)
+
+
+def printable(text: str) -> str:
+    """Return text without control characters: a stranger's label must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _gain(gain: Any) -> str:
