@@ -62,8 +62,8 @@ class Classifier(nn.Module):
     """An adapter and a linear head: what is trained.
 
     The head is trained in the coordinates of `whitening`. A closed-form head is large along
-    directions in which features hardly vary (we saw root mean squares from 0.05 to 8), and one
-    learning rate for all coordinates destroyed it within an epoch; after whitening one rate fits.
+    directions in which features hardly vary, and one learning rate for all coordinates destroyed
+    it within an epoch; after whitening one rate fits.
     """
 
     mean: Tensor

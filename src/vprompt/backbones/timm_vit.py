@@ -41,8 +41,8 @@ class TimmViT(Backbone):
     def _prefer_plain_attention(self) -> None:
         """Use timm's unfused attention on short sequences.
 
-        On a CPU the backward pass of fused attention costs a third of a training step there; at
-        37 patches unfused steps were 1.3 to 1.5 times as fast. Long ones would need the memory.
+        On a CPU the backward pass of fused attention is slow there, and unfused steps were clearly
+        faster. On long sequences the attention maps would need too much memory.
         """
         if self.vit.patch_embed.num_patches > _SHORT_SEQUENCE:
             return
