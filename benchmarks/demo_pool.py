@@ -58,8 +58,6 @@ def run_one(folder: Path, method: str, config: TrainConfig, pool: Path) -> None:
     record = RESULTS / f"{folder.name}_{label}_seed{config.seed}.json"
     artefact = pool / folder.name
     keep = label == "vpt" and config.seed == 0
-    if label == "linear":  # the head is all it has, so its head takes the larger steps
-        config = config.model_copy(update={"head_lr": 1e-3})
     if record.is_file() and (artefact.is_dir() or not keep):
         return
     with terminal.progress(quiet=False) as progress:

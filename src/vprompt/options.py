@@ -53,7 +53,7 @@ OptOption = Annotated[str | None, typer.Option(help="adamw (default) or sgd.")]
 LrOption = Annotated[
     float | None, typer.Option(help="Peak rate of the prompt. Default: 0.005; combine: 0.001.")
 ]
-HeadLrOption = Annotated[float | None, typer.Option(help="Peak rate of the head. Default: 0.0001.")]
+HeadLrOption = Annotated[float | None, typer.Option(help="Peak rate of the head. Default: 0.001.")]
 DecayOption = Annotated[
     float | None, typer.Option("--weight-decay", help="Of prompt and head, not of the head's bias.")
 ]

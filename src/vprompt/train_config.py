@@ -25,7 +25,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(64, ge=1)
     opt: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(5e-3, gt=0, description="of the adapter's parameters")
-    head_lr: float = Field(1e-4, ge=0, description="of the head, in whitened coordinates")
+    head_lr: float = Field(1e-3, ge=0, description="of the head, in whitened coordinates")
     weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
     min_lr: float = Field(1e-3, ge=0, le=1, description="share of lr at the end of the cosine")
