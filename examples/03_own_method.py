@@ -1,9 +1,10 @@
-"""Weigh sources by a method of one's own: a function from Evidence to weights."""
+"""Weigh sources by a method of one's own: a function from Evidence to a Mix of weights."""
 
 import torch
 
 import vprompt
 from vprompt.evidence import Evidence, gather
+from vprompt.mix import Mix, Plan
 from vprompt.prompt import Prompt, place, vpt_uniform
 
 backbone = vprompt.open_backbone("tiny")
@@ -26,12 +27,12 @@ sources = {
 }
 
 
-def flat_gradient(evidence: Evidence, *, sharpness: float = 10.0) -> torch.Tensor:
+def flat_gradient(evidence: Evidence, *, sharpness: float = 10.0) -> Mix:
     """Prefer sources that the target has little reason to change."""
     norms = evidence.gradients.double().flatten(1).norm(dim=1)
-    return (-sharpness * norms / norms.mean()).softmax(0)
+    return Mix((-sharpness * norms / norms.mean()).softmax(0))
 
 
-evidence = gather(backbone, sources, examples, len(task.classes))
-for name, weight in zip(evidence.names, flat_gradient(evidence).tolist(), strict=True):
+evidence = gather(backbone, sources, examples, len(task.classes), Plan(gradient_head="base"))
+for name, weight in zip(evidence.names, flat_gradient(evidence).weights.tolist(), strict=True):
     print(f"{name}: {weight:.3f}")

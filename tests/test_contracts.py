@@ -137,6 +137,9 @@ def make_evidence(sources=5, images=45, width=12, seed=0):
         gradients=torch.randn(sources, 4, width, generator=randomness),
         labels=labels,
         plain=torch.randn(images, width, generator=randomness),
+        prompts=torch.randn(sources, 4, width, generator=randomness)
+        + strength * torch.ones(4, width),
+        target=torch.ones(4, width),
     )
 
 
@@ -144,7 +147,9 @@ def make_evidence(sources=5, images=45, width=12, seed=0):
 def weigh(transfer):
     from vprompt import registry
 
-    return registry.build("transfer", transfer)
+    settings = {"bootstrap": 20} if transfer == "hgprompt" else {}
+    method = registry.build("transfer", registry.Spec(transfer, settings))
+    return lambda evidence: method(evidence).weights
 
 
 @pytest.mark.parametrize("shape", [(5, 45, 12), (2, 20, 40), (7, 12, 6)], ids=str)
@@ -165,6 +170,8 @@ def test_the_order_of_the_pool_does_not_matter(weigh):
         gradients=given.gradients[order],
         labels=given.labels,
         plain=given.plain,
+        prompts=given.prompts[order],
+        target=given.target,
     )
     torch.testing.assert_close(weigh(shuffled), weigh(given)[order], rtol=1e-3, atol=1e-3)
 

@@ -8,6 +8,12 @@ from torch.nn import functional
 CLASSES = 3
 
 
+def features_only():
+    from vprompt.mix import Plan
+
+    return Plan()
+
+
 def make_examples(seed=0, count=10, labels=None):
     """Random 32-pixel images with labels, and the digest that a task would give them."""
     from vprompt.files import digest
@@ -27,9 +33,12 @@ def examples():
 def collect(tiny, examples):
     """Return a function that gathers in full precision, for `tiny` and the examples by default."""
     from vprompt.evidence import gather
+    from vprompt.mix import Plan
 
-    def run(sources, given=None, backbone=tiny, **settings):
-        return gather(backbone, sources, given or examples, CLASSES, precision="fp32", **settings)
+    def run(sources, given=None, backbone=tiny, plan=None, **settings):
+        plan = Plan("base") if plan is None else plan
+        given = given or examples
+        return gather(backbone, sources, given, CLASSES, plan, precision="fp32", **settings)
 
     return run
 
@@ -37,7 +46,7 @@ def collect(tiny, examples):
 @pytest.fixture
 def passes(monkeypatch):
     """A list of the prompts that were passed over a batch of images."""
-    import vprompt.evidence as module
+    import vprompt.probe as module
 
     seen, own = [], module.extract
 
@@ -122,7 +131,7 @@ def test_gathering_leaves_prompts_and_backbone_as_they_were(collect, tiny, pool)
 
 
 def test_without_gradients_there_are_none(collect, pool):
-    found = collect(pool, gradients=False)
+    found = collect(pool, plan=features_only())
     assert found.gradients.shape == (4, 0, 64)
 
 
@@ -213,24 +222,24 @@ def test_other_weights_are_another_key(collect, pool, passes):
 def test_another_number_of_classes_is_another_key(tiny, pool, examples, passes):
     from vprompt.evidence import gather
 
-    gather(tiny, pool, examples, CLASSES, precision="fp32")
+    gather(tiny, pool, examples, CLASSES, features_only(), precision="fp32")
     passes.clear()
-    gather(tiny, pool, examples, CLASSES + 1, precision="fp32")
+    gather(tiny, pool, examples, CLASSES + 1, features_only(), precision="fp32")
     assert len(passes) == 5
 
 
 def test_another_precision_is_another_key(tiny, pool, examples, passes):
     from vprompt.evidence import gather
 
-    gather(tiny, pool, examples, CLASSES, precision="fp32")
+    gather(tiny, pool, examples, CLASSES, features_only(), precision="fp32")
     passes.clear()
-    found = gather(tiny, pool, examples, CLASSES, precision="bf16")
+    found = gather(tiny, pool, examples, CLASSES, features_only(), precision="bf16")
     assert len(passes) == 5
     assert found.features.dtype == torch.float32
 
 
 def test_gradients_are_added_where_only_features_were_known(collect, pool, passes):
-    features = collect(pool, gradients=False).features
+    features = collect(pool, plan=features_only()).features
     passes.clear()
     found = collect(pool)
     assert passes == [3, 3, 3, 3]  # the prompt-free features were known
@@ -241,7 +250,7 @@ def test_gradients_are_added_where_only_features_were_known(collect, pool, passe
 def test_features_alone_are_read_where_both_are_known(collect, pool, passes):
     both = collect(pool)
     passes.clear()
-    found = collect(pool, gradients=False)
+    found = collect(pool, plan=features_only())
     assert passes == []
     assert torch.equal(found.features, both.features)
     assert found.gradients.shape == (4, 0, 64)
@@ -290,32 +299,13 @@ def test_the_pass_tells_how_far_it_is(collect, pool):
 # Correspondence of tokens.
 
 
-def test_permuting_moves_gradients_with_their_tokens_and_leaves_features(collect, pool):
-    found = collect(pool)
-    orders = [torch.tensor(order) for order in ([2, 0, 1], [0, 1, 2], [1, 0, 2], [2, 1, 0])]
-    moved = found.permuted(orders)
-    for source, order in enumerate(orders):
-        for place, token in enumerate(order.tolist()):
-            assert torch.equal(moved.gradients[source, place], found.gradients[source, token])
-    assert torch.equal(moved.features, found.features) and moved.names == found.names
-
-
 def test_permuted_prompts_give_the_permuted_evidence(collect, pool):
-    orders = [torch.tensor([2, 0, 1])] * 4
-    expected = collect(pool).permuted(orders)
-    shuffled = {
-        name: prompt.with_tokens(prompt.tokens[order])
-        for (name, prompt), order in zip(pool.items(), orders, strict=True)
-    }
-    found = collect(shuffled)
-    torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-4)
-    error = (found.gradients - expected.gradients).norm()
-    assert error < 1e-4 * expected.gradients.norm()
-
-
-def test_permuting_evidence_without_gradients_changes_nothing(collect, pool):
-    found = collect(pool, gradients=False)
-    assert found.permuted([torch.tensor([2, 0, 1])] * 4) is found
+    order = torch.tensor([2, 0, 1])
+    plain = collect(pool)
+    found = collect({name: p.with_tokens(p.tokens[order]) for name, p in pool.items()})
+    torch.testing.assert_close(found.features, plain.features, atol=1e-5, rtol=1e-4)
+    expected = plain.gradients[:, order]
+    assert (found.gradients - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_an_empty_pool_is_refused(collect, refused):

@@ -631,12 +631,13 @@ def test_overwriting_replaces_an_artefact_and_nothing_else(tiny, tmp_path, refus
 
 
 def test_weights_of_a_method_are_checked(refused):
-    from vprompt.stages import check_weights
+    from vprompt.mix import Mix
 
-    torch.testing.assert_close(check_weights(torch.ones(1), "x", 1), torch.ones(1))
+    Mix(torch.ones(1)).check("x", 1)
+    Mix(torch.tensor([1.5, -0.5]), simplex=False).check("x", 2)
     for wrong in ([0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], [1.0]):
         with refused("x returned the weights", "one for each of 2 sources"):
-            check_weights(torch.tensor(wrong), "x", 2)
+            Mix(torch.tensor(wrong)).check("x", 2)
 
 
 def test_more_blank_tokens_than_patches_still_differ(tiny):

@@ -215,9 +215,7 @@ def test_a_misspelt_kind_is_answered_with_the_nearest(refused):
 def test_an_unknown_setting_is_answered_with_all_there_are(refused):
     from vprompt import registry
 
-    with refused(
-        "hgprompt has no setting 'lamda'", "Did you mean 'lambda_'", "score='hscore_adjusted'"
-    ):
+    with refused("hgprompt has no setting 'lamda'", "Did you mean 'lambda_'", "preset='robust'"):
         registry.build("transfer", "hgprompt(lamda=2)")
 
 

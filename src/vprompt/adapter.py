@@ -1,15 +1,18 @@
 """Adapter: what a method trains beside the head; every method of `adapters/` returns one."""
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vprompt import compose
 from vprompt.backbone import Backbone, extract
 from vprompt.errors import VPromptError
+from vprompt.files import digest
 from vprompt.prompt import Prompt
-from vprompt.types import Features, Images
+from vprompt.types import Features, Images, Weights
 
 
 class Adapter(nn.Module, abc.ABC):
@@ -44,6 +47,46 @@ class NoAdapter(Adapter):
 
     def prompt(self) -> None:
         """Return nothing: no prompt is learned."""
+
+
+class WeightedSum(Adapter):
+    """The weighted sum of prompts whose tokens correspond; trained are the weights alone.
+
+    They are the softmax of the parameters, so they stay positive with sum 1.
+    """
+
+    def __init__(
+        self, backbone: Backbone, prompts: Sequence[Prompt], weights: Weights, scale: str
+    ) -> None:
+        super().__init__()
+        self.backbone, self.sources, self.scale = backbone, list(prompts), scale
+        # A weight of exactly 0 could never grow again.
+        start = weights.double().clamp_min(0.01 / len(prompts))
+        self.logits = nn.Parameter(start.log().float().to(backbone.device))
+
+    def weights(self) -> Weights:
+        """Return the weights as they are now, with their gradient."""
+        return self.logits.softmax(0)
+
+    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+        """Return the features under the sum."""
+        del generator
+        return extract(self.backbone, images, self._sum())
+
+    def prompt(self) -> Prompt:
+        """Return the sum, detached."""
+        summed = self._sum()
+        return Prompt(summed.tokens.detach().cpu(), summed.blocks.cpu(), summed.persist)
+
+    def identity(self) -> dict[str, Any]:
+        """Add the prompts and how they are scaled."""
+        tokens = (prompt.tokens.cpu().contiguous().numpy().tobytes() for prompt in self.sources)
+        return {**super().identity(), "prompts": digest(*tokens), "scale": self.scale}
+
+    def _sum(self) -> Prompt:
+        device = self.backbone.device
+        moved = [Prompt(p.tokens.to(device), p.blocks.to(device), p.persist) for p in self.sources]
+        return compose.combine(moved, self.weights(), scale=self.scale)
 
 
 class PromptAdapter(Adapter):

@@ -138,11 +138,20 @@ def combine(
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     exclude: ExcludeOption = None,
-    align: Annotated[str, typer.Option(help="auto, none, hungarian.")] = "auto",
-    scale: Annotated[str, typer.Option(help="auto, none, token_norm, ln.")] = "auto",
+    align: Annotated[
+        str | None, typer.Option(help="auto, none, hungarian. Default: as the method asks.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="auto, none, token_norm, ln. Default: as the method asks.")
+    ] = None,
     safeguard: Annotated[
-        bool, typer.Option(help="Start from the average or best source if that looks safer.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--safeguard/--no-safeguard",
+            help="Start from the average or best source if that looks safer. Default: as the "
+            "method asks.",
+        ),
+    ] = None,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
     epochs: EpochsOption = None,
     batch_size: BatchOption = None,

@@ -6,37 +6,47 @@ respect to the prompt. The network is never touched again while weights are foun
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn import functional
 
-from vprompt import files
+from vprompt import files, probe
 from vprompt.artifact import prompt_digest
-from vprompt.backbone import Backbone, extract
+from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
-from vprompt.heads import Head, shrinkage_lda
-from vprompt.linalg import ledoit_wolf_intensity
-from vprompt.precision import autocast, resolve
+from vprompt.heads import Head
+from vprompt.mix import Plan
+from vprompt.precision import resolve
+from vprompt.probe import Loss, Probe, Slopes
 from vprompt.progress import SILENT, Progress
 from vprompt.prompt import Prompt
 from vprompt.task import Examples
-from vprompt.types import Features, Labels, SourceFeatures, SourceGradients
+from vprompt.types import (
+    Features,
+    Labels,
+    SourceFeatures,
+    SourceGradients,
+    SourceTokens,
+    TargetTokens,
+)
 
-_CACHE_VERSION = "1"
+_CACHE_VERSION = "2"
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """Features and prompt gradients of every source on the same images.
 
-    `gradients` are those of the mean cross-entropy over all images, under one head that is fitted
-    in closed form on prompt-free features and shared by all sources; empty where not asked for.
-    `plain` are the prompt-free features.
+    `gradients` are those of the mean loss over all images, empty where not asked for; `plain` are
+    the prompt-free features. The rest is None unless a method's `Plan` asks for it:
+    `half_gradients` over the first half of the images, and `reference`, the gradient at the
+    sources' plain average over the second; `variances` of single images' gradients; `target`, the
+    tokens learned briefly on the target itself. `prompts` are the sources' own tokens, where all
+    have as many.
     """
 
     names: tuple[str, ...]
@@ -44,20 +54,32 @@ class Evidence:
     gradients: SourceGradients
     labels: Labels
     plain: Features
+    half_gradients: SourceTokens | None = None
+    reference: TargetTokens | None = None
+    variances: SourceTokens | None = None
+    prompts: SourceTokens | None = None
+    target: TargetTokens | None = None
 
     def __len__(self) -> int:
         """Count the sources."""
         return len(self.names)
 
-    def permuted(self, permutations: list[Tensor]) -> "Evidence":
-        """Return the gradients with their tokens in another order, as the prompts they belong to.
+    def select(self, rows: Sequence[int]) -> "Evidence":
+        """Return the evidence on some of the sources, in this order."""
+        index = torch.as_tensor(rows)
 
-        Features do not change: tokens have no position.
-        """
-        if not self.gradients.numel():
-            return self
-        moved = [g[order] for g, order in zip(self.gradients, permutations, strict=True)]
-        return replace(self, gradients=torch.stack(moved))
+        def pick(each: Tensor | None) -> Tensor | None:
+            return None if each is None else each[index]
+
+        return replace(
+            self,
+            names=tuple(self.names[row] for row in rows),
+            features=self.features[index],
+            gradients=self.gradients[index],
+            half_gradients=pick(self.half_gradients),
+            variances=pick(self.variances),
+            prompts=pick(self.prompts),
+        )
 
 
 def gather(
@@ -65,8 +87,10 @@ def gather(
     sources: Mapping[str, Prompt],
     examples: Examples,
     num_classes: int,
+    plan: Plan,
     *,
-    gradients: bool = True,
+    average: Prompt | None = None,
+    source_heads: Mapping[str, Head] | None = None,
     batch_size: int = 64,
     precision: str = "auto",
     use_cache: bool = True,
@@ -74,106 +98,154 @@ def gather(
 ) -> Evidence:
     """Pass the images through every source prompt; what was computed before comes from the cache.
 
-    The cache is keyed by content (images, labels, weights, tokens, precision), one file a source,
-    so a pool can grow without recomputing, and other settings of a transfer method cost nothing.
+    The cache is keyed by content (images, labels, weights, tokens, precision), so a pool can grow
+    without recomputing, and other settings of a transfer method cost nothing. `average` is the
+    prompt at which a plan's reference gradient is taken; `source_heads` are for the plan's
+    `gradient_head="source"`.
     """
     if not sources:
         raise VPromptError("There is no source prompt to gather evidence on.")
-    probe = _Probe(backbone, examples, num_classes, batch_size, precision, use_cache)
-    with progress.step("evidence", (len(sources) + 1) * len(examples)) as step:
-        plain, _ = probe.measure(None, None, step.advance)
-        head = _base_head(plain, examples.labels, num_classes) if gradients else None
-        found = []
+    passing = Probe(backbone, examples, num_classes, batch_size, precision)
+    kept = _Kept(passing, use_cache)
+    passes = len(sources) * (2 if plan.gradient_head in probe.NEEDS_FEATURES else 1)
+    passes += 1 + (plan.reference and average is not None)
+    with progress.step("evidence", passes * len(examples)) as step:
+        plain = kept.features(None, step.advance)
+        loss_of = _losses(kept, plan, plain, source_heads or {}, step.advance)
+        features, slopes = [], []
         for name, prompt in sources.items():
             advance = functools.partial(step.advance, note=name)
-            found.append(probe.measure(prompt, head, advance))
-    stacked = [g for _, g in found if g is not None]
-    count = next(iter(sources.values())).tokens.shape
+            if plan.gradient_head is None:
+                features.append(kept.features(prompt, advance))
+                continue
+            own, found = kept.slopes(prompt, plan, loss_of(name, prompt), advance)
+            features.append(own)
+            slopes.append(found)
+        reference = None
+        if plan.reference and average is not None:
+            halved = Plan("base", reference=True)
+            loss = _losses(kept, halved, plain, {}, step.advance)("", average)
+            reference = kept.slopes(average, halved, loss, step.advance)[1].halves[1]
+    none = torch.zeros(len(sources), 0, backbone.dim)
     return Evidence(
         names=tuple(sources),
-        features=torch.stack([features for features, _ in found]),
-        gradients=torch.stack(stacked) if stacked else torch.zeros(len(sources), 0, count[1]),
+        features=torch.stack(features),
+        gradients=torch.stack([s.halves.sum(0) for s in slopes]) if slopes else none,
         labels=examples.labels,
         plain=plain,
+        half_gradients=torch.stack([s.halves[0] for s in slopes]) if plan.reference else None,
+        reference=reference,
+        variances=torch.stack([s.variance for s in slopes]) if plan.variances else None,
+        prompts=_stacked(sources),
     )
 
 
-def _base_head(plain: Features, labels: Labels, num_classes: int) -> Head:
-    """Fit the one head under which all sources' gradients are taken."""
-    data = plain.double()
-    means = torch.stack([data[labels == c].mean(0) for c in labels.unique()])
-    _, index = labels.unique(return_inverse=True)
-    return shrinkage_lda(plain, labels, num_classes, ledoit_wolf_intensity(data - means[index]))
+def _stacked(sources: Mapping[str, Prompt]) -> SourceTokens | None:
+    tokens = [prompt.tokens for prompt in sources.values()]
+    return torch.stack(tokens) if len({t.shape for t in tokens}) == 1 else None
+
+
+def _losses(
+    kept: "_Kept",
+    plan: Plan,
+    plain: Features,
+    source_heads: Mapping[str, Head],
+    advance: Callable[[int], None],
+) -> Callable[[str, Prompt], Loss]:
+    """Return, for a source, the loss whose gradient the plan asks for."""
+    labels, classes = kept.probe.examples.labels, kept.probe.num_classes
+    shared: Loss | None = None
+    if plan.gradient_head == "base":
+        shared = probe.head_loss(probe.base_head(plain, labels, classes))
+    elif plan.gradient_head == "random":
+        shared = probe.head_loss(probe.random_head(plain.shape[1], classes))
+
+    def loss_of(name: str, prompt: Prompt) -> Loss:
+        if shared is not None:
+            return shared
+        if plan.gradient_head == "source":
+            return probe.head_loss(_own_head(name, source_heads, classes))
+        features = kept.features(prompt, advance)
+        if plan.gradient_head == "hscore":
+            return probe.hscore_loss(features, labels)
+        fit = probe.base_head if plan.gradient_head == "own" else probe.nearest_mean_head
+        return probe.head_loss(fit(features, labels, classes))
+
+    return loss_of
+
+
+def _own_head(name: str, source_heads: Mapping[str, Head], classes: int) -> Head:
+    head = source_heads.get(name)
+    if head is None or len(head.weight) != classes:
+        raise VPromptError(
+            f"gradient_head=source needs sources with the target's own classes, but {name!r} was "
+            "learned for others. Use gradient_head=base."
+        )
+    return head
 
 
 @dataclass(frozen=True, eq=False)
-class _Probe:
-    """The pass over the images, once per prompt."""
+class _Kept:
+    """The passes of a probe, each looked up in the cache first."""
 
-    backbone: Backbone
-    examples: Examples
-    num_classes: int
-    batch_size: int
-    precision: str
+    probe: Probe
     use_cache: bool
 
-    def measure(
-        self, prompt: Prompt | None, head: Head | None, advance: Callable[[int], None]
-    ) -> tuple[Features, Tensor | None]:
-        """Return features, and gradients if a head is given."""
+    def features(self, prompt: Prompt | None, advance: Callable[[int], None]) -> Features:
+        """Return features without gradients."""
         path = self._path(prompt)
-        known = _read(path) if self.use_cache else {}
-        if "features" in known and (head is None or "gradient" in known):
-            advance(len(self.examples))
-            return known["features"], known["gradient"] if head is not None else None
-        features, gradient = self._pass(prompt, head, advance)
+        known = self._read(path)
+        if "features" in known:
+            advance(len(self.probe.examples))
+            return known["features"]
+        features = self.probe.features(prompt, advance)
+        self._write(path, {"features": features})
+        return features
+
+    def slopes(
+        self, prompt: Prompt, plan: Plan, loss: Loss, advance: Callable[[int], None]
+    ) -> tuple[Features, Slopes]:
+        """Return features and gradients under the plan's head."""
+        head = f"{plan.gradient_head}{', halves' if plan.reference else ''}"
+        path, beside = self._path(prompt), self._path(prompt, head)
+        known, slopes = self._read(path), self._read(beside)
+        complete = slopes.get("variance", torch.empty(0)).numel() or not plan.variances
+        # A source's own head is not part of the key: what it says is never taken from the cache.
+        usable = plan.gradient_head != "source" and "features" in known and "halves" in slopes
+        if usable and complete:
+            advance(len(self.probe.examples))
+            return known["features"], Slopes(slopes["halves"], slopes["variance"])
+        features, found = self.probe.slopes(
+            prompt, loss, advance, halved=plan.reference, variances=plan.variances
+        )
+        self._write(path, {"features": features})
+        self._write(beside, {"halves": found.halves, "variance": found.variance})
+        return features, found
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        if not self.use_cache:
+            return {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return {}  # absent, or damaged by another hand: compute it again
+
+    def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
         if self.use_cache:
-            tensors = {"features": features}
-            if gradient is not None:
-                tensors["gradient"] = gradient
-            files.write_tensors(path, tensors)
-        return features, gradient
+            files.write_tensors(path, {k: v.contiguous() for k, v in tensors.items()})
 
-    def _pass(
-        self, prompt: Prompt | None, head: Head | None, advance: Callable[[int], None]
-    ) -> tuple[Features, Tensor | None]:
-        device, parts = self.backbone.device, []
-        leaf = prompt
-        if prompt is not None:
-            tokens = prompt.tokens.detach().to(device).requires_grad_(head is not None)
-            leaf = replace(prompt, tokens=tokens, blocks=prompt.blocks.to(device))
-        for pixels, labels in self.examples.batches(self.batch_size):
-            images = self.backbone.normalise(pixels.to(device))
-            with torch.set_grad_enabled(head is not None), autocast(self.precision, device):
-                features = extract(self.backbone, images, leaf).float()
-            if head is not None:
-                logits = head.logits(features)
-                loss = functional.cross_entropy(logits, labels.to(device), reduction="sum")
-                (loss / len(self.examples)).backward()
-            parts.append(features.detach().cpu())
-            advance(len(pixels))
-        gradient = None
-        if head is not None and leaf is not None and leaf.tokens.grad is not None:
-            gradient = leaf.tokens.grad.detach().cpu()
-        return torch.cat(parts), gradient
-
-    def _path(self, prompt: Prompt | None) -> Path:
-        config = json.dumps(self.backbone.data_config.to_json(), sort_keys=True)
+    def _path(self, prompt: Prompt | None, head: str = "") -> Path:
+        backbone = self.probe.backbone
+        config = json.dumps(backbone.data_config.to_json(), sort_keys=True)
         key = files.digest(
             _CACHE_VERSION,
-            self.examples.digest,
-            str(self.num_classes),
-            self.backbone.fingerprint,
+            self.probe.examples.digest,
+            str(self.probe.num_classes),
+            backbone.fingerprint,
             config,
             prompt_digest(prompt),
-            resolve(self.precision, self.backbone.device),
+            resolve(self.probe.precision, backbone.device),
+            head,
         )
         return files.cache_folder() / "evidence" / f"{key[:32]}.safetensors"
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return {}  # absent, or damaged by another hand: compute it again

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vprompt import artifact, cards, compose, measure, pool, registry, runs, stages
+from vprompt import artifact, cards, combining, compose, measure, pool, registry, runs, stages
 from vprompt.adapter import PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
@@ -15,6 +15,7 @@ from vprompt.cost import combining_estimate, training_estimate
 from vprompt.errors import VPromptError
 from vprompt.heads import closed_form
 from vprompt.measure import Candidate, Measurement
+from vprompt.mix import Plan
 from vprompt.opening import open_backbone, open_named_backbone, open_task
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
@@ -110,9 +111,9 @@ def combine(
     shots: int | None = None,
     draw: int = 0,
     exclude: tuple[str, ...] = (),
-    align: str = "auto",
-    scale: str = "auto",
-    safeguard: bool = True,
+    align: str | None = None,
+    scale: str | None = None,
+    safeguard: bool | None = None,
     output: Path | str | None = None,
     overwrite: bool = False,
     test: bool = True,
@@ -127,10 +128,12 @@ def combine(
     `method` is a plug-in of `transfer/`. `align` is `none`, `hungarian`, or `auto`: match tokens
     unless all sources grew from one initialisation. `scale` is one of `compose.SCALES`. With
     `safeguard`, tuning starts from the mix, the plain average or the best single source, whichever
-    has the least cross-validated loss on the training images. `config` defaults to `COMBINE`.
+    has the least cross-validated loss on the training images. Left out, the three are as the
+    method asks. `config` defaults to `COMBINE`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
+    plan = combining.plan_of(method, align=align, scale=scale, safeguard=safeguard)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
@@ -138,22 +141,25 @@ def combine(
     setting = stages.prepare(
         backbone, opened, config, shots, draw, skip_bad=skip_bad, progress=progress
     )
-    aligned = stages.align_sources(sources, align)
-    prompts = [prompt for prompt, _ in aligned]
+    prompts, moved = combining.align_sources(sources, plan.align)
     trial = PromptAdapter(backbone, prompts[0])
     progress.say(combining_estimate(trial, setting.train, setting.config, sources=len(sources)))
     with setting.clock.stage("evidence"):
-        evidence = stages.gather_evidence(setting, sources, gradients=True)
-    evidence = evidence.permuted([order for _, order in aligned])
+        evidence = combining.gather_evidence(setting, sources, prompts, plan)
     with setting.clock.stage("weigh"):
-        weights = stages.check_weights(weigh(evidence), method, len(sources))
+        mix, twins = combining.weigh_sources(weigh, method, evidence)
+    scale = plan.scale
     if scale == "auto" and not backbone.centres_tokens:
         scale = "token_norm"  # `ln` shifts tokens, which only a LayerNorm does not notice
+    weights = mix.weights
+    if plan.refine:
+        with setting.clock.stage("refine"):
+            weights = combining.refine(setting, prompts, weights, scale, plan.refine)
     start = compose.combine(prompts, weights, scale=scale)
     with setting.clock.stage("starts"):
-        starts = stages.make_starts(setting, evidence, prompts, weights, start, scale)
+        starts = combining.make_starts(setting, evidence, prompts, weights, start, scale)
     chosen = setting.config
-    begin = stages.safest_start(starts) if safeguard else "combined, untuned"
+    begin = combining.safest_start(starts) if plan.safeguard else combining.MIXED
     (first, _), _ = starts[begin]
     assert first is not None
     with setting.clock.stage("tune"):
@@ -163,11 +169,12 @@ def combine(
         "method": str(registry.parse(method)),
         "settings": registry.complete("transfer", method),
         "pool": str(pool_folder),
-        "align": align,
+        "align": plan.align,
         "scale": scale,
+        "safeguard": plan.safeguard,
         "train": chosen.model_dump(),
-        "transfer": stages.describe_transfer(sources, evidence, weights, start),
-        "aligned": any((order.diff() != 1).any() for _, order in aligned),
+        "transfer": combining.describe_transfer(sources, evidence, mix, twins, weights, start),
+        "aligned": moved,
         "started_from": begin,
         "starts": {name: facts for name, (_, facts) in starts.items()},
         "prompt_init": None,
@@ -202,7 +209,8 @@ def score(
     setting = stages.prepare(
         backbone, opened, None, shots, draw, skip_bad=skip_bad, progress=progress
     )
-    evidence = stages.gather_evidence(setting, sources, gradients=False)
+    prompts = [source.prompt for source in sources if source.prompt is not None]
+    evidence = combining.gather_evidence(setting, sources, prompts, Plan())
     ranked = [
         (n, metric_of(f, evidence.labels))
         for n, f in zip(evidence.names, evidence.features, strict=True)
@@ -275,6 +283,7 @@ def _finish(
         ),
     }
     keys = ("command", "method", "settings", "pool", "train", "train_on", "grid", "align", "scale")
+    keys += ("safeguard",)
     facts = {
         "prompt_init": run["prompt_init"],
         "task": {"name": setting.task.name, "digest": run["task"]["splits"]["train"]["digest"]},

@@ -1,25 +1,29 @@
 """Linear algebra that several scores share: class means, shrinkage; float64 throughout."""
 
+import math
+
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from vprompt.errors import VPromptError
-from vprompt.types import Features, Labels, SourceGradients
+from vprompt.types import Features, Labels, SourceFeatures, SourceGradients
 
 MINIMUM_SHRINKAGE = 1e-3
 
 
 def shrinkage_intensity(centred: Features, shrinkage: float | str | None) -> float:
-    """Return the intensity for centred rows: a number in [0, 1) as it is, or `ledoit_wolf`.
+    """Return the intensity for centred rows: a number in [0, 1) as it is, or by a rule's name.
 
-    None stands for `ledoit_wolf`.
+    The rules are `ledoit_wolf`, for which None stands too, and `oas`.
     """
     if shrinkage is None or shrinkage == "ledoit_wolf":
         return ledoit_wolf_intensity(centred)
+    if shrinkage == "oas":
+        return oas_intensity(centred.T @ centred / len(centred), len(centred))
     if isinstance(shrinkage, str) or not 0 <= shrinkage < 1:
         raise VPromptError(
-            f"Got shrinkage={shrinkage!r}, but it is `ledoit_wolf` or a number in [0, 1)."
+            f"Got shrinkage={shrinkage!r}, but it is `ledoit_wolf`, `oas` or a number in [0, 1)."
         )
     return float(shrinkage)
 
@@ -36,13 +40,61 @@ def class_means_factor(centred: Features, labels: Labels) -> Tensor:
     return sums / (counts.to(centred) * (len(centred) - 1)).sqrt()[:, None]
 
 
+def hscore_and_slope(centred: Features, labels: Labels, rho: float) -> tuple[float, Features]:
+    """Return the shrunk H-score of centred features and its gradient with respect to them.
+
+    H = (1 - rho) tr(S^-1 Z'Z), S = (1 - rho) Sigma + rho tr(Sigma)/h I, with rho held fixed. Raises
+    VPromptError where S cannot be factorised.
+    """
+    count, width = centred.shape
+    _, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    factor = class_means_factor(centred, labels)
+    shrunk = centred.T @ centred * ((1 - rho) / (count - 1))
+    # The trace is that of Sigma, of which S holds only (1 - rho).
+    shrunk.diagonal().add_(rho / (1 - rho) * shrunk.trace() / width)
+    solved = torch.cholesky_solve(factor.T, cholesky(shrunk))
+    value = (1 - rho) * (factor.T * solved).sum()
+    own_class = (solved / counts.to(solved).sqrt()).T[index] / math.sqrt(count - 1)
+    slope = own_class - (1 - rho) / (count - 1) * (centred @ solved) @ solved.T
+    slope -= rho / (width * (count - 1)) * solved.square().sum() * centred
+    return float(value), 2 * (1 - rho) * slope
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor, or raise VPromptError that says what to do."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        raise VPromptError(
+            "The covariance of the features cannot be inverted: some directions hardly vary. Use a "
+            "larger shrinkage, or score=trace_ratio."
+        )
+    return factor
+
+
 def ledoit_wolf_intensity(centred: Features) -> float:
     """Return the Ledoit-Wolf shrinkage of centred rows, at least `MINIMUM_SHRINKAGE`.
 
     Reference: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
     matrices", 2004; computed by scikit-learn.
     """
-    rho = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
+    return _bounded(float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True)))
+
+
+def oas_intensity(covariance: Tensor, count: int) -> float:
+    """Return the oracle-approximating shrinkage of a covariance of `count` centred rows.
+
+    It needs the covariance alone (divided by `count`), so it works on streamed statistics.
+
+    Reference: Chen et al., "Shrinkage algorithms for MMSE covariance estimation", 2010, in the
+    form that scikit-learn computes.
+    """
+    width = len(covariance)
+    square, trace = float(covariance.square().sum()), float(covariance.trace())
+    below = (count + 1) * (square - trace**2 / width)
+    return _bounded(1.0 if below <= 0 else (square + trace**2) / below)
+
+
+def _bounded(rho: float) -> float:
     return min(max(rho, MINIMUM_SHRINKAGE), 1 - MINIMUM_SHRINKAGE)
 
 
@@ -51,8 +103,18 @@ def unit_rows(matrix: Tensor) -> Tensor:
     return matrix / matrix.norm(dim=1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
 
 
-def cosine_matrix(gradients: SourceGradients) -> Tensor:
-    """Return K `[sources, sources]`: cosines between the prompts' gradients, float64."""
+def centred_kernel_alignment(one: Features, other: Features) -> float:
+    """Return how alike two sets of features of the same images are, whatever their axes: 0 to 1.
+
+    Reference: Kornblith et al., "Similarity of neural network representations revisited", 2019.
+    """
+    a, b = one.double() - one.double().mean(0), other.double() - other.double().mean(0)
+    below = (a.T @ a).norm() * (b.T @ b).norm()
+    return float((a.T @ b).square().sum() / below.clamp_min(1e-30))
+
+
+def cosine_matrix(gradients: SourceGradients | SourceFeatures) -> Tensor:
+    """Return K `[sources, sources]`: cosines between what each source has, float64."""
     units = unit_rows(gradients.double().flatten(1))
     gram = units @ units.T
     return (gram + gram.T) / 2

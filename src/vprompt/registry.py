@@ -149,6 +149,15 @@ def build(kind: str, spec: str | Spec) -> Callable[..., Any]:
     return functools.partial(function, **checked)
 
 
+def beside(kind: str, spec: str | Spec, name: str) -> Callable[..., Any] | None:
+    """Return another function of a plug-in's file, with the same settings bound, if it has one."""
+    spec = parse(spec) if isinstance(spec, str) else spec
+    settings = build(kind, spec).keywords  # type: ignore[attr-defined]  # a partial, always
+    module = importlib.import_module(find(kind, spec.name).__module__)
+    function = getattr(module, name, None)
+    return None if function is None else functools.partial(function, **settings)
+
+
 def require(kind: str, spec: Spec) -> None:
     """Raise VPromptError unless every setting without a default was given."""
     for key, default in settings(kind, spec.name).items():

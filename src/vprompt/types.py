@@ -19,4 +19,6 @@ SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]
 Blocks: TypeAlias = Int[Tensor, " count"]
 Weights: TypeAlias = Float[Tensor, " sources"]
 SourceFeatures: TypeAlias = Float[Tensor, "sources batch feature_dim"]
-SourceGradients: TypeAlias = Float[Tensor, "sources count dim"]
+SourceTokens: TypeAlias = Float[Tensor, "sources tokens dim"]
+TargetTokens: TypeAlias = Float[Tensor, "tokens dim"]
+SourceGradients: TypeAlias = Float[Tensor, "sources count dim"]  # count is 0 where none were asked

@@ -114,13 +114,14 @@ def transfer(run: Run) -> dict[str, Any]:
         range(len(facts["sources"])), key=lambda row: -float(facts["sources"][row]["weight"])
     )
     sources = [facts["sources"][row] for row in order]
-    matrix = [[facts["gradient_cosines"][row][column] for column in order] for row in order]
+    cosines = facts["gradient_cosines"] or []
+    matrix = [[cosines[row][column] for column in order] for row in order] if cosines else []
     names, references = [source["name"] for source in sources], _references(run)
     return {
         "sources": sources,
         "total": sum(source["weight"] for source in sources),
         "weights_plot": Markup(plots.weights(sources, references)),
-        "cosines_plot": Markup(plots.cosines(names, matrix)) if len(sources) > 1 else None,
+        "cosines_plot": Markup(plots.cosines(names, matrix)) if len(matrix) > 1 else None,
         "left_out": max(0, len(sources) - plots.MOST_SOURCES),
         "annotated": len(sources) <= plots.MOST_ANNOTATED,
         "agreement": _agreement(matrix),

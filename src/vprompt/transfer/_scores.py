@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from vprompt.errors import VPromptError
-from vprompt.linalg import class_means_factor, shrinkage_intensity
+from vprompt.linalg import (
+    cholesky,
+    class_means_factor,
+    hscore_and_slope,
+    shrinkage_intensity,
+)
 from vprompt.types import Labels, SourceFeatures, Weights
 
 
@@ -19,73 +24,68 @@ class HScore:
     """Shrunk H-score of the fused features, divided by classes - 1.
 
     H = (1 - rho) tr(S^-1 Z'Z) with S = (1 - rho) Sigma + rho tr(Sigma)/h I; rho is fixed, so the
-    objective is smooth. `features` `[sources, images, width]` are centred, float64; `means`
-    `[sources, classes, width]` are their class-mean factors Z_i.
+    objective is smooth. `features` `[sources, images, width]` are centred, float64; `indicator`
+    `[images, classes]` has orthonormal columns, one for every class present.
 
     Uses the h x h covariance, or with fewer images than dimensions the N x N Gram matrix.
     """
 
     features: Tensor
-    means: Tensor
+    labels: Labels
     indicator: Tensor
     rho: float
 
     @classmethod
-    def of(cls, features: SourceFeatures, labels: Labels, rho: float | None = None) -> "HScore":
-        """Centre the features and fix rho, by Ledoit-Wolf at uniform weights unless it is given."""
+    def of(
+        cls, features: SourceFeatures, labels: Labels, shrinkage: float | str | None = None
+    ) -> "HScore":
+        """Centre the features and fix rho at uniform weights, by Ledoit-Wolf unless it is given."""
         centred = features.double() - features.double().mean(1, keepdim=True)
-        means = torch.stack([class_means_factor(source, labels) for source in centred])
-        shrinkage = shrinkage_intensity(centred.mean(0), rho)
+        rho = shrinkage_intensity(centred.mean(0), shrinkage)
         count, width = centred.shape[1:]
-        if shrinkage == 0 and count - 1 <= width:
+        _, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        if len(counts) < 2:
+            raise VPromptError("A transferability score needs images of at least two classes.")
+        if rho == 0 and count - 1 <= width:
             raise VPromptError(
                 f"With {count} images in {width} dimensions the raw H-score is "
-                f"{means.shape[1] - 1} for any weights. Use score=hscore_shrunk or "
+                f"{len(counts) - 1} for any weights. Use score=hscore_shrunk or "
                 "score=trace_ratio."
             )
-        _, index, counts = labels.unique(return_inverse=True, return_counts=True)
         indicator = torch.nn.functional.one_hot(index).double() / counts.double().sqrt()
-        return cls(centred, means, indicator, shrinkage)
+        return cls(centred, index, indicator, rho)
+
+    @property
+    def most(self) -> int:
+        """The largest H-score there can be, by which it is divided."""
+        return self.indicator.shape[1] - 1
 
     def __call__(self, alpha: Weights) -> tuple[float, Tensor]:
         """Return the score and its gradient `[sources]`."""
-        count, width = self.features.shape[1:]
-        if not (alpha @ self.features.flatten(1)).any():
+        fused = torch.einsum("s,snh->nh", alpha, self.features)
+        if not fused.any():
             return 0.0, torch.zeros_like(alpha)  # constant features tell no class from another
+        count, width = fused.shape
         dual = count < width and self.rho > 0
-        value, gradient = self._dual(alpha) if dual else self._primal(alpha)
-        most = self.means.shape[1] - 1
-        if not -1e-9 <= value <= most * (1 + 1e-9):
+        value, gradient = self._dual(fused) if dual else self._primal(fused)
+        if not -1e-9 <= value <= self.most * (1 + 1e-9):
             raise VPromptError(
-                f"The H-score came out as {value:.4g}, outside [0, {most}]: the features are too "
-                "badly conditioned. Use score=trace_ratio."
+                f"The H-score came out as {value:.4g}, outside [0, {self.most}]: the features are "
+                "too badly conditioned. Use score=trace_ratio."
             )
-        return value / most, gradient / most
+        return value / self.most, gradient / self.most
 
-    def _primal(self, alpha: Weights) -> tuple[float, Tensor]:
-        rho, (count, width) = self.rho, self.features.shape[1:]
-        fused = torch.einsum("s,snh->nh", alpha, self.features)
-        factor = torch.einsum("s,sch->ch", alpha, self.means)
-        sigma = fused.T @ fused / (count - 1)
-        shrunk = (1 - rho) * sigma
-        shrunk.diagonal().add_(rho * sigma.trace() / width)
-        solved = torch.cholesky_solve(factor.T, torch.linalg.cholesky(shrunk))
-        value = (1 - rho) * (factor.T * solved).sum()
-        # The gradient with respect to the fused features, then its inner product with each source.
-        pull = (1 - rho) * 2 / (count - 1) * (fused @ solved) @ solved.T
-        pull += rho * 2 / (width * (count - 1)) * solved.square().sum() * fused
-        push = 2 * torch.einsum("sch,hc->s", self.means, solved)
-        gradient = (1 - rho) * (push - torch.einsum("snh,nh->s", self.features, pull))
-        return float(value), gradient
+    def _primal(self, fused: Tensor) -> tuple[float, Tensor]:
+        value, slope = hscore_and_slope(fused, self.labels, self.rho)
+        return value, torch.einsum("snh,nh->s", self.features, slope)
 
-    def _dual(self, alpha: Weights) -> tuple[float, Tensor]:
-        rho, (count, width) = self.rho, self.features.shape[1:]
-        fused = torch.einsum("s,snh->nh", alpha, self.features)
+    def _dual(self, fused: Tensor) -> tuple[float, Tensor]:
+        rho, (count, width) = self.rho, fused.shape
         gram = fused @ fused.T / (count - 1)
         ridge = rho / (1 - rho) * gram.trace() / width
         system = gram.clone()
         system.diagonal().add_(ridge)
-        solved = torch.cholesky_solve(self.indicator, torch.linalg.cholesky(system))
+        solved = torch.cholesky_solve(self.indicator, cholesky(system))
         inner = (self.indicator * solved).sum()
         # The mean direction is in no feature: its part of the indicator is not explained by any.
         value = self.indicator.shape[1] - ridge * inner
@@ -129,7 +129,7 @@ class AdjustedHScore:
         gram = (fused @ fused.T if small else fused.T @ fused) / (count - 1)
         ridge = rho / (1 - rho) * gram.trace() / width
         gram.diagonal().add_(ridge)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        inverse = torch.cholesky_inverse(cholesky(gram))
         trace, square = inverse.trace(), inverse @ inverse
         pull = square @ fused if small else fused @ square
         bend = 2 / (count - 1) * torch.einsum("snh,nh->s", features, pull)
@@ -167,3 +167,16 @@ class TraceRatio:
         if float(bottom) == 0:
             return 0.0, torch.zeros_like(alpha)
         return float(top / bottom), 2 * (above * bottom - below * top) / bottom**2
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """A score in other units: `factor` times its value and gradient."""
+
+    score: "HScore | AdjustedHScore | TraceRatio"
+    factor: float
+
+    def __call__(self, alpha: Weights) -> tuple[float, Tensor]:
+        """Return the scaled value and gradient."""
+        value, gradient = self.score(alpha)
+        return self.factor * value, self.factor * gradient

@@ -4,13 +4,13 @@ import torch
 
 from vprompt import registry
 from vprompt.evidence import Evidence
-from vprompt.types import Weights
+from vprompt.mix import Mix
 
 
-def weigh(evidence: Evidence, *, metric: str = "hscore") -> Weights:
+def weigh(evidence: Evidence, *, metric: str = "hscore") -> Mix:
     """Return a one for the best source under `metric`, any of `vprompt list metrics`."""
     score = registry.build("metrics", metric)
     scores = torch.tensor([score(features, evidence.labels) for features in evidence.features])
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[scores.argmax()] = 1.0
-    return weights
+    return Mix(weights, facts={"scores": scores.tolist()})

@@ -1,52 +1,138 @@
 """HGPrompt: weights under which the fused features separate the target's classes best.
 
-Maximises the adjusted H-score of the weighted sum of the sources' features over the simplex, minus
-`lambda_` times the misalignment of their gradients.
+Maximises a score of the weighted sum of the sources' features, minus `lambda_` times the
+misalignment of their gradients. `preset=paper` is the published method, faults included (see
+docs/hgprompt.md); `preset=robust` is what we found to work.
 
 Reference: Zhang et al., "Learning Optimal Prompt Ensemble for Multi-source Visual Prompt
 Transfer", AAAI 2026, arXiv 2504.12311.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
+from vprompt.mix import Mix, Plan
 from vprompt.registry import suggest
-from vprompt.transfer import _alignment
-from vprompt.transfer._scores import AdjustedHScore, HScore, TraceRatio
-from vprompt.transfer._simplex import Objective, distinct, maximise, starts
-from vprompt.types import Weights
+from vprompt.transfer import _alignment, _bootstrap
+from vprompt.transfer._scores import AdjustedHScore, HScore, Times, TraceRatio
+from vprompt.transfer._simplex import Objective, Optimum, distinct, maximise, starts
+from vprompt.transfer._solvers import SOLVERS
+from vprompt.types import Labels, SourceFeatures, Weights
 
-SCORES = ("hscore_adjusted", "hscore_shrunk", "trace_ratio")
-ALIGNMENTS = ("none", "uniform")
+PRESETS: dict[str, dict[str, Any]] = {
+    "robust": {
+        "score": "hscore_adjusted",
+        "alignment": "none",
+        "lambda_": 1.0,
+        "solver": "exponentiated",
+        "bootstrap": 100,
+        "refine": 0,
+    },
+    "paper": {
+        "score": "hscore_raw",
+        "alignment": "uniform",
+        "lambda_": 1.0,
+        "solver": "leave_one_out_sgd",
+        "bootstrap": 0,
+        "refine": 0,
+    },
+}
+SCORES = ("hscore_adjusted", "hscore_shrunk", "hscore_raw", "trace_ratio")
+ALIGNMENTS = ("none", "uniform", "reference", "variance")
+
+
+def plan(
+    *,
+    preset: str = "robust",
+    score: str | None = None,
+    alignment: str | None = None,
+    lambda_: float | None = None,
+    shrinkage: float | str | None = None,
+    solver: str | None = None,
+    gradient_head: str | None = "base",
+    bootstrap: int | None = None,
+    refine: int | None = None,
+) -> Plan:
+    """Ask for gradients under `gradient_head`, and for the sum that the preset makes of them."""
+    chosen = _chosen(
+        preset=preset,
+        score=score,
+        alignment=alignment,
+        lambda_=lambda_,
+        solver=solver,
+        bootstrap=bootstrap,
+        refine=refine,
+    )
+    del shrinkage
+    paper = preset == "paper"
+    return Plan(
+        gradient_head=gradient_head,
+        reference=chosen["alignment"] == "reference",
+        variances=chosen["alignment"] == "variance",
+        refine=chosen["refine"],
+        align="none" if paper else "auto",
+        scale="none" if paper else "auto",
+        safeguard=not paper,
+    )
 
 
 def weigh(
     evidence: Evidence,
     *,
-    score: str = "hscore_adjusted",
-    alignment: str = "none",
-    lambda_: float = 1.0,
-    shrinkage: float | None = None,
-) -> Weights:
-    """Return the best of all optima found from several starts.
+    preset: str = "robust",
+    score: str | None = None,
+    alignment: str | None = None,
+    lambda_: float | None = None,
+    shrinkage: float | str | None = None,
+    solver: str | None = None,
+    gradient_head: str | None = "base",
+    bootstrap: int | None = None,
+    refine: int | None = None,
+) -> Mix:
+    """Return the best of all optima found, with the others, intervals and the noise floor.
 
-    `score` is `hscore_adjusted` (the shrunk H-score above what shuffled labels reach; with few
-    images the plain one mostly measures that), `hscore_shrunk` or `trace_ratio`. The first two
-    take `shrinkage`, by default Ledoit-Wolf's; all have 1 as their maximum. `alignment=uniform`
-    subtracts `lambda_` times the paper's Eq. 10, which pulls towards uniform weights; it is off by
-    default.
+    `preset` sets whatever is not given. `score` is `hscore_adjusted` (the shrunk H-score above what
+    shuffled labels reach; with few images the plain one mostly measures that), `hscore_shrunk`,
+    `hscore_raw` (the paper's, from 0 to classes - 1) or `trace_ratio`; all but the raw one have 1
+    as their maximum. `shrinkage` is `ledoit_wolf`, `oas` or a number. `alignment` subtracts
+    `lambda_` times `uniform` (the paper's Eq. 10, which pulls towards uniform weights),
+    `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of
+    `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights.
+    `bootstrap` is the number of resamples behind the intervals. `refine` is for how many epochs
+    the weights then climb the true objective through the summed prompt.
     """
-    if len(evidence) == 1:
-        return torch.ones(1, dtype=torch.float64)
-    objective = build_objective(
-        evidence, score=score, alignment=alignment, lambda_=lambda_, shrinkage=shrinkage
+    del gradient_head  # what the evidence was gathered with
+    chosen = _chosen(
+        preset=preset,
+        score=score,
+        alignment=alignment,
+        lambda_=lambda_,
+        solver=solver,
+        bootstrap=bootstrap,
+        refine=refine,
     )
-    singles = [objective(row)[0] for row in torch.eye(len(evidence), dtype=torch.float64)]
-    best_single = max(range(len(singles)), key=singles.__getitem__)
-    found = [maximise(objective, start) for start in starts(len(evidence), best_single)]
-    weights = distinct(found)[0].weights
-    return weights / weights.sum()
+    if len(evidence) == 1:
+        return Mix(torch.ones(1, dtype=torch.float64), facts={"chosen": chosen})
+    settings = {key: chosen[key] for key in ("score", "alignment", "lambda_")}
+    objective_of = functools.partial(_objective, evidence=evidence, shrinkage=shrinkage, **settings)
+    objective = objective_of(evidence.features, evidence.labels)
+    found = _solve(objective, len(evidence), chosen["solver"])
+    weights = found[0].weights / found[0].weights.sum()
+    facts: dict[str, Any] = {
+        "chosen": chosen,
+        "optima": [_describe(optimum) for optimum in found],
+        **_noise(evidence, weights, shrinkage),
+        "without_gradient": _silent(evidence),
+    }
+    if chosen["bootstrap"] > 0:
+        samples = _resample(evidence, objective_of, weights, chosen["bootstrap"])
+        facts["intervals"] = _bootstrap.intervals(samples)
+    return Mix(weights, chosen["solver"] != "leave_one_out_sgd", facts)
 
 
 def build_objective(
@@ -55,23 +141,51 @@ def build_objective(
     score: str = "hscore_adjusted",
     alignment: str = "none",
     lambda_: float = 1.0,
-    shrinkage: float | None = None,
+    shrinkage: float | str | None = None,
 ) -> Objective:
     """Return `alpha -> (score - lambda_ * misalignment, gradient)`."""
-    if score not in SCORES:
-        raise VPromptError(f"hgprompt has no score {score!r}.{suggest(score, SCORES)}")
-    if alignment not in ALIGNMENTS:
-        raise VPromptError(
-            f"hgprompt has no alignment {alignment!r}.{suggest(alignment, ALIGNMENTS)}"
-        )
-    if score == "trace_ratio":
-        gain: Objective = TraceRatio.of(evidence.features, evidence.labels)
-    else:
-        plain = HScore.of(evidence.features, evidence.labels, shrinkage)
-        gain = plain if score == "hscore_shrunk" else AdjustedHScore(plain)
+    return _objective(
+        evidence.features,
+        evidence.labels,
+        evidence=evidence,
+        score=score,
+        alignment=alignment,
+        lambda_=lambda_,
+        shrinkage=shrinkage,
+    )
+
+
+def _chosen(*, preset: str, **given: Any) -> dict[str, Any]:
+    """Return the preset's settings with what was given in their place, each one checked."""
+    if preset not in PRESETS:
+        raise VPromptError(f"hgprompt has no preset {preset!r}.{suggest(preset, PRESETS)}")
+    chosen = {**PRESETS[preset], **{k: v for k, v in given.items() if v is not None}}
+    known = {"score": SCORES, "alignment": ALIGNMENTS, "solver": ("exponentiated", *SOLVERS)}
+    for key, values in known.items():
+        if chosen[key] not in values:
+            raise VPromptError(
+                f"hgprompt has no {key} {chosen[key]!r}.{suggest(chosen[key], values)}"
+            )
+    for key in ("bootstrap", "refine"):
+        if chosen[key] < 0:
+            raise VPromptError(f"{key} is a number from 0 upwards, but got {chosen[key]}.")
+    return chosen
+
+
+def _objective(
+    features: SourceFeatures,
+    labels: Labels,
+    *,
+    evidence: Evidence,
+    score: str,
+    alignment: str,
+    lambda_: float,
+    shrinkage: float | str | None,
+) -> Objective:
+    gain = _score(features, labels, score, shrinkage)
     if alignment == "none" or lambda_ == 0:
         return gain
-    loss = _alignment.UniformAlignment.of(evidence.gradients)
+    loss = _loss(evidence, alignment)
 
     def objective(alpha: torch.Tensor) -> tuple[float, torch.Tensor]:
         value, gradient = gain(alpha)
@@ -79,3 +193,76 @@ def build_objective(
         return value - lambda_ * cost, gradient - lambda_ * slope
 
     return objective
+
+
+def _score(
+    features: SourceFeatures, labels: Labels, score: str, shrinkage: float | str | None
+) -> Objective:
+    if score == "trace_ratio":
+        return TraceRatio.of(features, labels)
+    if score == "hscore_raw":
+        raw = HScore.of(features, labels, 0.0)
+        return Times(raw, raw.most)
+    plain = HScore.of(features, labels, shrinkage)
+    return plain if score == "hscore_shrunk" else AdjustedHScore(plain)
+
+
+def _loss(evidence: Evidence, alignment: str) -> Objective:
+    if alignment == "uniform":
+        return _alignment.UniformAlignment.of(evidence.gradients)
+    if alignment == "variance" and evidence.variances is not None:
+        return _alignment.VarianceAlignment.of(evidence.variances)
+    if evidence.half_gradients is None or evidence.reference is None:
+        raise VPromptError(f"alignment={alignment} needs gradients that the evidence lacks.")
+    return _alignment.ReferenceAlignment.of(evidence.half_gradients, evidence.reference)
+
+
+def _solve(objective: Objective, sources: int, solver: str) -> list[Optimum]:
+    """Return the different optima found, best first."""
+    uniform = torch.full((sources,), 1 / sources, dtype=torch.float64)
+    if solver != "exponentiated":
+        return [SOLVERS[solver](objective, uniform)]
+    singles = [objective(row)[0] for row in torch.eye(sources, dtype=torch.float64)]
+    best_single = max(range(sources), key=singles.__getitem__)
+    return distinct([maximise(objective, start) for start in starts(sources, best_single)])
+
+
+def _describe(optimum: Optimum) -> dict[str, Any]:
+    return {
+        "value": optimum.value,
+        "weights": optimum.weights.tolist(),
+        "gap": optimum.gap,
+        "steps": optimum.steps,
+    }
+
+
+def _noise(evidence: Evidence, weights: Weights, shrinkage: float | str | None) -> dict[str, float]:
+    """Return what the fused features score, and what shuffled labels would reach of it."""
+    rule = None if shrinkage == 0 else shrinkage  # the raw score may be a constant here
+    plain = HScore.of(evidence.features, evidence.labels, rule)
+    adjusted = AdjustedHScore(plain)
+    return {
+        "hscore": plain(weights)[0],
+        "noise_floor": adjusted.floor(weights)[0],
+        "hscore_adjusted": adjusted(weights)[0],
+        "shrinkage": plain.rho,
+    }
+
+
+def _silent(evidence: Evidence) -> list[str]:
+    """Return the sources whose gradient is zero, which alignment leaves out."""
+    if not evidence.gradients.numel():
+        return []
+    lengths = evidence.gradients.flatten(1).norm(dim=1)
+    return [name for name, length in zip(evidence.names, lengths, strict=True) if not length]
+
+
+def _resample(
+    evidence: Evidence,
+    objective_of: Callable[[SourceFeatures, Labels], Objective],
+    weights: Weights,
+    resamples: int,
+) -> torch.Tensor:
+    return _bootstrap.resampled_weights(
+        evidence.features, evidence.labels, objective_of, weights, resamples=resamples
+    )

@@ -3,9 +3,9 @@
 import torch
 
 from vprompt.evidence import Evidence
-from vprompt.types import Weights
+from vprompt.mix import Mix
 
 
-def weigh(evidence: Evidence) -> Weights:
+def weigh(evidence: Evidence) -> Mix:
     """Return 1/M for every source."""
-    return torch.full((len(evidence),), 1 / len(evidence), dtype=torch.float64)
+    return Mix(torch.full((len(evidence),), 1 / len(evidence), dtype=torch.float64))

@@ -1,0 +1,247 @@
+"""Combining: the stages of `combine`, from a pool's prompts to the one that is tuned."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vprompt import compose, measure, registry
+from vprompt.adapter import WeightedSum
+from vprompt.artifact import Artifact, prompt_digest
+from vprompt.errors import VPromptError
+from vprompt.evidence import Evidence, gather
+from vprompt.heads import closed_form
+from vprompt.linalg import centred_kernel_alignment, cosine_matrix
+from vprompt.measure import Candidate
+from vprompt.mix import Mix, Plan
+from vprompt.prompt import Prompt
+from vprompt.stages import Setting, run_tuning
+from vprompt.train_config import TrainConfig
+from vprompt.types import Features, PromptTokens, SourceFeatures, Weights
+
+DUPLICATE = 0.9999  # cosine between the features of two sources that are one
+UNIFORM, MIXED = "uniform, untuned", "combined, untuned"
+
+
+def plan_of(method: str, *, align: str | None, scale: str | None, safeguard: bool | None) -> Plan:
+    """Return what a transfer method asks for, with what was given in its place."""
+    ask = registry.beside("transfer", method, "plan")
+    given = {"align": align, "scale": scale, "safeguard": safeguard}
+    plan = Plan() if ask is None else ask()
+    return replace(plan, **{key: value for key, value in given.items() if value is not None})
+
+
+def align_sources(sources: Sequence[Artifact], align: str) -> tuple[list[Prompt], bool]:
+    """Return prompts whose tokens correspond, and whether any token was moved for it.
+
+    `auto` matches tokens unless all sources say that they grew from one initialisation.
+    """
+    prompts = [source.prompt for source in sources if source.prompt is not None]
+    compose.check_same_place(prompts, [source.name for source in sources])
+    if align not in ("auto", "none", "hungarian"):
+        raise VPromptError(f"align is `auto`, `none` or `hungarian`, but got {align!r}.")
+    inits = {str(source.config.get("prompt_init")) for source in sources}
+    if align == "none" or (align == "auto" and len(inits) == 1 and "None" not in inits):
+        return prompts, False
+    orders = compose.match_tokens(prompts)
+    moved = any(bool((order.diff() != 1).any()) for order in orders)
+    return [p.with_tokens(p.tokens[o]) for p, o in zip(prompts, orders, strict=True)], moved
+
+
+def gather_evidence(
+    setting: Setting, sources: Sequence[Artifact], prompts: Sequence[Prompt], plan: Plan
+) -> Evidence:
+    """Pass the training images through every source, or take it from the cache."""
+    named = {source.name: prompt for source, prompt in zip(sources, prompts, strict=True)}
+    average = None
+    if plan.reference:
+        uniform = torch.full((len(prompts),), 1 / len(prompts), dtype=torch.float64)
+        average = compose.combine(prompts, uniform)
+    same = {
+        source.name: source.head
+        for source in sources
+        if source.classes == list(setting.task.classes)
+    }
+    evidence = gather(
+        setting.backbone,
+        named,
+        setting.train,
+        len(setting.task.classes),
+        plan,
+        average=average,
+        source_heads=same,
+        precision=setting.config.precision,
+        progress=setting.progress,
+    )
+    if plan.target_epochs:
+        return replace(evidence, target=_learn_target(setting, sources, plan.target_epochs))
+    return evidence
+
+
+def _learn_target(setting: Setting, sources: Sequence[Artifact], epochs: int) -> PromptTokens:
+    """Learn a prompt on the target for a few epochs, from the start that the sources share."""
+    first = sources[0]
+    assert first.prompt is not None
+    counts = first.prompt.counts(setting.backbone.depth)
+    init = first.config.get("prompt_init") or {}
+    settings = {"prompt_init": init.get("kind", "blank"), "prompt_init_seed": init.get("seed", 0)}
+    if first.prompt.persist:
+        settings |= {"num_virtual_tokens": sum(counts), "deep": False}
+    else:
+        settings |= {"num_virtual_tokens": counts, "deep": True}
+    adapter = registry.build("adapters", registry.Spec("vpt", settings))(setting.backbone)
+    config = TrainConfig(epochs=epochs, keep="last", seed=setting.config.seed)
+    prompt = run_tuning(setting, adapter, config).adapter.prompt()
+    assert prompt is not None
+    return prompt.tokens
+
+
+def weigh_sources(
+    weigh: Callable[[Evidence], Mix], method: str, evidence: Evidence
+) -> tuple[Mix, dict[str, str]]:
+    """Weigh every different source once; a duplicate gets no weight and is named with its twin.
+
+    The fused features of twins depend on the sum of their weights alone, so each weight by itself
+    would mean nothing.
+    """
+    twins = duplicates(evidence.features)
+    kept = [row for row in range(len(evidence)) if row not in twins]
+    mix = weigh(evidence.select(kept))
+    mix.check(method, len(kept))
+    weights = torch.zeros(len(evidence), dtype=torch.float64)
+    weights[kept] = mix.weights.double()
+    names = evidence.names
+    facts = {**mix.facts, "weighed": [names[row] for row in kept]}
+    return replace(mix, weights=weights, facts=facts), {
+        names[a]: names[b] for a, b in twins.items()
+    }
+
+
+def duplicates(features: SourceFeatures) -> dict[int, int]:
+    """Return, for each source whose features are those of an earlier one, that one."""
+    cosines = cosine_matrix(features.double() - features.double().mean(1, keepdim=True))
+    found: dict[int, int] = {}
+    for row in range(len(cosines)):
+        twin = next((i for i in range(row) if i not in found and cosines[row, i] > DUPLICATE), None)
+        if twin is not None:
+            found[row] = twin
+    return found
+
+
+def refine(
+    setting: Setting, prompts: Sequence[Prompt], weights: Weights, scale: str, epochs: int
+) -> Weights:
+    """Let the weights climb the true objective, the loss through the summed prompt.
+
+    The surrogate adds up features; what is used in the end adds up prompts. Only M numbers are
+    trained, judged like any other training on the validation images.
+    """
+    config = TrainConfig(
+        epochs=epochs, lr=0.1, head_lr=1e-4, keep="least_loss", seed=setting.config.seed
+    )
+    tuned = run_tuning(setting, WeightedSum(setting.backbone, prompts, weights, scale), config)
+    assert isinstance(tuned.adapter, WeightedSum)
+    return tuned.adapter.weights().detach().cpu().double()
+
+
+def make_starts(
+    setting: Setting,
+    evidence: Evidence,
+    prompts: Sequence[Prompt],
+    weights: Weights,
+    mixed: Prompt,
+    scale: str,
+) -> dict[str, tuple[Candidate, dict[str, Any]]]:
+    """Give every possible start its closed-form head: no prompt, best single, uniform, the mix."""
+    hscore = registry.build("metrics", "hscore")
+    singles = [hscore(features, evidence.labels) for features in evidence.features]
+    best = max(range(len(singles)), key=singles.__getitem__)
+    uniform = torch.full_like(weights, 1 / len(prompts))
+    options: dict[str, tuple[Prompt | None, Tensor | None]] = {
+        "no prompt": (None, evidence.plain),
+        f"best single ({evidence.names[best]})": (prompts[best], evidence.features[best]),
+        UNIFORM: (compose.combine(prompts, uniform, scale=scale), None),
+        MIXED: (mixed, None),
+    }
+    found = {}
+    for name, (prompt, features) in options.items():
+        if features is None:
+            features = measure.features_of(
+                setting.backbone, prompt, setting.train, precision=setting.config.precision
+            )
+        head = closed_form(features, evidence.labels, len(setting.task.classes))
+        facts = {
+            "hscore": hscore(features, evidence.labels),
+            "cv_accuracy": head.cv_accuracy,
+            "cv_loss": head.cv_loss,
+        }
+        if name == MIXED:
+            facts |= surrogate_gap(evidence, weights, features)
+        found[name] = ((prompt, head), {k: v if v == v else None for k, v in facts.items()})
+    return found
+
+
+def surrogate_gap(evidence: Evidence, weights: Weights, composed: Features) -> dict[str, float]:
+    """Return what adding up prompts lost of what adding up features promised.
+
+    `gap` is the H-score of the fused features less that of the features under the composed prompt;
+    `alignment` is how alike the two are, from 0 to 1 (centred kernel alignment).
+    """
+    hscore = registry.build("metrics", "hscore")
+    fused = torch.einsum("s,snh->nh", weights.float(), evidence.features)
+    gap = hscore(fused, evidence.labels) - hscore(composed, evidence.labels)
+    return {"gap": gap, "alignment": centred_kernel_alignment(fused, composed)}
+
+
+def safest_start(starts: Mapping[str, tuple[Candidate, dict[str, Any]]]) -> str:
+    """Return the name of the prompt with the least cross-validated loss; in a tie, the mix."""
+    prompts = [name for name, ((prompt, _), _) in starts.items() if prompt is not None]
+    losses = {name: starts[name][1]["cv_loss"] for name in prompts}
+    if any(loss is None for loss in losses.values()):
+        return MIXED  # nothing could be held out
+    return min(reversed(prompts), key=lambda name: losses[name])
+
+
+def describe_transfer(
+    sources: Sequence[Artifact],
+    evidence: Evidence,
+    mix: Mix,
+    twins: Mapping[str, str],
+    weights: Weights,
+    start: Prompt,
+) -> dict[str, Any]:
+    """Return weight, score and origin of every source, and how far gradients agree."""
+    hscore = registry.build("metrics", "hscore")
+    fused = torch.einsum("s,snh->nh", weights.float(), evidence.features)
+    cosines = cosine_matrix(evidence.gradients) if evidence.gradients.numel() else None
+    facts = dict(mix.facts)
+    spans = dict(zip(facts.pop("weighed", ()), facts.pop("intervals", ()), strict=False))
+    described = []
+    for source, weight, solved, features in zip(
+        sources, weights, mix.weights, evidence.features, strict=True
+    ):
+        described.append(
+            {
+                "name": source.name,
+                "weight": float(weight),
+                "weight_before_refining": float(solved),
+                "interval": spans.get(source.name),
+                "hscore": hscore(features, evidence.labels),
+                "task": source.config.get("task", {}).get("name"),
+                "digest": source.digest,
+                "same_as": twins.get(source.name),
+            }
+        )
+    return {
+        "sources": described,
+        "hscore_plain": hscore(evidence.plain, evidence.labels),
+        "hscore_fused": hscore(fused, evidence.labels),
+        "gradient_cosines": None
+        if cosines is None
+        else [[round(float(v), 4) for v in row] for row in cosines],
+        "simplex": mix.simplex,
+        "solution": facts,
+        "start_digest": prompt_digest(start),
+    }

@@ -1,0 +1,70 @@
+"""Mix: what a transfer method asks of the main line, and what it answers.
+
+A file in `transfer/` holds `weigh(evidence, *, settings) -> Mix`. Where it needs more than the
+sources' features, it also holds `plan(*, the same settings) -> Plan`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vprompt.errors import VPromptError
+from vprompt.types import Weights
+
+GRADIENT_HEADS = ("base", "own", "hscore", "ncm", "random", "source")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method needs gathered, and how it wants its prompts added up.
+
+    `gradient_head` is the head under which prompt gradients are taken, one of `GRADIENT_HEADS`, or
+    None where the method uses no gradients. `reference` adds the gradient at the plain average of
+    the sources on a held-out half of the images, `variances` the variance of the gradients over
+    images. `target_epochs` above 0 adds a prompt learned briefly on the target itself. `refine`
+    is for how many epochs the weights climb the true objective through the summed prompt before
+    its tokens are tuned. `align`, `scale` and `safeguard` are the defaults of the method's sum.
+    """
+
+    gradient_head: str | None = None
+    reference: bool = False
+    variances: bool = False
+    target_epochs: int = 0
+    refine: int = 0
+    align: str = "auto"
+    scale: str = "auto"
+    safeguard: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a head that does not exist, before anything is gathered."""
+        if self.gradient_head is not None and self.gradient_head not in GRADIENT_HEADS:
+            raise VPromptError(
+                f"No gradient head called {self.gradient_head!r}. There are: "
+                f"{', '.join(GRADIENT_HEADS)}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """One weight per source, with sum 1, and what the method has to say about them.
+
+    Weights are not negative, unless `simplex` is False: the paper's own solver does not prevent
+    it. `facts` are plain values for the record and the report.
+    """
+
+    weights: Weights
+    simplex: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, method: str, sources: int) -> None:
+        """Raise VPromptError unless there is one finite share per source."""
+        weights = self.weights
+        sound = weights.shape == (sources,) and bool(torch.isfinite(weights).all())
+        negative = self.simplex and bool((weights < 0).any())
+        if not sound or negative or abs(float(weights.sum()) - 1) > 1e-6:
+            raise VPromptError(
+                f"{method} returned the weights {weights.tolist()}, but there must be one for "
+                f"each of {sources} sources, none negative, with sum 1."
+            )
