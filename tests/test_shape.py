@@ -15,6 +15,7 @@ LAYERS = [
     {"task", "artifact", "adapter", "train_config", "checkpoint", "compose"},
     {
         "mix",
+        "recipe",
         "probe",
         "pool",
         "evidence",

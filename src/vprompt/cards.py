@@ -32,7 +32,7 @@ def render(config: dict[str, Any], run: dict[str, Any]) -> str:
         "A prompt is valid only for the preprocessing it was learned with:",
         f"```json\n{json.dumps(config['data_config'], sort_keys=True)}\n```",
         "## Recipe",
-        f"```json\n{json.dumps(config['recipe'], indent=2, sort_keys=True)}\n```",
+        _recipe(config["recipe"]),
         f"Task: {json.dumps(_without_draws(task['facts']), sort_keys=True)}; "
         f"{task['splits']['train']['images']} training images, content "
         f"`{task['splits']['train']['digest'][:19]}`.",
@@ -100,6 +100,17 @@ def _sources(sources: list[dict[str, Any]]) -> str:
     for source in sorted(sources, key=lambda source: -source["weight"]):
         rows.append(f"| {source['name']} | {source['weight']:.3f} | {source['hscore']:.3f} |")
     return "\n".join(rows)
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    """Return the recipe; that of a combination can be saved and run again."""
+    replay = recipe.get("replay")
+    if replay is None:
+        return f"```json\n{json.dumps(recipe, indent=2, sort_keys=True)}\n```"
+    return (
+        "Run it again with `vprompt combine --recipe FOLDER`, or save this as a file and change "
+        f"it:\n\n```yaml\n{yaml.safe_dump(replay, sort_keys=False).strip()}\n```"
+    )
 
 
 def _without_draws(facts: dict[str, Any]) -> dict[str, Any]:

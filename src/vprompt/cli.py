@@ -24,11 +24,13 @@ from vprompt.options import (
     KeepOption,
     LrOption,
     ModelOption,
+    OptionalTaskArgument,
     OptOption,
     OutputOption,
     OverwriteOption,
     PoolModelOption,
     PoolOption,
+    PoolsOption,
     PrecisionOption,
     QuietOption,
     ReportOption,
@@ -128,15 +130,22 @@ def learn(
 
 @app.command()
 def combine(
-    task: TaskArgument,
-    pool: PoolOption,
-    method: Annotated[str, typer.Option(help="A method of `vprompt list transfer`.")] = "hgprompt",
+    task: OptionalTaskArgument = None,
+    pool: PoolsOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="A method of `vprompt list transfer`. Default: hgprompt."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A .yml recipe, or a combined artefact, in place of TASK and --pool."),
+    ] = None,
     model: PoolModelOption = None,
     output: OutputOption = None,
     report: ReportOption = None,
     overwrite: OverwriteOption = False,
     shots: ShotsOption = None,
-    draw: DrawOption = 0,
+    draw: Annotated[int | None, typer.Option(help="Seed of the draw of shots. Default: 0.")] = None,
     exclude: ExcludeOption = None,
     align: Annotated[
         str | None, typer.Option(help="auto, none, hungarian. Default: as the method asks.")
@@ -171,32 +180,41 @@ def combine(
 ) -> None:
     """Combine a pool's prompts for a new task with few images, then tune the sum."""
     from vprompt import flow
+    from vprompt import recipe as recipes
 
+    start = {} if recipe is None else recipes.read(recipe).arguments()
+    given = {
+        "task": task,
+        "pool_folder": pool,
+        "method": method,
+        "model": model,
+        "shots": shots,
+        "draw": draw,
+        "align": align,
+        "scale": scale,
+        "safeguard": safeguard,
+    }
+    arguments = {**start, **{key: value for key, value in given.items() if value is not None}}
+    if "task" not in arguments or "pool_folder" not in arguments:
+        raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
+    arguments["config"] = options.training(
+        start=arguments.get("config"),
+        combining=True,
+        epochs=epochs,
+        batch_size=batch_size,
+        opt=opt,
+        lr=lr,
+        head_lr=head_lr,
+        weight_decay=weight_decay,
+        head=head,
+        keep=keep,
+        precision=precision,
+        seed=seed,
+    )
     with terminal.progress(quiet) as progress:
         outcome = flow.combine(
-            task,
-            pool_folder=pool,
-            method=method,
-            model=model,
-            config=options.training(
-                combining=True,
-                epochs=epochs,
-                batch_size=batch_size,
-                opt=opt,
-                lr=lr,
-                head_lr=head_lr,
-                weight_decay=weight_decay,
-                head=head,
-                keep=keep,
-                precision=precision,
-                seed=seed,
-            ),
-            shots=shots,
-            draw=draw,
+            **arguments,
             exclude=tuple(exclude or ()),
-            align=align,
-            scale=scale,
-            safeguard=safeguard,
             output=output,
             overwrite=overwrite,
             test=test,

@@ -245,3 +245,23 @@ def describe_transfer(
         "solution": facts,
         "start_digest": prompt_digest(start),
     }
+
+
+def replay(
+    task: str,
+    draw: Mapping[str, int | None],
+    backbone: str,
+    method: str,
+    parameters: Mapping[str, Any],
+    sources: Sequence[Artifact],
+    config: TrainConfig,
+) -> dict[str, Any]:
+    """Return the recipe from which `combine --recipe` makes the same artefact again."""
+    return {
+        "merge_method": str(registry.parse(method)),
+        "base_model": backbone,
+        "models": [{"model": str(s.folder), "digest": s.digest} for s in sources],
+        "target": {"data": task, **draw},
+        "parameters": dict(parameters),
+        "train": config.model_dump(),
+    }

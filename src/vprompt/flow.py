@@ -17,6 +17,7 @@ from vprompt.heads import closed_form
 from vprompt.measure import Candidate, Measurement
 from vprompt.mix import Plan
 from vprompt.opening import open_backbone, open_named_backbone, open_task
+from vprompt.pool import Pool
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
 from vprompt.task import Task
@@ -104,7 +105,7 @@ def learn(
 def combine(
     task: str | Task,
     *,
-    pool_folder: Path | str,
+    pool_folder: Pool,
     method: str = "hgprompt",
     model: str | Backbone | None = None,
     config: TrainConfig | None = None,
@@ -168,7 +169,7 @@ def combine(
         "command": "combine",
         "method": str(registry.parse(method)),
         "settings": registry.complete("transfer", method),
-        "pool": str(pool_folder),
+        "pool": pool.describe(pool_folder),
         "align": plan.align,
         "scale": scale,
         "safeguard": plan.safeguard,
@@ -178,6 +179,15 @@ def combine(
         "started_from": begin,
         "starts": {name: facts for name, (_, facts) in starts.items()},
         "prompt_init": None,
+        "replay": combining.replay(
+            str(task) if isinstance(task, str) else setting.task.name,
+            {"shots": shots, "draw": draw},
+            backbone.name,
+            method,
+            {"align": plan.align, "scale": scale, "safeguard": plan.safeguard},
+            sources,
+            chosen,
+        ),
     }
     candidates = {name: candidate for name, (candidate, _) in starts.items()}
     return _finish(setting, tuned, chosen, evidence.plain, candidates, run, output, overwrite, test)
@@ -186,7 +196,7 @@ def combine(
 def score(
     task: str | Task,
     *,
-    pool_folder: Path | str,
+    pool_folder: Pool,
     metric: str = "hscore",
     model: str | Backbone | None = None,
     shots: int | None = None,
@@ -220,7 +230,7 @@ def score(
 
 
 def open_pool_backbone(
-    pool_folder: Path | str,
+    pool_folder: Pool,
     model: str | Backbone | None,
     *,
     exclude: tuple[str, ...] = (),
@@ -237,7 +247,8 @@ def open_pool_backbone(
     if not configs:
         problems = [entry.problem for entry in pool.entries(pool_folder) if entry.problem]
         raise VPromptError(
-            f"The pool {pool_folder} holds no prompt to combine. {' '.join(problems[:1])}".strip()
+            f"The pool {pool.describe(pool_folder)} holds no prompt to combine. "
+            f"{' '.join(problems[:1])}".strip()
         )
     size = int(configs[0]["data_config"]["input_size"][1])
     if model is None:
@@ -282,8 +293,8 @@ def _finish(
             backbone.device, resolve(config.precision, backbone.device)
         ),
     }
-    keys = ("command", "method", "settings", "pool", "train", "train_on", "grid", "align", "scale")
-    keys += ("safeguard",)
+    keys = ["command", "method", "settings", "pool", "train", "train_on", "grid"]
+    keys += ["align", "scale", "safeguard", "replay"]
     facts = {
         "prompt_init": run["prompt_init"],
         "task": {"name": setting.task.name, "digest": run["task"]["splits"]["train"]["digest"]},

@@ -14,6 +14,13 @@ TaskArgument = Annotated[
         ".jsonl list, or a built-in task such as `elpv` or `digits`."
     ),
 ]
+OptionalTaskArgument = Annotated[
+    str | None, typer.Argument(help="As for `learn`; left out where a recipe names it.")
+]
+PoolsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--pool", help="Folder of artefact folders, or one artefact; repeatable."),
+]
 PoolOption = Annotated[Path, typer.Option("--pool", help="Folder that holds artefact folders.")]
 ModelOption = Annotated[
     str,
@@ -63,12 +70,13 @@ PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16,
 SeedOption = Annotated[int | None, typer.Option(help="Seed of order and dropout.")]
 
 
-def training(*, combining: bool = False, **given: Any) -> Any:
-    """Return the training settings that a person gave, on top of the command's defaults."""
+def training(*, combining: bool = False, start: Any = None, **given: Any) -> Any:
+    """Return the settings that a person gave, on top of `start` or of the command's defaults."""
     from vprompt.train_config import COMBINE, TrainConfig
 
     typed = {key: value for key, value in given.items() if value is not None}
-    return TrainConfig.checked({**(COMBINE if combining else {}), **typed})
+    below = (COMBINE if combining else {}) if start is None else start.model_dump()
+    return TrainConfig.checked({**below, **typed})
 
 
 def with_settings(method: str, extra: dict[str, Any]) -> str:

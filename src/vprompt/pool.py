@@ -1,13 +1,16 @@
 """Pool: a folder of artefacts that others have learned; list, check and load them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vprompt import artifact
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
+
+Pool: TypeAlias = Path | str | Sequence[Path | str]
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,35 @@ class Entry:
         return self.folder.name
 
 
-def entries(pool: Path | str) -> list[Entry]:
-    """Return every artefact folder directly below `pool`, in name order; reads configs only."""
-    pool = Path(pool)
+def entries(pool: Pool) -> list[Entry]:
+    """Return every artefact folder of a pool, in name order; reads configs only.
+
+    A pool is a folder that holds artefact folders, or several such folders and single artefacts.
+    """
+    given = [pool] if isinstance(pool, Path | str) else list(pool)
+    found = [_entry(folder) for each in given for folder in _folders(Path(each))]
+    known: dict[str, Path] = {}
+    for entry in found:
+        if entry.name in known:
+            raise VPromptError(
+                f"Two sources are called {entry.name!r}: {known[entry.name]} and {entry.folder}. "
+                "Rename one of the folders."
+            )
+        known[entry.name] = entry.folder
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def describe(pool: Pool) -> str:
+    """Return a pool as a person would name it."""
+    return str(pool) if isinstance(pool, Path | str) else ", ".join(str(each) for each in pool)
+
+
+def _folders(pool: Path) -> list[Path]:
     if not pool.is_dir():
         raise VPromptError(f"No pool at {pool}. Give a folder that holds artefact folders.")
-    found = []
-    for folder in sorted(pool.iterdir()):
-        if folder.is_dir() and not folder.name.startswith("."):
-            found.append(_entry(folder))
+    if (pool / artifact.CONFIG).is_file():
+        return [pool]
+    found = [f for f in sorted(pool.iterdir()) if f.is_dir() and not f.name.startswith(".")]
     if not found:
         raise VPromptError(
             f"The pool {pool} holds no artefact folders. Learn one: `vprompt learn`."
@@ -40,7 +63,7 @@ def entries(pool: Path | str) -> list[Entry]:
     return found
 
 
-def rows(pool: Path | str) -> list[dict[str, Any]]:
+def rows(pool: Pool) -> list[dict[str, Any]]:
     """Return one plain row per artefact, for listing; a broken one has a `problem`."""
     listing = []
     for entry in entries(pool):
@@ -61,7 +84,7 @@ def rows(pool: Path | str) -> list[dict[str, Any]]:
     return listing
 
 
-def check(pool: Path | str, backbone: Backbone | None = None) -> list[Entry]:
+def check(pool: Pool, backbone: Backbone | None = None) -> list[Entry]:
     """Read every artefact whole and return the entries, each with its first problem if any."""
     checked = []
     for entry in entries(pool):
@@ -78,26 +101,27 @@ def check(pool: Path | str, backbone: Backbone | None = None) -> list[Entry]:
 
 
 def load(
-    pool: Path | str, backbone: Backbone, *, exclude: tuple[str, ...] = (), force: bool = False
+    pool: Pool, backbone: Backbone, *, exclude: tuple[str, ...] = (), force: bool = False
 ) -> list[Artifact]:
     """Return all prompts of a pool that fit the backbone; one that does not is an error.
 
     `exclude` leaves out sources by name, such as the target's own prompt.
     """
-    names = [entry.name for entry in entries(pool)]
+    found = entries(pool)
+    names = [entry.name for entry in found]
     unknown = sorted(set(exclude) - set(names))
     if unknown:
         raise VPromptError(
-            f"The pool {pool} holds no {unknown[0]!r}. It holds: {', '.join(names)}."
+            f"The pool {describe(pool)} holds no {unknown[0]!r}. It holds: {', '.join(names)}."
         )
-    sources = [artifact.load(Path(pool) / name) for name in names if name not in exclude]
+    sources = [artifact.load(entry.folder) for entry in found if entry.name not in exclude]
     for source in sources:
         if not force:
             artifact.check_fits(source.config, backbone, what=f"The source {source.name!r}")
     sources = [source for source in sources if source.prompt is not None]
     if not sources:
         raise VPromptError(
-            f"The pool {pool} holds no prompt to combine after leaving out {exclude}."
+            f"The pool {describe(pool)} holds no prompt to combine after leaving out {exclude}."
         )
     return sources
 

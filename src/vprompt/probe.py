@@ -55,9 +55,10 @@ class Probe:
     def features(self, prompt: Prompt | None, advance: Advance) -> Features:
         """Return the features of all images, without gradients."""
         found = torch.empty(len(self.examples), self.backbone.feature_dim)
+        moved = None if prompt is None else self._moved(prompt)
         for rows, images, _ in self._batches(torch.arange(len(self.examples))):
             with autocast(self.precision, self.backbone.device):
-                found[rows] = extract(self.backbone, images, self._moved(prompt)).float().cpu()
+                found[rows] = extract(self.backbone, images, moved).float().cpu()
             advance(len(rows))
         return found
 
@@ -119,9 +120,7 @@ class Probe:
         for part, (pixels, labels) in zip(rows.split(self.batch_size), batches, strict=True):
             yield part, self.backbone.normalise(pixels.to(device)), labels.to(device)
 
-    def _moved(self, prompt: Prompt | None) -> Prompt | None:
-        if prompt is None:
-            return None
+    def _moved(self, prompt: Prompt) -> Prompt:
         device = self.backbone.device
         return replace(
             prompt, tokens=prompt.tokens.detach().to(device), blocks=prompt.blocks.to(device)

@@ -21,6 +21,7 @@ _REFERENCES: dict[str, tuple[str, Any]] = {
     "fused features": (SECOND, (0, (1, 2))),
     "uniform sum": (QUIET, "-"),
     "weighted sum": (ACCENT, "-"),
+    "noise floor": (RULE, (0, (2, 2))),
 }
 
 Row = Mapping[str, Any]
@@ -65,7 +66,7 @@ def weights(sources: Sequence[Row], references: Sequence[tuple[str, Number]]) ->
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         canvas.label_rows(left, names)
-        _weight_bars(left, [source["weight"] for source in sources])
+        _weight_bars(left, sources)
         right.xaxis.grid(True)
         for row, source in enumerate(sources):
             canvas.write_beside(right, row, signed(source["hscore"], 3), bold=False)
@@ -171,11 +172,17 @@ def seconds(stages: Sequence[tuple[str, Number]]) -> str:
         return canvas.to_svg(figure, f"Time of {len(stages)} stages, {total} together")
 
 
-def _weight_bars(axes: Axes, values: Sequence[Number]) -> None:
+def _weight_bars(axes: Axes, sources: Sequence[Row]) -> None:
+    values = [source["weight"] for source in sources]
     axes.barh(range(len(values)), values, height=0.62, color=ACCENT)
-    for row, value in enumerate(values):
-        canvas.write_after(axes, row, max(value, 0), signed(value, 3))
-    axes.set_xlim(1.1 * min(*values, 0), 1.28 * max(*values, 1e-9))
+    ends = []
+    for row, source in enumerate(sources):
+        low, high = source.get("interval") or (source["weight"], source["weight"])
+        ends += [low, high]
+        if high > low:
+            axes.plot([low, high], [row, row], color=INK, linewidth=1.2)
+        canvas.write_after(axes, row, max(source["weight"], high, 0), signed(source["weight"], 3))
+    axes.set_xlim(1.1 * min(*values, *ends, 0), 1.28 * max(*values, *ends, 1e-9))
     axes.axvline(0, color=RULE, linewidth=1)
 
 

@@ -125,7 +125,30 @@ def transfer(run: Run) -> dict[str, Any]:
         "left_out": max(0, len(sources) - plots.MOST_SOURCES),
         "annotated": len(sources) <= plots.MOST_ANNOTATED,
         "agreement": _agreement(matrix),
+        "with_intervals": any(source.get("interval") for source in sources),
+        "optima": _optima(facts),
+        "surrogate": _surrogate(run),
     }
+
+
+def _optima(facts: Run) -> list[dict[str, Any]]:
+    """Return every optimum that was found, best first, with its heaviest sources in words."""
+    found = []
+    names = [s["name"] for s in facts["sources"] if not s.get("same_as")]
+    for optimum in facts.get("solution", {}).get("optima", []):
+        pairs = zip(optimum["weights"], names, strict=False)
+        heavy = sorted(pairs, reverse=True)[:3]
+        text = ", ".join(f"{name} {signed(weight, 2)}" for weight, name in heavy if weight > 0.01)
+        found.append({**optimum, "heaviest": text})
+    return found
+
+
+def _surrogate(run: Run) -> dict[str, str] | None:
+    """Return what adding up prompts lost of what adding up features promised, in words."""
+    mixed = (run.get("starts") or {}).get("combined, untuned", {})
+    if mixed.get("gap") is None:
+        return None
+    return {"gap": signed(mixed["gap"], 3), "alignment": signed(mixed["alignment"], 2)}
 
 
 def _references(run: Run) -> list[tuple[str, Number]]:
@@ -136,6 +159,7 @@ def _references(run: Run) -> list[tuple[str, Number]]:
         ("fused features", run["transfer"]["hscore_fused"]),
         ("uniform sum", starts.get("uniform, untuned", {}).get("hscore")),
         ("weighted sum", starts.get("combined, untuned", {}).get("hscore")),
+        ("noise floor", run["transfer"].get("solution", {}).get("noise_floor")),
     ]
     return [(name, value) for name, value in named if value is not None]
 

@@ -126,9 +126,12 @@ class BlockHScore:
 
 
 def collect(
-    batches: Sequence[tuple[SourceFeatures, Labels]], num_classes: int, origin: Tensor | None = None
+    batches: Sequence[tuple[Tensor, Tensor]], num_classes: int, origin: Tensor | None = None
 ) -> Statistics:
-    """Return the statistics of batches; the origin is the first batch's mean unless given."""
+    """Return the statistics of batches of features `[sources, batch, width]` and labels.
+
+    The origin is the first batch's mean unless it is given.
+    """
     first = batches[0][0].double().mean(1) if origin is None else origin
     found = Statistics.empty(first, num_classes)
     for features, labels in batches:

@@ -8,7 +8,6 @@ Reference: Zhang et al., "Learning Optimal Prompt Ensemble for Multi-source Visu
 Transfer", AAAI 2026, arXiv 2504.12311.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -119,7 +118,10 @@ def weigh(
     if len(evidence) == 1:
         return Mix(torch.ones(1, dtype=torch.float64), facts={"chosen": chosen})
     settings = {key: chosen[key] for key in ("score", "alignment", "lambda_")}
-    objective_of = functools.partial(_objective, evidence=evidence, shrinkage=shrinkage, **settings)
+
+    def objective_of(features: SourceFeatures, labels: Labels) -> Objective:
+        return _objective(features, labels, evidence=evidence, shrinkage=shrinkage, **settings)
+
     objective = objective_of(evidence.features, evidence.labels)
     found = _solve(objective, len(evidence), chosen["solver"])
     weights = found[0].weights / found[0].weights.sum()
@@ -202,7 +204,7 @@ def _score(
         return TraceRatio.of(features, labels)
     if score == "hscore_raw":
         raw = HScore.of(features, labels, 0.0)
-        return Times(raw, raw.most)
+        return Times(raw, float(raw.most))
     plain = HScore.of(features, labels, shrinkage)
     return plain if score == "hscore_shrunk" else AdjustedHScore(plain)
 

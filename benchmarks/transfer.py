@@ -1,0 +1,193 @@
+"""Does combining prompts win? Methods of `transfer/` against one another and against no pool.
+
+    python benchmarks/transfer.py choose --data DIR    # settings, on validation images alone
+    python benchmarks/transfer.py compare --data DIR   # methods, on the test split, opened once
+
+Six targets, three draws of about 200 training images each. Sources are the prompts of the other
+twelve sets (`pools/demo` and `pools/extra`), never the target's own. `choose` fits a closed-form
+head on the untuned start of every setting and reads its accuracy on val200; `compare` tunes every
+method's start with the same budget. What is in `results/transfer` is not run again.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vprompt import artifact, combining, compose, measure, registry, runs, stages, terminal
+from vprompt.adapter import PromptAdapter
+from vprompt.files import write_json
+from vprompt.heads import Head, closed_form
+from vprompt.mix import Plan
+from vprompt.opening import open_backbone, open_task
+from vprompt.prompt import Prompt
+from vprompt.train_config import COMBINE, TrainConfig
+
+HERE = Path(__file__).parent
+POOLS = (HERE.parent / "pools" / "demo", HERE.parent / "pools" / "extra")
+RESULTS = HERE / "results" / "transfer"
+TARGETS = {
+    "cifar100": 2,
+    "dtd10": 20,
+    "oxford_flowers17": 12,
+    "rsscn7": 28,
+    "elpv4": 50,
+    "coil20": 11,
+}
+
+CHOICES = {
+    "uniform": "uniform",
+    "best": "best",
+    "hscore_shrunk": "hgprompt(score=hscore_shrunk, bootstrap=0)",
+    "hscore_adjusted": "hgprompt(bootstrap=0)",
+    "trace_ratio": "hgprompt(score=trace_ratio, bootstrap=0)",
+    "adjusted, Eq. 10 x 0.1": "hgprompt(alignment=uniform, lambda_=0.1, bootstrap=0)",
+    "adjusted, Eq. 10 x 1": "hgprompt(alignment=uniform, lambda_=1.0, bootstrap=0)",
+    "adjusted, reference x 0.1": "hgprompt(alignment=reference, lambda_=0.1, bootstrap=0)",
+    "adjusted, reference x 1": "hgprompt(alignment=reference, lambda_=1.0, bootstrap=0)",
+    "adjusted, refined 3": "hgprompt(refine=3, bootstrap=0)",
+    "uniform, refined 3": "hgprompt(alignment=uniform, lambda_=1000.0, refine=3, bootstrap=0)",
+}
+METHODS = {
+    "uniform": "uniform",
+    "best single": "best",
+    "SPoT": "spot",
+    "HGPrompt paper (trace ratio)": "hgprompt(preset=paper, score=trace_ratio)",
+    "HGPrompt robust": "hgprompt(bootstrap=0)",
+}
+
+
+def main() -> None:
+    """Run what is missing, one target and draw after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("phase", choices=("choose", "compare"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=5)
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for target in options.targets:
+            name = f"{options.phase}_{target}_seed{seed}.json"
+            if (RESULTS / name).is_file():
+                continue
+            with terminal.progress(quiet=True) as progress:
+                bench = Bench(options.data / target, target, seed, options.epochs, progress)
+                found = bench.choose() if options.phase == "choose" else bench.compare()
+            write_json(RESULTS / name, found)
+            print(name, json.dumps(found["summary"]), flush=True)
+
+
+class Bench:
+    """One target and one draw of its images, with the evidence on all other sets' prompts."""
+
+    def __init__(self, folder: Path, target: str, seed: int, epochs: int, progress: Any) -> None:
+        self.seed, self.target = seed, target
+        self.config = TrainConfig.checked({**COMBINE, "epochs": epochs, "seed": seed})
+        backbone = open_backbone("demo")
+        self.whole = open_task(str(folder))
+        self.setting = stages.prepare(
+            backbone,
+            self.whole,
+            self.config,
+            TARGETS[target],
+            seed,
+            skip_bad=False,
+            progress=progress,
+        )
+        folders = [f for pool in POOLS for f in sorted(pool.iterdir()) if f.name != target]
+        self.sources = [artifact.load(folder) for folder in folders]
+        self.evidence: dict[Plan, Any] = {}
+
+    def mixed(self, method: str) -> tuple[Prompt, list[float]]:
+        """Return a method's untuned sum and its weights."""
+        plan = combining.plan_of(method, align=None, scale=None, safeguard=False)
+        prompts, _ = combining.align_sources(self.sources, plan.align)
+        evidence = combining.gather_evidence(self.setting, self.sources, prompts, plan)
+        weigh = registry.build("transfer", method)
+        mix, _ = combining.weigh_sources(weigh, method, evidence)
+        weights = mix.weights
+        if plan.refine:
+            weights = combining.refine(self.setting, prompts, weights, plan.scale, plan.refine)
+        return compose.combine(prompts, weights, scale=plan.scale), weights.tolist()
+
+    def choose(self) -> dict[str, Any]:
+        """Return the accuracy of every setting's start on all of val200."""
+        backbone = self.setting.backbone
+        val = self.whole.examples(self.whole.val, backbone.data_config)
+        found: dict[str, Any] = {}
+        options: dict[str, tuple[Prompt | None, list[float] | None]] = {"no prompt": (None, None)}
+        options |= {name: self.mixed(method) for name, method in CHOICES.items()}
+        for name, (prompt, weights) in options.items():
+            head = self.head(prompt)
+            logits = head.logits(measure.features_of(backbone, prompt, val))
+            loss = torch.nn.functional.cross_entropy(logits.double(), val.labels)
+            found[name] = {
+                "val_accuracy": measure.judge(logits, val.labels).acc1,
+                "val_loss": loss.item(),
+                "cv_loss": head.cv_loss,
+                "weights": weights,
+            }
+        return self.record(found, {k: v["val_accuracy"] for k, v in found.items()}, CHOICES)
+
+    def compare(self) -> dict[str, Any]:
+        """Tune every method's start alike, and measure starts and results on the test split."""
+        starts: dict[str, Prompt] = {"random": self.fresh("vpt_uniform")}
+        starts |= {"blank": self.fresh("blank")}
+        weights: dict[str, list[float]] = {}
+        for name, method in METHODS.items():
+            starts[name], weights[name] = self.mixed(method)
+        candidates: dict[str, measure.Candidate] = {"no prompt": (None, self.head(None))}
+        kept: dict[str, Any] = {}
+        for name, prompt in starts.items():
+            candidates[f"{name}, untuned"] = (prompt, self.head(prompt))
+            adapter = PromptAdapter(self.setting.backbone, prompt)
+            tuned = stages.run_tuning(self.setting, adapter, self.config)
+            candidates[f"{name}, tuned"] = (tuned.adapter.prompt(), tuned.head)
+            kept[name] = {
+                "kept_epoch": tuned.kept_epoch,
+                "val": [record.val_accuracy for record in tuned.history],
+            }
+        self.setting.forget_checkpoints()
+        measured = measure.test_accuracy(self.setting.backbone, self.whole, candidates)
+        found = {name: value.to_json() for name, value in measured.items()}
+        summary = {name: round(value.acc1, 4) for name, value in measured.items()}
+        return self.record({"test": found, "weights": weights, "kept": kept}, summary, METHODS)
+
+    def fresh(self, kind: str) -> Prompt:
+        """Return an initialisation as `learn` would start from, another for every seed."""
+        spec = registry.Spec("vpt", {"prompt_init": kind, "prompt_init_seed": self.seed})
+        prompt = registry.build("adapters", spec)(self.setting.backbone).prompt()
+        return replace(prompt)
+
+    def head(self, prompt: Prompt | None) -> Head:
+        """Fit the closed-form head of a start."""
+        features = measure.features_of(self.setting.backbone, prompt, self.setting.train)
+        return closed_form(features, self.setting.train.labels, len(self.whole.classes))
+
+    def record(self, found: Any, summary: Any, methods: dict[str, str]) -> dict[str, Any]:
+        """Add what a sceptical reader would ask for."""
+        setting = self.setting
+        splits = {"train": setting.train, "val": setting.val}
+        return {
+            "target": self.target,
+            "seed": self.seed,
+            "shots": TARGETS[self.target],
+            "sources": [source.name for source in self.sources],
+            "methods": methods,
+            "train": self.config.model_dump(),
+            "task": runs.describe_task(setting.task, splits),
+            "backbone": runs.describe_backbone(setting.backbone),
+            "machine": runs.describe_machine(setting.backbone.device, "bf16"),
+            "summary": summary,
+            "found": found,
+        }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Recipe: a combination as a file, in the keys that users of mergekit know.
+
+    merge_method: hgprompt(preset=robust)
+    base_model: demo
+    models:
+      - model: pools/demo            # a pool, or one artefact
+      - model: prompts/mine
+    target: {data: elpv, shots: 25}
+    parameters: {scale: ln}          # of the sum; other keys are settings of the method
+    train: {epochs: 5}
+
+`merge_method: linear` takes its weights from `parameters: {weight: 0.6}` of each model. Every
+combined artefact holds its own recipe: give its folder in place of a file to run it again.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vprompt import artifact, registry
+from vprompt.errors import VPromptError
+from vprompt.train_config import COMBINE, TrainConfig
+
+_SUM = ("align", "scale", "safeguard")
+_LARGEST = 1 << 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Strict):
+    """One source, or a pool of them; `digest` is checked where it is given."""
+
+    model: str
+    digest: str | None = None
+    parameters: dict[str, float] = Field(default_factory=dict)
+
+
+class Target(_Strict):
+    """The task that the sum is for, and how many of its images are drawn."""
+
+    data: str
+    shots: int | None = Field(None, ge=1)
+    draw: int = 0
+
+
+class Recipe(_Strict):
+    """What `combine` needs, as plain values."""
+
+    merge_method: str = "hgprompt"
+    base_model: str | None = None
+    models: list[Model] = Field(min_length=1)
+    target: Target
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `flow.combine`, every one of them checked."""
+        config = TrainConfig.checked({**COMBINE, **self.train})
+        method = self._method()
+        registry.build("transfer", method)
+        for model in self.models:
+            _check_digest(model)
+        return {
+            "task": self.target.data,
+            "pool_folder": [model.model for model in self.models],
+            "method": method,
+            "model": self.base_model,
+            "config": config,
+            "shots": self.target.shots,
+            "draw": self.target.draw,
+            **{key: self.parameters[key] for key in _SUM if key in self.parameters},
+        }
+
+    def _method(self) -> str:
+        spec = registry.parse(self.merge_method)
+        settings = {k: v for k, v in self.parameters.items() if k not in _SUM}
+        given = [model for model in self.models if model.parameters]
+        if given:
+            for model in given:
+                if set(model.parameters) != {"weight"}:
+                    raise VPromptError(
+                        f"The model {model.model!r} has the parameters "
+                        f"{sorted(model.parameters)}, but only `weight` is known."
+                    )
+            if spec.name != "linear" or len(given) < len(self.models):
+                raise VPromptError(
+                    "Weights of models are for `merge_method: linear`, and then every model needs "
+                    "one. Other methods find them."
+                )
+            by_name = sorted((Path(m.model).name, m.parameters["weight"]) for m in self.models)
+            settings["weights"] = [weight for _, weight in by_name]
+        return str(registry.Spec(spec.name, {**spec.settings, **settings}))
+
+
+def read(path: Path | str) -> Recipe:
+    """Read a YAML or JSON recipe, or the recipe of a combined artefact; check its form."""
+    path = Path(path)
+    if path.is_dir():
+        values: Any = artifact.read_config(path).get("recipe", {}).get("replay")
+        if values is None:
+            raise VPromptError(f"{path} was not combined, so it holds no recipe to run again.")
+        # A stranger's file may say what to combine, not which code or weights to fetch for it.
+        values = {**values, "base_model": None} if isinstance(values, dict) else values
+    else:
+        values = _parse(path)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise VPromptError(
+            f"The recipe {path} is wrong at {where}: {first['msg']}, but got {first['input']!r}. "
+            f"It has the keys {', '.join(Recipe.model_fields)}."
+        ) from None
+
+
+def write(values: dict[str, Any]) -> str:
+    """Return a recipe as YAML."""
+    return yaml.safe_dump(values, sort_keys=False).strip()
+
+
+def _parse(path: Path) -> Any:
+    if not path.is_file():
+        raise VPromptError(f"No recipe at {path}. Give a .yml file or the folder of an artefact.")
+    if path.stat().st_size > _LARGEST:
+        raise VPromptError(f"The recipe {path} is larger than 1 MiB: that is no recipe.")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError, RecursionError) as error:
+        raise VPromptError(
+            f"The recipe {path} cannot be read: {str(error).splitlines()[0]}."
+        ) from None
+
+
+def _check_digest(model: Model) -> None:
+    if model.digest is None:
+        return
+    found = artifact.load(Path(model.model)).digest
+    if found != model.digest:
+        raise VPromptError(
+            f"The source {model.model} is not the one of the recipe: its digest is {found}, not "
+            f"{model.digest}. Leave the digest out to combine it all the same."
+        )
