@@ -311,3 +311,119 @@ def test_permuted_prompts_give_the_permuted_evidence(collect, pool):
 def test_an_empty_pool_is_refused(collect, refused):
     with refused("source"):
         collect({})
+
+
+# Which gradient: heads, halves, single images.
+
+
+def gradient_by_hand(tiny, examples, prompt, loss_of):
+    from vprompt.backbone import extract
+
+    images = tiny.normalise(torch.from_numpy(examples.pixels))
+    tokens = prompt.tokens.clone().requires_grad_()
+    features = extract(tiny, images, prompt.with_tokens(tokens))
+    (found,) = torch.autograd.grad(loss_of(features), tokens)
+    return found
+
+
+def own_head_loss(features, labels):
+    weight, bias = head_by_hand(features.detach(), labels)
+    return functional.cross_entropy(features.double() @ weight.T + bias, labels)
+
+
+def nearest_mean_loss(features, labels):
+    x = features.detach().double()
+    means = torch.stack([x[labels == c].mean(0) for c in range(CLASSES)])
+    within = x - means[labels]
+    variance = within.square().sum() / (len(x) - CLASSES) / x.shape[1]
+    distance = (features.double()[:, None] - means).square().sum(2)
+    prior = (torch.bincount(labels).double() / len(x)).log()
+    return functional.cross_entropy(-distance / (2 * variance) + prior, labels)
+
+
+def hscore_loss(features, labels):
+    from vprompt.linalg import ledoit_wolf_intensity
+
+    x = features.double()
+    x = x - x.mean(0)
+    rho = ledoit_wolf_intensity(x.detach())
+    sigma = x.T @ x / (len(x) - 1)
+    means = torch.stack([x[labels == label].mean(0) for label in labels])
+    shrunk = (1 - rho) * sigma + rho * sigma.trace() / len(sigma) * torch.eye(len(sigma)).double()
+    return -(1 - rho) * torch.linalg.solve(shrunk, means.T @ means / (len(x) - 1)).trace()
+
+
+@pytest.mark.parametrize(
+    "head, loss_of",
+    [("own", own_head_loss), ("ncm", nearest_mean_loss), ("hscore", hscore_loss)],
+)
+def test_a_sources_own_head_gives_the_gradient_of_its_own_loss(collect, tiny, pool, head, loss_of):
+    from vprompt.mix import Plan
+
+    examples = make_examples(count=90)  # with fewer, the head fits them all and nothing is left
+    found = collect(pool, examples, plan=Plan(head), batch_size=20)
+    for gradient, prompt in zip(found.gradients, pool.values(), strict=True):
+        expected = gradient_by_hand(
+            tiny, examples, prompt, lambda features: loss_of(features, examples.labels)
+        )
+        direction = torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0)
+        assert direction > 0.999
+    again = collect(pool, examples, plan=Plan(head))
+    assert torch.equal(found.features, again.features)
+
+
+def test_a_random_head_is_the_same_for_all_and_every_time(collect, pool):
+    from vprompt.mix import Plan
+
+    first = collect(pool, plan=Plan("random"), use_cache=False)
+    assert torch.equal(first.gradients, collect(pool, plan=Plan("random")).gradients)
+    assert not torch.equal(first.gradients, collect(pool).gradients)
+
+
+def test_a_sources_learned_head_is_used_only_where_the_classes_agree(collect, pool, refused):
+    from vprompt.heads import Head
+    from vprompt.mix import Plan
+
+    heads = {name: Head(torch.randn(CLASSES, 64), torch.zeros(CLASSES)) for name in pool}
+    found = collect(pool, plan=Plan("source"), source_heads=heads)
+    assert found.gradients.abs().max() > 0
+    heads.pop("cars")
+    with refused("gradient_head=source", "'cars'", "gradient_head=base"):
+        collect(pool, plan=Plan("source"), source_heads=heads)
+
+
+def test_halves_add_up_to_the_whole_and_hold_every_class(collect, pool, examples):
+    from vprompt.mix import Plan
+    from vprompt.probe import stratified_halves
+
+    whole = collect(pool)
+    average = next(iter(pool.values()))
+    found = collect(pool, plan=Plan("base", reference=True), average=average)
+    torch.testing.assert_close(found.gradients, whole.gradients, atol=1e-6, rtol=1e-3)
+    first, second = stratified_halves(examples.labels)
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(10))
+    assert set(examples.labels[first].tolist()) == set(examples.labels[second].tolist())
+    # At the first source itself, the two halves are all there is.
+    torch.testing.assert_close(
+        found.half_gradients[0] + found.reference, whole.gradients[0], atol=1e-6, rtol=1e-3
+    )
+
+
+def test_variances_are_those_of_single_images_gradients(collect, tiny, pool, examples):
+    from vprompt.backbone import extract
+    from vprompt.mix import Plan
+
+    found = collect(pool, plan=Plan("base", variances=True), batch_size=4)
+    images = tiny.normalise(torch.from_numpy(examples.pixels))
+    weight, bias = head_by_hand(extract(tiny, images), examples.labels)
+    prompt = next(iter(pool.values()))
+    each = []
+    for row in range(len(images)):
+        tokens = prompt.tokens.clone().requires_grad_()
+        features = extract(tiny, images[row : row + 1], prompt.with_tokens(tokens))
+        logits = features.double() @ weight.T + bias
+        loss = functional.cross_entropy(logits, examples.labels[row : row + 1])
+        each.append(torch.autograd.grad(loss, tokens)[0])
+    expected = torch.stack(each).var(0, unbiased=False)
+    assert (found.variances[0] - expected).norm() < 1e-2 * expected.norm()
+    torch.testing.assert_close(found.gradients, collect(pool).gradients, atol=1e-6, rtol=1e-3)

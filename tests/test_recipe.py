@@ -1,0 +1,140 @@
+"""Recipe: a combination as a file, checked before anything runs, and run again from its card."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+
+@pytest.fixture
+def folder(tmp_path, tiny, pool):
+    """A pool of three artefacts on disk."""
+    from vprompt import artifact
+    from vprompt.heads import Head
+
+    for name in ("apples", "birds", "cars"):
+        config = artifact.make_config(tiny, pool[name], ("x", "y"), prompt_init=None)
+        made = artifact.Artifact(
+            pool[name], Head(torch.zeros(2, 64), torch.zeros(2)), torch.zeros(64), config, "card"
+        )
+        artifact.save(made, tmp_path / "pool" / name)
+    return tmp_path / "pool"
+
+
+@pytest.fixture
+def write(tmp_path, folder):
+    """Return a function that writes a recipe, sound unless it is told otherwise."""
+
+    def make(**changes):
+        values = {
+            "merge_method": "hgprompt(bootstrap=0)",
+            "models": [{"model": str(folder)}],
+            "target": {"data": "digits", "shots": 3},
+            "train": {"epochs": 1},
+            **changes,
+        }
+        path = tmp_path / "recipe.yml"
+        path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
+        return path
+
+    return make
+
+
+def test_a_recipe_is_the_arguments_of_combine(write, folder):
+    from vprompt import recipe
+
+    path = write(parameters={"scale": "none", "score": "trace_ratio"})
+    arguments = recipe.read(path).arguments()
+    assert arguments["method"] == "hgprompt(bootstrap=0, score=trace_ratio)"
+    assert arguments["scale"] == "none" and arguments["shots"] == 3
+    assert arguments["pool_folder"] == [str(folder)]
+    assert (arguments["config"].epochs, arguments["config"].keep) == (1, "least_loss")
+
+
+def test_weights_of_models_are_those_of_linear_in_the_order_of_names(write, folder):
+    from vprompt import recipe
+
+    models = [
+        {"model": str(folder / name), "parameters": {"weight": weight}}
+        for name, weight in (("cars", 0.7), ("apples", 0.3))
+    ]
+    found = recipe.read(write(merge_method="linear", models=models)).arguments()
+    assert found["method"] == "linear(weights=[0.3, 0.7])"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"merge_metod": "hgprompt"}, ("merge_metod", "merge_method")),
+        ({"target": None}, ("target", "required")),
+        ({"models": []}, ("models", "at least 1")),
+        ({"target": {"data": "digits", "shots": 0}}, ("target.shots", "greater than")),
+        ({"merge_method": "hgpromt"}, ("hgpromt", "Did you mean 'hgprompt'")),
+        ({"parameters": {"scor": 1}}, ("no setting 'scor'", "Did you mean 'score'")),
+        ({"train": {"epoch": 3}}, ("no training setting 'epoch'", "epochs")),
+        ({"train": {"lr": -1}}, ("--lr", "greater than 0")),
+        ({"models": [{"model": "x", "parameters": {"weight": 1}}]}, ("merge_method: linear",)),
+        ({"models": [{"model": "x", "parameters": {"density": 1}}]}, ("density", "weight")),
+        ({"models": [{"model": "nowhere", "digest": "abc"}]}, ("nowhere",)),
+    ],
+)
+def test_everything_is_checked_before_anything_runs(write, changes, words, refused):
+    from vprompt import recipe
+
+    with refused(*words):
+        recipe.read(write(**changes)).arguments()
+
+
+def test_another_source_under_the_same_name_is_refused(write, folder, refused):
+    from vprompt import artifact, recipe
+
+    digest = artifact.load(folder / "cars").digest
+    sound = [{"model": str(folder / "cars"), "digest": digest}]
+    recipe.read(write(models=sound)).arguments()
+    with refused("is not the one of the recipe", digest):
+        recipe.read(write(models=[{"model": str(folder / "birds"), "digest": digest}])).arguments()
+
+
+@pytest.mark.parametrize("text", ["[", "a: [", "\x00", "!!python/object:os.system {}"])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, text, refused):
+    from vprompt import recipe
+
+    path = tmp_path / "recipe.yml"
+    path.write_text(text)
+    with refused("recipe.yml"):
+        recipe.read(path)
+    with refused("No recipe at"):
+        recipe.read(tmp_path / "none.yml")
+
+
+def test_the_card_holds_a_recipe_that_makes_the_same_artefact_again(write, tmp_path, tiny):
+    from vprompt import flow, recipe
+
+    first = flow.combine(
+        **{**recipe.read(write()).arguments(), "model": tiny}, output=tmp_path / "one", test=False
+    )
+    again = recipe.read(tmp_path / "one").arguments()
+    second = flow.combine(**{**again, "model": tiny}, test=False)
+    assert torch.equal(first.artifact.prompt.tokens, second.artifact.prompt.tokens)
+    assert torch.equal(first.artifact.head.weight, second.artifact.head.weight)
+    card = (tmp_path / "one" / "README.md").read_text()
+    block = card.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(block) == first.run["replay"]
+    assert json.loads(json.dumps(first.run["replay"])) == first.run["replay"]
+
+
+def test_a_learned_artefact_holds_no_recipe_to_run_again(folder, refused):
+    from vprompt import recipe
+
+    with refused("was not combined"):
+        recipe.read(folder / "cars")
+
+
+def test_a_stranger_does_not_choose_the_backbone(write, tmp_path, tiny):
+    from vprompt import flow, recipe
+
+    flow.combine(
+        **{**recipe.read(write()).arguments(), "model": tiny}, output=tmp_path / "one", test=False
+    )
+    assert recipe.read(tmp_path / "one").arguments()["model"] is None
