@@ -74,15 +74,16 @@ def transfer_table() -> str:
         f"{len(targets)} targets ({', '.join(targets)}), {len(found) // len(targets)} draws each "
         f"of about 200 training images (n = {len(found)}); sources are the 12 prompts of the other "
         f"sets. Every start is tuned alike: {first['train']['epochs']} epochs, rate "
-        f"{first['train']['lr']:g}, batch {first['train']['batch_size']}, epoch of least validation "
-        "loss. Test accuracy in %, mean ± standard deviation of the mean over targets between "
+        f"{first['train']['lr']:g}, batch {first['train']['batch_size']}, epoch of least "
+        "validation loss. Test accuracy in %, mean ± standard deviation of the mean over targets between "
         "draws; `over uniform` is the mean paired difference with its 95 % t-interval over target "
         "and draw; rank is the average over runs, 1 the best. `no prompt` is the closed-form head "
         "on frozen features.",
         "",
         "| start | untuned | tuned | tuned over uniform tuned | rank tuned |",
         "|---|---|---|---|---|",
-        f"| no prompt | {_spread(found, 'no prompt')} | | {_gap(found, 'no prompt', 'uniform, tuned')} | |",
+        f"| no prompt | {_spread(found, 'no prompt')} | | "
+        f"{_gap(found, 'no prompt', 'uniform, tuned')} | |",
     ]
     ranks = _ranks(found, [f"{name}, tuned" for name in methods])
     for name in methods:

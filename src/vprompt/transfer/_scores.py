@@ -91,8 +91,7 @@ class HScore:
         value = self.indicator.shape[1] - ridge * inner
         slope = rho / (1 - rho) * 2 / (width * (count - 1))
         ridge_gradient = slope * torch.einsum("snh,nh->s", self.features, fused)
-        projected = torch.einsum("snh,nc->shc", self.features, solved)
-        bend = torch.einsum("shc,hc->s", projected, fused.T @ solved)
+        bend = torch.einsum("snh,nh->s", self.features, solved @ (solved.T @ fused))
         gradient = ridge * 2 / (count - 1) * bend
         gradient -= ridge_gradient * (inner - ridge * solved.square().sum())
         return float(value), gradient
