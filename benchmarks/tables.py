@@ -75,7 +75,7 @@ def transfer_table() -> str:
         f"of about 200 training images (n = {len(found)}); sources are the 12 prompts of the other "
         f"sets. Every start is tuned alike: {first['train']['epochs']} epochs, rate "
         f"{first['train']['lr']:g}, batch {first['train']['batch_size']}, epoch of least "
-        "validation loss. Test accuracy in %, mean ± standard deviation of the mean over targets between "
+        "validation loss. Test accuracy in %, mean over targets ± its standard deviation between "
         "draws; `over uniform` is the mean paired difference with its 95 % t-interval over target "
         "and draw; rank is the average over runs, 1 the best. `no prompt` is the closed-form head "
         "on frozen features.",
