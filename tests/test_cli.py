@@ -180,6 +180,28 @@ def test_combine_prints_weights_and_writes_the_artefact(vprompt, pool, images, t
         assert words in out
 
 
+def test_a_recipe_stands_in_for_task_and_pool_and_flags_go_above_it(
+    vprompt, fails, pool, images, tmp_path
+):
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        f"merge_method: linear\nmodels: [{{model: {pool}}}]\n"
+        f"target: {{data: {images}, shots: 2}}\ntrain: {{epochs: 2, lr: 0.002}}\n"
+    )
+    words = ["--recipe", recipe, "--epochs", 1, "--quiet", "--no-test", "--output", tmp_path / "it"]
+    assert vprompt("combine", *words)[0] == 0
+    config = json.loads((tmp_path / "it" / "adapter_config.json").read_text())
+    assert config["recipe"]["train"]["epochs"] == 1 and config["recipe"]["train"]["lr"] == 0.002
+    assert config["recipe"]["method"] == "linear"
+    again = ["--recipe", tmp_path / "it", "--quiet", "--no-test", "--output", tmp_path / "two"]
+    assert vprompt("combine", *again)[0] == 0
+    first, second = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("it", "two")
+    )
+    assert first == second
+    assert "--recipe" in fails("combine", images)
+
+
 def test_score_ranks_the_pool(vprompt, pool, images):
     code, out, _ = vprompt("score", images, "--pool", pool, "--quiet")
     assert code == 0 and all(word in out for word in ("hscore", "one", "two", "(no prompt)"))
