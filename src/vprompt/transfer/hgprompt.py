@@ -25,7 +25,7 @@ from vprompt.types import Labels, SourceFeatures, Weights
 
 PRESETS: dict[str, dict[str, Any]] = {
     "robust": {
-        "score": "hscore_adjusted",
+        "score": "hscore_shrunk",
         "alignment": "none",
         "lambda_": 1.0,
         "solver": "exponentiated",
@@ -96,10 +96,9 @@ def weigh(
 ) -> Mix:
     """Return the best of all optima found, with the others, intervals and the noise floor.
 
-    `preset` sets whatever is not given. `score` is `hscore_adjusted` (the shrunk H-score above what
-    shuffled labels reach; with few images the plain one mostly measures that), `hscore_shrunk`,
-    `hscore_raw` (the paper's, from 0 to classes - 1) or `trace_ratio`; all but the raw one have 1
-    as their maximum. `shrinkage` is `ledoit_wolf`, `oas` or a number. `alignment` subtracts
+    `preset` sets whatever is not given. `score` is `hscore_shrunk`, `hscore_adjusted` (the same
+    above what shuffled labels would reach), `hscore_raw` (the paper's, from 0 to classes - 1) or
+    `trace_ratio`; all but the raw one have 1 as their maximum. `shrinkage` is `ledoit_wolf`, `oas` or a number. `alignment` subtracts
     `lambda_` times `uniform` (the paper's Eq. 10, which pulls towards uniform weights),
     `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of
     `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights.
@@ -142,7 +141,7 @@ def weigh(
 def build_objective(
     evidence: Evidence,
     *,
-    score: str = "hscore_adjusted",
+    score: str = "hscore_shrunk",
     alignment: str = "none",
     lambda_: float = 1.0,
     shrinkage: float | str | None = None,
