@@ -39,15 +39,16 @@ TARGETS = {
     "coil20": 11,
 }
 
+ALIGNED = "hgprompt(score=hscore_adjusted, bootstrap=0, alignment={}, lambda_={})"
 CHOICES = {
     "uniform": "uniform",
     "best": "best",
     "hscore_shrunk": "hgprompt(score=hscore_shrunk, bootstrap=0)",
     "hscore_adjusted": "hgprompt(score=hscore_adjusted, bootstrap=0)",
     "trace_ratio": "hgprompt(score=trace_ratio, bootstrap=0)",
-    "adjusted, Eq. 10 x 0.1": "hgprompt(score=hscore_adjusted, alignment=uniform, lambda_=0.1, bootstrap=0)",
-    "adjusted, Eq. 10 x 1": "hgprompt(score=hscore_adjusted, alignment=uniform, lambda_=1.0, bootstrap=0)",
-    "adjusted, reference x 1": "hgprompt(score=hscore_adjusted, alignment=reference, lambda_=1.0, bootstrap=0)",
+    "adjusted, Eq. 10 x 0.1": ALIGNED.format("uniform", 0.1),
+    "adjusted, Eq. 10 x 1": ALIGNED.format("uniform", 1.0),
+    "adjusted, reference x 1": ALIGNED.format("reference", 1.0),
 }
 METHODS = {
     "uniform": "uniform",
