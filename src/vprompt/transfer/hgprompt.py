@@ -98,12 +98,12 @@ def weigh(
 
     `preset` sets whatever is not given. `score` is `hscore_shrunk`, `hscore_adjusted` (the same
     above what shuffled labels would reach), `hscore_raw` (the paper's, from 0 to classes - 1) or
-    `trace_ratio`; all but the raw one have 1 as their maximum. `shrinkage` is `ledoit_wolf`, `oas` or a number. `alignment` subtracts
-    `lambda_` times `uniform` (the paper's Eq. 10, which pulls towards uniform weights),
-    `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of
-    `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights.
-    `bootstrap` is the number of resamples behind the intervals. `refine` is for how many epochs
-    the weights then climb the true objective through the summed prompt.
+    `trace_ratio`; all but the raw one have 1 as their maximum. `shrinkage` is `ledoit_wolf`, `oas`
+    or a number. `alignment` subtracts `lambda_` times `uniform` (the paper's Eq. 10, which pulls
+    towards uniform weights), `reference` or `variance`. `solver` is `exponentiated` from several
+    starts, or one of `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform
+    weights. `bootstrap` is the number of resamples behind the intervals. `refine` is for how many
+    epochs the weights then climb the true objective through the summed prompt.
     """
     del gradient_head  # what the evidence was gathered with
     chosen = _chosen(
