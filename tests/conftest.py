@@ -1,5 +1,7 @@
 """Fixtures: tiny real models and prompts; `vprompt` is imported inside, after the import hook."""
 
+import sys
+
 import pytest
 import torch
 
@@ -76,3 +78,35 @@ def deep_pool(tiny):
         name: Prompt(torch.randn(len(blocks), tiny.dim, generator=randomness), blocks, False)
         for name in ("apples", "birds", "cars")
     }
+
+
+@pytest.fixture
+def vprompt(monkeypatch, capsys):
+    """Return a function that runs the command line here: `(exit code, stdout, stderr)`."""
+    from vprompt import cli
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["vprompt", *map(str, words)])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer puts its own here
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def fails(vprompt):
+    """Return a function that checks that a command ends in one sentence with these words."""
+
+    def run(*words, saying=()):
+        code, _, err = vprompt(*words)
+        assert code == 1 and "Traceback" not in err
+        assert err.lstrip().startswith("vprompt: ") and err.rstrip().endswith(".")
+        for wanted in saying:
+            assert wanted in err
+        return err
+
+    return run

@@ -4,7 +4,6 @@ import json
 import pickle
 import resource
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,38 +34,6 @@ def paint_classes(root, **counts):
         for index in range(count):
             paint(root / name / f"{index:02d}.png", 80 * number + index)
     return root
-
-
-@pytest.fixture
-def vprompt(monkeypatch, capsys):
-    """Return a function that runs the command line here: `(exit code, stdout, stderr)`."""
-    from vprompt import cli
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["vprompt", *map(str, words)])
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer puts its own here
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
-def fails(vprompt):
-    """Return a function that checks that a command ends in one sentence with these words."""
-
-    def run(*words, saying):
-        code, _, err = vprompt(*words)
-        assert code == 1 and "Traceback" not in err
-        assert err.lstrip().startswith("vprompt: ") and err.rstrip().endswith(".")
-        for wanted in saying:
-            assert wanted in err
-        return err
-
-    return run
 
 
 @pytest.fixture

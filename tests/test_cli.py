@@ -17,36 +17,6 @@ COMMANDS = ["learn", "combine", "score", "predict", "list", "pool", "pool ls", "
 COMMANDS += ["pool show"]
 
 
-@pytest.fixture
-def vprompt(monkeypatch, capsys):
-    """Return a function that runs the command line here: `(exit code, stdout, stderr)`."""
-    from vprompt import cli
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["vprompt", *map(str, words)])
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer puts its own here
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
-def fails(vprompt):
-    """Return a function that checks that a command ends in one sentence and exit code 1."""
-
-    def run(*words):
-        code, _, err = vprompt(*words)
-        assert code == 1 and "Traceback" not in err
-        assert err.lstrip().startswith("vprompt: ") and err.rstrip().endswith(".")
-        return err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of class folders: red and blue pictures."""
@@ -170,6 +140,12 @@ def test_a_grid_is_read_from_the_command_line(vprompt, images, tmp_path):
     code, _, _ = vprompt("learn", images, *words, "--output", tmp_path / "it")
     recipe = json.loads((tmp_path / "it" / "adapter_config.json").read_text())["recipe"]
     assert code == 0 and recipe["grid"] == {"lr": [0.01, 0.02], "weight_decay": [0.0]}
+
+
+def test_the_version_is_printed(vprompt):
+    import vprompt as package
+
+    assert vprompt("--version")[:2] == (0, f"vprompt {package.__version__}\n")
 
 
 def test_combine_prints_weights_and_writes_the_artefact(vprompt, pool, images, tmp_path):

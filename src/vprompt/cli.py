@@ -51,6 +51,28 @@ pool_app = typer.Typer(help="Look at a folder of prompts.", no_args_is_help=True
 app.add_typer(pool_app, name="pool")
 
 
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        from vprompt import __version__
+
+        print(f"vprompt {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Learn, combine and share visual prompts for frozen vision transformers."""
+    del version
+
+
 @app.command()
 def learn(
     task: TaskArgument,
