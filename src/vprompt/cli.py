@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import options, terminal
+from vprompt import cli_pool, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -47,8 +47,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-pool_app = typer.Typer(help="Look at a folder of prompts.", no_args_is_help=True)
-app.add_typer(pool_app, name="pool")
+app.add_typer(cli_pool.app, name="pool")
 
 
 def _print_version(wanted: bool) -> bool:
@@ -360,49 +359,6 @@ def list_plugins(
         print(f"    {entry['summary']}")
         if entry["reference"]:
             print(f"    Reference: {entry['reference']}")
-
-
-@pool_app.command("ls")
-def pool_list(pool: Annotated[Path, typer.Argument()], as_json: JsonOption = False) -> None:
-    """List the prompts of a pool."""
-    from vprompt import pool as pools
-
-    rows = pools.rows(pool)
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    heads = ["name", "task", "classes", "tokens", "backbone", "test accuracy", "problem"]
-    terminal.table(heads, [[str(row[head]) for head in heads] for row in rows])
-
-
-@pool_app.command("check")
-def pool_check(
-    pool: Annotated[Path, typer.Argument()],
-    model: Annotated[
-        str | None, typer.Option("--model", "--backbone", help="Also check the fit.")
-    ] = None,
-) -> None:
-    """Read every artefact of a pool whole and report problems."""
-    from vprompt import flow
-    from vprompt import pool as pools
-
-    backbone = flow.open_pool_backbone(pool, model) if model else None
-    entries = pools.check(pool, backbone)
-    bad = [entry for entry in entries if entry.problem]
-    for entry in bad:
-        print(f"{entry.name}: {entry.problem}")
-    print(f"{len(entries) - len(bad)} of {len(entries)} artefacts are sound")
-    if bad:
-        raise typer.Exit(1)
-
-
-@pool_app.command("show")
-def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder.")]) -> None:
-    """Show an artefact's card."""
-    from vprompt import artifact as artifacts
-
-    loaded = artifacts.load(artifact)
-    print(terminal.printable(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True)))
 
 
 def main() -> None:
