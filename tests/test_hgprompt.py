@@ -482,6 +482,29 @@ def test_o28_the_feature_gradient_of_the_score_gives_that_of_the_weights(generat
         torch.testing.assert_close(own / objective.most, objective(alpha)[1], atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("images, width", [(64, 6), (24, 40)])
+def test_class_balance_is_the_score_of_data_with_as_many_images_of_every_class(images, width):
+    """A class seen half as often counts double, as if each of its rows stood there twice."""
+    from vprompt.transfer._scores import HScore, TraceRatio
+
+    features, labels = sources(images=images, width=width)
+    thinned = torch.cat(
+        [torch.arange(0, images, 4)[::2], (torch.arange(images) % 4).nonzero()[:, 0]]
+    )
+    few, own = features[:, thinned], labels[thinned]
+    twice = torch.cat([thinned, torch.arange(0, images, 4)[::2]])
+    alpha = torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
+    full, same = features[:, twice], labels[twice]
+    expected = TraceRatio.of(full, same)(alpha)[0]
+    found = TraceRatio.of(few, own, class_balanced=True)(alpha)[0]
+    assert found == pytest.approx(expected, rel=1e-10)
+    expected = HScore.of(full, same, 0.3)(alpha)[0]
+    balanced = HScore.of(few, own, 0.3, class_balanced=True)
+    assert balanced(alpha)[0] == pytest.approx(expected, rel=1e-10)
+    slope = slope_by_differences(balanced, alpha)
+    assert (balanced(alpha)[1] - slope).norm() < 1e-6 * slope.norm()
+
+
 # Streaming.
 
 

@@ -37,10 +37,18 @@ class HScore:
 
     @classmethod
     def of(
-        cls, features: SourceFeatures, labels: Labels, shrinkage: float | str | None = None
+        cls,
+        features: SourceFeatures,
+        labels: Labels,
+        shrinkage: float | str | None = None,
+        *,
+        class_balanced: bool = False,
     ) -> "HScore":
-        """Centre the features and fix rho at uniform weights, by Ledoit-Wolf unless it is given."""
-        centred = features.double() - features.double().mean(1, keepdim=True)
+        """Centre the features and fix rho at uniform weights, by Ledoit-Wolf unless it is given.
+
+        `class_balanced` gives every class the same say, however many images it has.
+        """
+        centred = centre(features, labels, class_balanced)
         rho = shrinkage_intensity(centred.mean(0), shrinkage)
         count, width = centred.shape[1:]
         _, index, counts = labels.unique(return_inverse=True, return_counts=True)
@@ -152,9 +160,11 @@ class TraceRatio:
     total: Tensor
 
     @classmethod
-    def of(cls, features: SourceFeatures, labels: Labels) -> "TraceRatio":
+    def of(
+        cls, features: SourceFeatures, labels: Labels, *, class_balanced: bool = False
+    ) -> "TraceRatio":
         """Reduce the features to the two matrices."""
-        centred = features.double() - features.double().mean(1, keepdim=True)
+        centred = centre(features, labels, class_balanced)
         means = torch.stack([class_means_factor(source, labels) for source in centred]).flatten(1)
         flat = centred.flatten(1)
         return cls(means @ means.T, flat @ flat.T / (centred.shape[1] - 1))
@@ -166,6 +176,22 @@ class TraceRatio:
         if float(bottom) == 0:
             return 0.0, torch.zeros_like(alpha)
         return float(top / bottom), 2 * (above * bottom - below * top) / bottom**2
+
+
+def centre(features: SourceFeatures, labels: Labels, class_balanced: bool) -> SourceFeatures:
+    """Return features in float64 about their mean.
+
+    Balanced, an image counts N / (classes * images of its class) times: the mean is that of the
+    class means, and rows are scaled by the root of their count, so that sums of squares and of
+    classes come out weighted.
+    """
+    data = features.double()
+    if not class_balanced:
+        return data - data.mean(1, keepdim=True)
+    _, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    share = (len(labels) / (len(counts) * counts.double()))[index]
+    mean = torch.einsum("n,snh->sh", share / len(labels), data)
+    return (data - mean[:, None]) * share.sqrt()[:, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,7 @@ def plan(
     lambda_: float | None = None,
     shrinkage: float | str | None = None,
     solver: str | None = None,
+    class_balanced: bool = False,
     gradient_head: str | None = "base",
     bootstrap: int | None = None,
     refine: int | None = None,
@@ -68,7 +69,7 @@ def plan(
         bootstrap=bootstrap,
         refine=refine,
     )
-    del shrinkage
+    del shrinkage, class_balanced
     paper = preset == "paper"
     return Plan(
         gradient_head=gradient_head,
@@ -90,6 +91,7 @@ def weigh(
     lambda_: float | None = None,
     shrinkage: float | str | None = None,
     solver: str | None = None,
+    class_balanced: bool = False,
     gradient_head: str | None = "base",
     bootstrap: int | None = None,
     refine: int | None = None,
@@ -99,11 +101,12 @@ def weigh(
     `preset` sets whatever is not given. `score` is `hscore_shrunk`, `hscore_adjusted` (the same
     above what shuffled labels would reach), `hscore_raw` (the paper's, from 0 to classes - 1) or
     `trace_ratio`; all but the raw one have 1 as their maximum. `shrinkage` is `ledoit_wolf`, `oas`
-    or a number. `alignment` subtracts `lambda_` times `uniform` (the paper's Eq. 10, which pulls
-    towards uniform weights), `reference` or `variance`. `solver` is `exponentiated` from several
-    starts, or one of `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform
-    weights. `bootstrap` is the number of resamples behind the intervals. `refine` is for how many
-    epochs the weights then climb the true objective through the summed prompt.
+    or a number; `class_balanced` gives every class the same say. `alignment` subtracts `lambda_`
+    times `uniform` (the paper's Eq. 10, which pulls towards uniform weights), `reference` or
+    `variance`. `solver` is `exponentiated` from several starts, or one of `projected`,
+    `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights. `bootstrap` is the
+    number of resamples behind the intervals. `refine` is for how many epochs the weights then
+    climb the true objective through the summed prompt.
     """
     del gradient_head  # what the evidence was gathered with
     chosen = _chosen(
@@ -120,7 +123,14 @@ def weigh(
     settings = {key: chosen[key] for key in ("score", "alignment", "lambda_")}
 
     def objective_of(features: SourceFeatures, labels: Labels) -> Objective:
-        return _objective(features, labels, evidence=evidence, shrinkage=shrinkage, **settings)
+        return _objective(
+            features,
+            labels,
+            evidence=evidence,
+            shrinkage=shrinkage,
+            class_balanced=class_balanced,
+            **settings,
+        )
 
     objective = objective_of(evidence.features, evidence.labels)
     ends = _screen(evidence, objective_of, objective)
@@ -184,8 +194,9 @@ def _objective(
     alignment: str,
     lambda_: float,
     shrinkage: float | str | None,
+    class_balanced: bool = False,
 ) -> Objective:
-    gain = _score(features, labels, score, shrinkage)
+    gain = _score(features, labels, score, shrinkage, class_balanced)
     if alignment == "none" or lambda_ == 0:
         return gain
     loss = _loss(evidence, alignment)
@@ -199,14 +210,18 @@ def _objective(
 
 
 def _score(
-    features: SourceFeatures, labels: Labels, score: str, shrinkage: float | str | None
+    features: SourceFeatures,
+    labels: Labels,
+    score: str,
+    shrinkage: float | str | None,
+    class_balanced: bool,
 ) -> Objective:
     if score == "trace_ratio":
-        return TraceRatio.of(features, labels)
+        return TraceRatio.of(features, labels, class_balanced=class_balanced)
     if score == "hscore_raw":
-        raw = HScore.of(features, labels, 0.0)
+        raw = HScore.of(features, labels, 0.0, class_balanced=class_balanced)
         return Times(raw, float(raw.most))
-    plain = HScore.of(features, labels, shrinkage)
+    plain = HScore.of(features, labels, shrinkage, class_balanced=class_balanced)
     return plain if score == "hscore_shrunk" else AdjustedHScore(plain)
 
 
