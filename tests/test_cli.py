@@ -187,6 +187,17 @@ def test_score_ranks_the_pool(vprompt, pool, images):
     assert [e["score"] for e in found] == sorted((e["score"] for e in found), reverse=True)
 
 
+def test_all_metrics_are_compared_from_one_pass(vprompt, pool, images):
+    from vprompt import registry
+
+    words = ["score", images, "--pool", pool, "--metric", "all", "--quiet"]
+    code, out, _ = vprompt(*words, "--json")
+    found = json.loads(out)
+    assert code == 0 and set(found) == set(registry.names("metrics"))
+    assert all(set(scores) == {"one", "two", "(no prompt)"} for scores in found.values())
+    assert vprompt(*words)[0] == 0
+
+
 def test_score_leaves_out_a_source(vprompt, pool, images):
     words = ["score", images, "--pool", pool, "--exclude", "one", "--quiet", "--json"]
     assert {entry["source"] for entry in json.loads(vprompt(*words)[1])} == {"two", "(no prompt)"}

@@ -147,10 +147,248 @@ def test_a_shrinkage_outside_its_range_is_refused(hscore, wrong, refused):
 
 def test_an_unknown_name_of_a_shrinkage_is_refused(hscore, refused):
     features, labels = cloud(20, 4, 2, 1.0)
-    with refused("oas", "ledoit_wolf"):
-        hscore(features, labels, shrinkage="oas")
+    with refused("bayes", "ledoit_wolf"):
+        hscore(features, labels, shrinkage="bayes")
 
 
 def test_features_that_are_all_alike_separate_nothing(hscore):
     features, labels = cloud(20, 4, 2, 1.0)
     assert hscore(torch.ones_like(features), labels) == 0.0
+
+
+# The other metrics, each against another way to compute it.
+
+
+def clusters(count=60, width=8, classes=4, signal=1.0, seed=0):
+    """Features with class centres, and labels that name them."""
+    randomness = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    centres = torch.randn(classes, width, generator=randomness)
+    noise = torch.randn(count, width, generator=randomness)
+    return signal * centres[labels] + noise, labels
+
+
+def metric(name, **settings):
+    from vprompt import registry
+
+    return registry.build("metrics", registry.Spec(name, settings))
+
+
+def test_trace_ratio_is_between_over_total():
+    features, labels = clusters()
+    x, y = features.double().numpy(), labels.numpy()
+    means = np.stack([x[y == label].mean(0) for label in y])
+    expected = np.trace(np.cov(means.T)) / np.trace(np.cov(x.T))
+    assert metric("trace_ratio")(features, labels) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("count, width", [(60, 8), (30, 80)])
+def test_logme_is_the_largest_gaussian_evidence(count, width):
+    """M6: the marginal likelihood of every one-hot column, maximised by another optimiser."""
+    from scipy.optimize import minimize
+    from scipy.stats import multivariate_normal
+
+    features, labels = clusters(count, width)
+    x, y = features.double().numpy(), labels.numpy()
+
+    def negative(logs, target):
+        covariance = np.eye(count) / np.exp(logs[1]) + x @ x.T / np.exp(logs[0])
+        return -multivariate_normal(np.zeros(count), covariance).logpdf(target)
+
+    found = []
+    for label in range(4):
+        target = (y == label).astype(float)
+        best = minimize(negative, [3.0, 2.0], args=(target,), method="Nelder-Mead")
+        found.append(-best.fun / count)
+    assert metric("logme")(features, labels) == pytest.approx(np.mean(found), abs=2e-4)
+
+
+def test_logme_with_fewer_images_than_dimensions_is_not_the_published_figure():
+    """M7: about 0.24, where the widely copied code returns 7.86."""
+    randomness = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (300,), generator=randomness)
+    centres = torch.randn(10, 768, generator=randomness)
+    features = torch.randn(300, 768, generator=randomness) + 0.3 * centres[labels]
+    assert metric("logme")(features, labels) == pytest.approx(0.24, abs=0.05)
+
+
+@pytest.mark.parametrize("count, width", [(60, 8), (24, 40)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_transrate_is_the_difference_of_coding_rates(count, width, weighted):
+    """M10: by D x D determinants, whichever form was used."""
+    features, labels = clusters(count, width)
+    labels = torch.where(labels == 3, 0, labels)  # one class with twice the images
+    x, y = features.double().numpy(), labels.numpy()
+    x = x - x.mean(0)
+
+    def rate(rows):
+        return np.linalg.slogdet(np.eye(width) + rows.T @ rows / (len(rows) * 0.01))[1] / 2
+
+    rates, shares = [rate(x[y == c]) for c in range(3)], [np.mean(y == c) for c in range(3)]
+    expected = rate(x) - np.average(rates, weights=shares if weighted else None)
+    found = metric("transrate", epsilon=0.01, class_weighted=weighted)(features, labels)
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+def test_a_relative_epsilon_makes_transrate_free_of_scale():
+    features, labels = clusters()
+    relative = metric("transrate", epsilon=0.1, relative=True)
+    assert relative(5 * features, labels) == pytest.approx(relative(features, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["spherical", "diagonal", "full"])
+def test_gbc_is_minus_the_sum_of_bhattacharyya_coefficients(covariance):
+    features, labels = clusters(width=3)
+    x, y = features.double().numpy(), labels.numpy()
+    x = x - x.mean(0)
+    parts = []
+    for label in range(4):
+        spread = np.cov(x[y == label].T)
+        if covariance == "diagonal":
+            spread = np.diag(np.diag(spread))
+        elif covariance == "spherical":
+            spread = np.eye(3) * np.trace(spread) / 3
+        else:
+            spread = spread + 1e-4 * np.eye(3)
+        parts.append((x[y == label].mean(0), spread))
+    total = 0.0
+    for one in range(4):
+        for other in range(4):
+            if one != other:
+                (m, s), (n, r) = parts[one], parts[other]
+                middle = (s + r) / 2
+                distance = (m - n) @ np.linalg.solve(middle, m - n) / 8 + 0.5 * np.log(
+                    np.linalg.det(middle) / np.sqrt(np.linalg.det(s) * np.linalg.det(r))
+                )
+                total += np.exp(-distance)
+    plain = metric("gbc", covariance=covariance, log=False)(features, labels)
+    assert plain == pytest.approx(-total, rel=1e-8)
+    logged = metric("gbc", covariance=covariance)(features, labels)
+    assert logged == pytest.approx(-np.log(total), rel=1e-8)
+
+
+def test_gbc_is_one_number_for_isotropic_classes_in_either_form():
+    """M11, with features whose class covariances are exactly multiples of the identity."""
+    corners = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    features = torch.cat([corners, 2 * corners + torch.tensor([5.0, 1])]).double()
+    labels = torch.arange(8) // 4
+    forms = [metric("gbc", covariance=c)(features, labels) for c in ("spherical", "diagonal")]
+    assert forms[0] == pytest.approx(forms[1], rel=1e-12)
+    full = metric("gbc", covariance="full")(features, labels)
+    assert full == pytest.approx(forms[0], rel=1e-3)  # the floor is added there, not a minimum
+
+
+def test_parc_is_the_rank_correlation_of_two_distances():
+    from scipy.stats import spearmanr
+
+    features, labels = clusters(count=20)
+    x, y = features.double().numpy(), labels.numpy()
+    x = (x - x.mean(0)) / x.std(0)
+    pairs = [(i, j) for i in range(20) for j in range(i + 1, 20)]
+    alike = [1 - np.corrcoef(x[i], x[j])[0, 1] for i, j in pairs]
+    same = [float(y[i] != y[j]) for i, j in pairs]
+    expected = 100 * spearmanr(alike, same).statistic
+    assert metric("parc")(features, labels) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_knn_is_scikit_learns_left_out_one_by_one(neighbours):
+    from sklearn.model_selection import LeaveOneOut, cross_val_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    features, labels = clusters(signal=0.7)
+    # With two classes an odd number of neighbours cannot tie.
+    labels = (labels > 1).long()
+    model = KNeighborsClassifier(neighbours, metric="cosine")
+    scores = cross_val_score(model, features.double().numpy(), labels.numpy(), cv=LeaveOneOut())
+    assert metric("knn", neighbours=neighbours)(features, labels) == pytest.approx(scores.mean())
+
+
+def test_knn_breaks_ties_by_the_nearest():
+    angles = torch.tensor([0.0, 0.1, 0.3, 0.6, 3.0])
+    features = torch.stack([angles.cos(), angles.sin()], 1)
+    labels = torch.tensor([0, 0, 1, 2, 1])
+    # Seen from the first image, its neighbours 0, 1 and 2 have one vote each: the nearest wins.
+    nearest = labels[1]
+    assert nearest == labels[0]
+    found = metric("knn", neighbours=3)(features, labels)
+    right = []
+    for row in range(5):
+        order = sorted((abs(angles[row] - a).item(), i) for i, a in enumerate(angles) if i != row)
+        votes = [labels[i].item() for _, i in order[:3]]
+        best = max(votes, key=lambda v, votes=votes: (votes.count(v), -votes.index(v)))
+        right.append(best == labels[row])
+    assert found == pytest.approx(sum(right) / 5)
+
+
+def test_linear_probe_is_the_closed_form_heads_cross_validation():
+    from vprompt.heads import closed_form
+
+    features, labels = clusters()
+    head = closed_form(features, labels, 4)
+    assert metric("linear_probe")(features, labels) == pytest.approx(-head.cv_loss)
+    accuracy = metric("linear_probe", measure="accuracy")(features, labels)
+    assert accuracy == pytest.approx(head.cv_accuracy)
+
+
+def test_sfda_is_two_rounds_of_scikit_learns_discriminant_analysis():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    features, labels = clusters(signal=0.5)
+    x, y = features.double().numpy(), labels.numpy()
+    x = x - x.mean(0)
+    x = x / np.sqrt((x**2).mean())
+
+    def probabilities(rows):
+        means = np.stack([rows[y == label].mean(0) for label in y])
+        within = (rows - means).T @ (rows - means) / len(rows)
+        shrinkage = max(np.exp(-5 * np.linalg.eigvalsh(within)[-1]), 1e-10)
+        # scikit-learn would shrink every class by itself, so its covariance is given the result.
+        shrunk = (1 - shrinkage) * within
+        shrunk += shrinkage * np.trace(within) / len(within) * np.eye(len(within))
+        roots = np.linalg.cholesky(np.linalg.inv(shrunk))
+        model = LinearDiscriminantAnalysis(solver="svd").fit(rows, y)
+        white, centres = rows @ roots, model.means_ @ roots
+        logits = -((white[:, None] - centres) ** 2).sum(2) / 2 + np.log(model.priors_)
+        exponents = np.exp(logits - logits.max(1, keepdims=True))
+        return exponents / exponents.sum(1, keepdims=True)
+
+    own = probabilities(x)[np.arange(60), y][:, None]
+    means = np.stack([x[y == label].mean(0) for label in range(4)])
+    others = np.stack([means[[c for c in range(4) if c != label]].mean(0) for label in y])
+    mixed = own * x + (1 - own) * others
+    expected = probabilities(mixed)[np.arange(60), y].mean()
+    assert metric("sfda")(features, labels) == pytest.approx(expected, rel=1e-6)
+
+
+ALL = ["hscore", "trace_ratio", "logme", "transrate", "gbc", "parc", "knn", "linear_probe", "sfda"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_separated_classes_score_higher_than_shuffled_labels(name, generator):
+    """M3, and M1: the caller's features stay as they are."""
+    features, labels = clusters(signal=1.5)
+    before = features.clone()
+    found = metric(name)(features, labels)
+    shuffled = labels[torch.randperm(len(labels), generator=generator)]
+    assert found > metric(name)(features, shuffled)
+    assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_order_of_images_and_the_names_of_classes_do_not_matter(name, generator):
+    """M2; folds follow the order, so the probe is looser."""
+    features, labels = clusters(signal=1.5)
+    order = torch.randperm(len(labels), generator=generator)
+    renamed = torch.tensor([7, 2, 9, 4])[labels]
+    plain = metric(name)(features, labels)
+    assert metric(name)(features, renamed) == pytest.approx(plain, rel=1e-8)
+    loose = 0.3 if name == "linear_probe" else 1e-8
+    assert metric(name)(features[order], labels[order]) == pytest.approx(plain, rel=loose)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_class_is_refused(name, refused):
+    features, labels = clusters()
+    with refused("at least two classes"):
+        metric(name)(features, torch.zeros_like(labels))

@@ -252,7 +252,9 @@ def combine(
 def score(
     task: TaskArgument,
     pool: PoolOption,
-    metric: Annotated[str, typer.Option(help="A metric of `vprompt list metrics`.")] = "hscore",
+    metric: Annotated[
+        str, typer.Option(help="A metric of `vprompt list metrics`, or all: scores and ranks.")
+    ] = "hscore",
     model: PoolModelOption = None,
     shots: ShotsOption = None,
     draw: DrawOption = 0,
@@ -265,13 +267,14 @@ def score(
     quiet: QuietOption = False,
 ) -> None:
     """Rank a pool for a task; trains nothing."""
-    from vprompt import flow
+    from vprompt import flow, registry
 
+    chosen = registry.names("metrics") if metric == "all" else metric
     with terminal.progress(quiet) as progress:
         ranked = flow.score(
             task,
             pool_folder=pool,
-            metric=metric,
+            metric=chosen,
             model=model,
             shots=shots,
             draw=draw,
@@ -282,10 +285,26 @@ def score(
             allow_absent=allow_absent_classes,
             progress=progress,
         )
-    if as_json:
+    if isinstance(ranked, dict):
+        _print_rankings(ranked, as_json)
+    elif as_json:
         print(json.dumps([{"source": name, "score": value} for name, value in ranked], indent=2))
+    else:
+        terminal.table(["source", metric], [[name, f"{value:.4f}"] for name, value in ranked])
+
+
+def _print_rankings(rankings: dict[str, list[tuple[str, float]]], as_json: bool) -> None:
+    """Print every metric's score and rank of every source, in the order of the first metric."""
+    if as_json:
+        print(json.dumps({name: dict(pairs) for name, pairs in rankings.items()}, indent=2))
         return
-    terminal.table(["source", metric], [[name, f"{value:.4f}"] for name, value in ranked])
+    ranks = {name: [source for source, _ in pairs] for name, pairs in rankings.items()}
+    values = {name: dict(pairs) for name, pairs in rankings.items()}
+    rows = [
+        [source] + [f"{values[m][source]:.4g} ({ranks[m].index(source) + 1})" for m in rankings]
+        for source in next(iter(ranks.values()))
+    ]
+    terminal.table(["source", *rankings], rows)
 
 
 @app.command()

@@ -197,7 +197,7 @@ def score(
     task: str | Task,
     *,
     pool_folder: Pool,
-    metric: str = "hscore",
+    metric: str | Sequence[str] = "hscore",
     model: str | Backbone | None = None,
     shots: int | None = None,
     draw: int = 0,
@@ -207,12 +207,14 @@ def score(
     skip_bad: bool = False,
     allow_absent: bool = False,
     progress: Progress = SILENT,
-) -> list[tuple[str, float]]:
+) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]]:
     """Rank a pool for a task without training: `(source, score)`, best first.
 
     The entry `(no prompt)` is the score of the frozen features, the line a source has to pass.
+    Several metrics give a ranking each, by name, from one pass of the images.
     """
-    metric_of = registry.build("metrics", metric)
+    named = [metric] if isinstance(metric, str) else list(metric)
+    metrics = {name: registry.build("metrics", name) for name in named}
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
@@ -221,12 +223,17 @@ def score(
     )
     prompts = [source.prompt for source in sources if source.prompt is not None]
     evidence = combining.gather_evidence(setting, sources, prompts, Plan())
-    ranked = [
-        (n, metric_of(f, evidence.labels))
-        for n, f in zip(evidence.names, evidence.features, strict=True)
-    ]
-    ranked.append(("(no prompt)", metric_of(evidence.plain, evidence.labels)))
-    return sorted(ranked, key=lambda pair: -pair[1])
+    candidates = [*zip(evidence.names, evidence.features, strict=True)]
+    candidates.append(("(no prompt)", evidence.plain))
+    found = {}
+    with progress.step("score", len(metrics) * len(candidates)) as step:
+        for name, metric_of in metrics.items():
+            scores = []
+            for source, features in candidates:
+                scores.append((source, metric_of(features, evidence.labels)))
+                step.advance(1, name)
+            found[name] = sorted(scores, key=lambda pair: -pair[1])
+    return found[metric] if isinstance(metric, str) else found
 
 
 def open_pool_backbone(

@@ -1,0 +1,73 @@
+"""GBC: minus how far classes overlap, as Gaussians on the features' principal axes.
+
+Reference: Pandy et al., "Transferability Estimation using Bhattacharyya Class Separability", CVPR
+2022, arXiv 2111.12780.
+"""
+
+import torch
+from torch import Tensor
+
+from vprompt.errors import VPromptError
+from vprompt.metrics._checks import contiguous, principal
+from vprompt.types import Features, Labels
+
+COVARIANCES = ("spherical", "diagonal", "full")
+_FLOOR = 1e-4
+
+
+def score(
+    features: Features,
+    labels: Labels,
+    *,
+    covariance: str = "spherical",
+    dimensions: int = 64,
+    log: bool = True,
+) -> float:
+    """Return -log(sum of exp(-D) over ordered pairs of classes); higher is better.
+
+    D is the Bhattacharyya distance. With many dimensions the published sum is 0 for every source,
+    so its logarithm is returned, which ranks the same; `log=False` returns minus the sum.
+    """
+    if covariance not in COVARIANCES:
+        raise VPromptError(f"covariance is one of {', '.join(COVARIANCES)}, not {covariance!r}.")
+    data = principal(features, dimensions)
+    index, classes = contiguous(labels)
+    groups = [data[index == label] for label in range(classes)]
+    means = torch.stack([group.mean(0) for group in groups])
+    spreads = torch.stack([_spread(group, covariance) for group in groups])
+    distance = _full(means, spreads) if covariance == "full" else _axes(means, spreads)
+    others = ~torch.eye(classes, dtype=torch.bool)
+    overlap = torch.logsumexp(-distance[others], 0)
+    return float(-overlap if log else -overlap.exp())
+
+
+def _spread(group: Tensor, covariance: str) -> Tensor:
+    """Return variances `[dim]`, or the covariance `[dim, dim]`, with a floor below them."""
+    centred = group - group.mean(0)
+    freedom = max(len(group) - 1, 1)
+    if covariance == "full":
+        return centred.T @ centred / freedom + _FLOOR * torch.eye(group.shape[1]).double()
+    variances = centred.square().sum(0) / freedom
+    if covariance == "spherical":
+        variances = variances.mean().expand_as(variances)
+    return variances.clamp_min(_FLOOR)
+
+
+def _axes(means: Tensor, variances: Tensor) -> Tensor:
+    """Return all pairs' distances where covariances are diagonal."""
+    middle = (variances[:, None] + variances[None]) / 2
+    apart = (means[:, None] - means[None]).square() / middle
+    logs = middle.log() - (variances.log()[:, None] + variances.log()[None]) / 2
+    return apart.sum(2) / 8 + logs.sum(2) / 2
+
+
+def _full(means: Tensor, covariances: Tensor) -> Tensor:
+    """Return all pairs' distances, one row of pairs at a time."""
+    halves = torch.linalg.slogdet(covariances)[1] / 2
+    rows = []
+    for mean, own, half in zip(means, covariances, halves, strict=True):
+        middle = (own + covariances) / 2
+        gap = (means - mean)[:, :, None]
+        apart = (gap * torch.linalg.solve(middle, gap)).sum((1, 2))
+        rows.append(apart / 8 + (torch.linalg.slogdet(middle)[1] - half - halves) / 2)
+    return torch.stack(rows)

@@ -1,0 +1,84 @@
+"""LogME: the log evidence of Bayesian ridge regression onto one-hot labels, per image.
+
+Correct for fewer images than dimensions, where widely copied code is not: of the log-determinant
+only the terms of the features' rank differ between prior and posterior.
+
+Reference: You et al., "LogME: Practical Assessment of Pre-trained Models for Transfer Learning",
+ICML 2021, arXiv 2102.11005.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vprompt.metrics._checks import contiguous
+from vprompt.types import Features, Labels
+
+_ITERATIONS, _TOLERANCE, _TINY = 100, 1e-3, 1e-12
+
+
+def score(features: Features, labels: Labels) -> float:
+    """Return the mean over classes of evidence / images: unbounded, higher is better."""
+    data = features.double()
+    index, classes = contiguous(labels)
+    left, values, _ = torch.linalg.svd(data, full_matrices=False)
+    kept = values > values.max() * max(data.shape) * torch.finfo(data.dtype).eps
+    left, squares = left[:, kept], values[kept].square()
+    evidences = []
+    for label in range(classes):
+        target = (index == label).double()
+        projected = (left.T @ target).square()
+        evidences.append(_evidence(squares, projected, target.square().sum(), len(data)))
+    return float(torch.stack(evidences).mean()) / len(data)
+
+
+def _evidence(squares: Tensor, projected: Tensor, length: Tensor, count: int) -> Tensor:
+    """Return the largest evidence; `squares` are the features' squared singular values."""
+    outside = (length - projected.sum()).clamp_min(0)
+    ratio = squares.new_tensor(1.0)  # a / b: precision of the weights by that of the noise
+    for _ in range(_ITERATIONS):
+        alpha, beta, _, _ = _precisions(squares, projected, outside, length, ratio, count)
+        before, ratio = ratio, alpha / beta
+        if abs(ratio - before) <= _TOLERANCE * before:
+            break
+    _, _, weights, residual = _precisions(squares, projected, outside, length, ratio, count)
+    alpha, beta = _at(squares, ratio, weights, residual, count)
+    weights, residual = _norms(squares, projected, outside, length, alpha / beta)
+    return (
+        len(squares) / 2 * alpha.log()
+        + count / 2 * beta.log()
+        - (alpha + beta * squares).log().sum() / 2
+        - beta / 2 * residual
+        - alpha / 2 * weights
+        - count / 2 * math.log(2 * math.pi)
+    )
+
+
+def _precisions(
+    squares: Tensor,
+    projected: Tensor,
+    outside: Tensor,
+    length: Tensor,
+    ratio: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weights, residual = _norms(squares, projected, outside, length, ratio)
+    alpha, beta = _at(squares, ratio, weights, residual, count)
+    return alpha, beta, weights, residual
+
+
+def _norms(
+    squares: Tensor, projected: Tensor, outside: Tensor, length: Tensor, ratio: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the squared norms of the posterior mean and of its residual, never exactly 0."""
+    weights = (squares * projected / (squares + ratio).square()).sum()
+    residual = (projected / (1 + squares / ratio).square()).sum() + outside
+    return weights.clamp_min(_TINY), residual.clamp_min(_TINY * float(length) + _TINY)
+
+
+def _at(
+    squares: Tensor, ratio: Tensor, weights: Tensor, residual: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    gamma = (squares / (squares + ratio)).sum()
+    return gamma / weights, (count - gamma).clamp_min(_TINY) / residual
