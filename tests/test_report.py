@@ -346,6 +346,30 @@ def test_what_a_record_could_not_compute_is_left_out(page, combined):
     assert "uniform sum" not in shown
 
 
+def test_what_the_solver_found_is_shown(page, combined):
+    facts = combined["transfer"]
+    facts["sources"][0].update(same_as="birds", weight=0.0)
+    facts["sources"][1].update(interval=[0.4, 0.95])
+    facts["solution"] = {
+        "noise_floor": 0.21,
+        "optima": [
+            {"value": 0.51, "weights": [0.8, 0.2], "steps": 7, "gap": 0.0},
+            {"value": 0.48, "weights": [0.0, 1.0], "steps": 3, "gap": 0.0},
+        ],
+    }
+    combined["starts"]["combined, untuned"].update(gap=0.02, alignment=0.97)
+    shown = page(combined)
+    for words in ("95 % interval", "0.400 to 0.950", "same as birds", "noise floor", "0.020"):
+        assert words in shown.text
+    assert "2 optima" in " ".join(shown.folded)
+    assert "birds 0.80, cars 0.20" in " ".join(shown.folded)
+
+
+def test_evidence_without_gradients_has_no_heat_map(page, combined):
+    combined["transfer"]["gradient_cosines"] = None
+    assert "pull the same way" not in page(combined).text
+
+
 def test_a_negative_weight_is_drawn_and_written_with_a_real_minus(combined):
     from vprompt.report import plots
 
