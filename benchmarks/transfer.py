@@ -24,6 +24,7 @@ from vprompt.files import write_json
 from vprompt.heads import Head, closed_form
 from vprompt.mix import Plan
 from vprompt.opening import open_backbone, open_task
+from vprompt.precision import resolve
 from vprompt.prompt import Prompt
 from vprompt.train_config import COMBINE, TrainConfig
 
@@ -72,7 +73,8 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         for target in options.targets:
-            name = f"{options.phase}_{target}_seed{seed}.json"
+            epochs = f"_epochs{options.epochs}" if options.phase == "compare" else ""
+            name = f"{options.phase}_{target}{epochs}_seed{seed}.json"
             if (RESULTS / name).is_file():
                 continue
             with terminal.progress(quiet=True) as progress:
@@ -111,10 +113,11 @@ class Bench:
             plan = replace(plan, reference=True)
         evidence = combining.gather_evidence(self.setting, self.sources, prompts, plan)
         weigh = registry.build("transfer", method)
-        mix, _ = combining.weigh_sources(weigh, method, evidence)
+        mix, twins = combining.weigh_sources(weigh, method, evidence)
         weights = mix.weights
         if plan.refine:
-            weights = combining.refine(self.setting, prompts, weights, plan.scale, plan.refine)
+            kept = combining.kept_rows(evidence, twins)
+            weights = combining.refine(self.setting, prompts, mix, kept, plan.scale, plan.refine)
         return compose.combine(prompts, weights, scale=plan.scale), weights.tolist()
 
     def choose(self) -> dict[str, Any]:
@@ -194,7 +197,9 @@ class Bench:
             "train": self.config.model_dump(),
             "task": runs.describe_task(setting.task, splits),
             "backbone": runs.describe_backbone(setting.backbone),
-            "machine": runs.describe_machine(setting.backbone.device, "bf16"),
+            "machine": runs.describe_machine(
+                setting.backbone.device, resolve("auto", setting.backbone.device)
+            ),
             "summary": summary,
             "found": found,
         }

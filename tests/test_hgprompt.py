@@ -290,6 +290,10 @@ def test_the_gradient_only_row_of_the_paper_is_its_plain_average_row(pool):
         ({"preset": "robus"}, ("no preset 'robus'", "Did you mean 'robust'")),
         ({"solver": "adam"}, ("no solver 'adam'", "softmax_adam")),
         ({"bootstrap": -1}, ("bootstrap", "-1")),
+        ({"preset": "paper", "bootstrap": 5}, ("leave_one_out_sgd", "bootstrap=0")),
+        ({"alignment": "uniform", "gradient_head": None}, ("gradient_head", "base")),
+        ({"alignment": "reference", "gradient_head": "own"}, ("gradient_head=base",)),
+        ({"shrinkage": "bayes"}, ("shrinkage", "oas")),
         ({"gradient_head": "basse"}, ("No gradient head called 'basse'", "ncm")),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,8 +41,6 @@ def align_sources(sources: Sequence[Artifact], align: str) -> tuple[list[Prompt]
     """
     prompts = [source.prompt for source in sources if source.prompt is not None]
     compose.check_same_place(prompts, [source.name for source in sources])
-    if align not in ("auto", "none", "hungarian"):
-        raise VPromptError(f"align is `auto`, `none` or `hungarian`, but got {align!r}.")
     inits = {str(source.config.get("prompt_init")) for source in sources}
     if align == "none" or (align == "auto" and len(inits) == 1 and "None" not in inits):
         return prompts, False
@@ -92,21 +91,31 @@ def _learn_target(setting: Setting, sources: Sequence[Artifact], epochs: int) ->
     else:
         settings |= {"num_virtual_tokens": counts, "deep": True}
     adapter = registry.build("adapters", registry.Spec("vpt", settings))(setting.backbone)
-    config = TrainConfig(epochs=epochs, keep="last", seed=setting.config.seed)
+    config = TrainConfig(
+        epochs=epochs,
+        keep="last",
+        seed=setting.config.seed,
+        precision=setting.config.precision,
+    )
     prompt = run_tuning(setting, adapter, config).adapter.prompt()
     assert prompt is not None
     return prompt.tokens
 
 
+def kept_rows(evidence: Evidence, twins: Mapping[str, str]) -> list[int]:
+    """Return the rows of the sources that were weighed."""
+    return [row for row, name in enumerate(evidence.names) if name not in twins]
+
+
 def weigh_sources(
-    weigh: Callable[[Evidence], Mix], method: str, evidence: Evidence
+    weigh: Callable[[Evidence], Mix], method: str, evidence: Evidence, *, merge_twins: bool = True
 ) -> tuple[Mix, dict[str, str]]:
     """Weigh every different source once; a duplicate gets no weight and is named with its twin.
 
     The fused features of twins depend on the sum of their weights alone, so each weight by itself
     would mean nothing.
     """
-    twins = duplicates(evidence.features)
+    twins = duplicates(evidence.features) if merge_twins else {}
     kept = [row for row in range(len(evidence)) if row not in twins]
     mix = weigh(evidence.select(kept))
     mix.check(method, len(kept))
@@ -131,19 +140,39 @@ def duplicates(features: SourceFeatures) -> dict[int, int]:
 
 
 def refine(
-    setting: Setting, prompts: Sequence[Prompt], weights: Weights, scale: str, epochs: int
+    setting: Setting,
+    prompts: Sequence[Prompt],
+    mix: Mix,
+    kept: Sequence[int],
+    scale: str,
+    epochs: int,
 ) -> Weights:
-    """Let the weights climb the true objective, the loss through the summed prompt.
+    """Let the weights of the `kept` sources climb the loss through the summed prompt.
 
     The surrogate adds up features; what is used in the end adds up prompts. Only M numbers are
     trained, judged like any other training on the validation images.
     """
+    if bool((mix.weights < 0).any()):
+        raise VPromptError(
+            "refine keeps weights above 0, but the solver returned negative ones. Use another "
+            "solver than leave_one_out_sgd, or refine=0."
+        )
     config = TrainConfig(
-        epochs=epochs, lr=0.1, head_lr=1e-4, keep="least_loss", seed=setting.config.seed
+        epochs=epochs,
+        lr=0.1,
+        head_lr=1e-4,
+        keep="least_loss",
+        seed=setting.config.seed,
+        precision=setting.config.precision,
     )
-    tuned = run_tuning(setting, WeightedSum(setting.backbone, prompts, weights, scale), config)
+    rows = list(kept)
+    own = [prompts[row] for row in rows]
+    adapter = WeightedSum(setting.backbone, own, mix.weights[rows], scale)
+    tuned = run_tuning(setting, adapter, config)
     assert isinstance(tuned.adapter, WeightedSum)
-    return tuned.adapter.weights().detach().cpu().double()
+    weights = torch.zeros_like(mix.weights)
+    weights[rows] = tuned.adapter.weights().detach().cpu().double()
+    return weights / weights.sum()
 
 
 def make_starts(
@@ -153,12 +182,14 @@ def make_starts(
     weights: Weights,
     mixed: Prompt,
     scale: str,
+    kept: Sequence[int],
 ) -> dict[str, tuple[Candidate, dict[str, Any]]]:
     """Give every possible start its closed-form head: no prompt, best single, uniform, the mix."""
     hscore = registry.build("metrics", "hscore")
     singles = [hscore(features, evidence.labels) for features in evidence.features]
     best = max(range(len(singles)), key=singles.__getitem__)
-    uniform = torch.full_like(weights, 1 / len(prompts))
+    uniform = torch.zeros_like(weights)
+    uniform[list(kept)] = 1 / len(kept)
     options: dict[str, tuple[Prompt | None, Tensor | None]] = {
         "no prompt": (None, evidence.plain),
         f"best single ({evidence.names[best]})": (prompts[best], evidence.features[best]),
@@ -218,6 +249,7 @@ def describe_transfer(
     cosines = cosine_matrix(evidence.gradients) if evidence.gradients.numel() else None
     facts = dict(mix.facts)
     spans = dict(zip(facts.pop("weighed", ()), facts.pop("intervals", ()), strict=False))
+    refined = not torch.equal(weights, mix.weights)
     described = []
     for source, weight, solved, features in zip(
         sources, weights, mix.weights, evidence.features, strict=True
@@ -227,7 +259,7 @@ def describe_transfer(
                 "name": source.name,
                 "weight": float(weight),
                 "weight_before_refining": float(solved),
-                "interval": spans.get(source.name),
+                "interval": None if refined else spans.get(source.name),
                 "hscore": hscore(features, evidence.labels),
                 "task": source.config.get("task", {}).get("name"),
                 "digest": source.digest,
@@ -247,8 +279,13 @@ def describe_transfer(
     }
 
 
+def _absolute(path: str) -> str:
+    """Return a path that means the same from any folder; what is no path stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
 def replay(
-    task: str,
+    task: str | None,
     draw: Mapping[str, int | None],
     backbone: str,
     method: str,
@@ -260,8 +297,8 @@ def replay(
     return {
         "merge_method": str(registry.parse(method)),
         "base_model": backbone,
-        "models": [{"model": str(s.folder), "digest": s.digest} for s in sources],
-        "target": {"data": task, **draw},
+        "models": [{"model": _absolute(str(s.folder)), "digest": s.digest} for s in sources],
+        "target": {"data": None if task is None else _absolute(task), **draw},
         "parameters": dict(parameters),
         "train": config.model_dump(),
     }

@@ -15,6 +15,7 @@ from vprompt.linalg import unit_rows
 from vprompt.prompt import Prompt
 from vprompt.types import PromptTokens, Weights
 
+ALIGNS = ("auto", "none", "hungarian")
 SCALES = ("auto", "none", "token_norm", "ln")
 
 
@@ -77,7 +78,7 @@ def combine(prompts: Sequence[Prompt], weights: Weights, *, scale: str = "auto")
 
 def _restore_norm(mixed: PromptTokens, stacked: Tensor, shares: Tensor) -> PromptTokens:
     norms = mixed.norm(dim=1)
-    wanted = torch.einsum("s,sc->c", shares, stacked.norm(dim=2))
+    wanted = torch.einsum("s,sc->c", _sizes(shares), stacked.norm(dim=2))
     # Where sources cancel there is no direction to rescale: keep the heaviest source's token.
     fallback = stacked[int(shares.argmax())]
     scaled = mixed * (wanted / norms.clamp_min(1e-12))[:, None]
@@ -88,10 +89,15 @@ def _standardised_sum(stacked: Tensor, shares: Tensor) -> PromptTokens:
     centred = stacked - stacked.mean(2, keepdim=True)
     spread = centred.square().mean(2, keepdim=True).sqrt()
     mixed = torch.einsum("s,sct->ct", shares, centred / spread.clamp_min(1e-12))
-    wanted = torch.einsum("s,sck->ck", shares, spread)
+    wanted = torch.einsum("s,sck->ck", _sizes(shares), spread)
     own = mixed.square().mean(1, keepdim=True).sqrt()
     fallback = stacked[int(shares.argmax())]
     return torch.where(own < 1e-12, fallback, mixed * (wanted / own.clamp_min(1e-12)))
+
+
+def _sizes(shares: Tensor) -> Tensor:
+    """Return how much each source counts for a length; a negative share must not turn the sum."""
+    return shares.abs() / shares.abs().sum()
 
 
 def _describe(prompt: Prompt) -> str:

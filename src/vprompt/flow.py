@@ -148,17 +148,18 @@ def combine(
     with setting.clock.stage("evidence"):
         evidence = combining.gather_evidence(setting, sources, prompts, plan)
     with setting.clock.stage("weigh"):
-        mix, twins = combining.weigh_sources(weigh, method, evidence)
+        mix, twins = combining.weigh_sources(weigh, method, evidence, merge_twins=plan.merge_twins)
+    kept = combining.kept_rows(evidence, twins)
     scale = plan.scale
     if scale == "auto" and not backbone.centres_tokens:
         scale = "token_norm"  # `ln` shifts tokens, which only a LayerNorm does not notice
     weights = mix.weights
     if plan.refine:
         with setting.clock.stage("refine"):
-            weights = combining.refine(setting, prompts, weights, scale, plan.refine)
+            weights = combining.refine(setting, prompts, mix, kept, scale, plan.refine)
     start = compose.combine(prompts, weights, scale=scale)
     with setting.clock.stage("starts"):
-        starts = combining.make_starts(setting, evidence, prompts, weights, start, scale)
+        starts = combining.make_starts(setting, evidence, prompts, weights, start, scale, kept)
     chosen = setting.config
     begin = combining.safest_start(starts) if plan.safeguard else combining.MIXED
     (first, _), _ = starts[begin]
@@ -180,7 +181,7 @@ def combine(
         "starts": {name: facts for name, (_, facts) in starts.items()},
         "prompt_init": None,
         "replay": combining.replay(
-            str(task) if isinstance(task, str) else setting.task.name,
+            task if isinstance(task, str) else None,
             {"shots": shots, "draw": draw},
             backbone.name,
             method,

@@ -21,11 +21,18 @@ def shrinkage_intensity(centred: Features, shrinkage: float | str | None) -> flo
         return ledoit_wolf_intensity(centred)
     if shrinkage == "oas":
         return oas_intensity(centred.T @ centred / len(centred), len(centred))
+    check_shrinkage(shrinkage)
+    return float(shrinkage)
+
+
+def check_shrinkage(shrinkage: float | str | None) -> None:
+    """Raise VPromptError unless it is a rule's name, a number in [0, 1), or None."""
+    if shrinkage in (None, "ledoit_wolf", "oas"):
+        return
     if isinstance(shrinkage, str) or not 0 <= shrinkage < 1:
         raise VPromptError(
             f"Got shrinkage={shrinkage!r}, but it is `ledoit_wolf`, `oas` or a number in [0, 1)."
         )
-    return float(shrinkage)
 
 
 def class_means_factor(centred: Features, labels: Labels) -> Tensor:

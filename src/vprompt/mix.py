@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vprompt.compose import ALIGNS, SCALES
 from vprompt.errors import VPromptError
 from vprompt.types import Weights
 
@@ -26,6 +27,7 @@ class Plan:
     images. `target_epochs` above 0 adds a prompt learned briefly on the target itself. `refine`
     is for how many epochs the weights climb the true objective through the summed prompt before
     its tokens are tuned. `align`, `scale` and `safeguard` are the defaults of the method's sum.
+    `merge_twins` weighs sources with the same features once.
     """
 
     gradient_head: str | None = None
@@ -36,9 +38,15 @@ class Plan:
     align: str = "auto"
     scale: str = "auto"
     safeguard: bool = True
+    merge_twins: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a head that does not exist, before anything is gathered."""
+        """Refuse what does not exist, before anything is gathered."""
+        for name, value, known in (("align", self.align, ALIGNS), ("scale", self.scale, SCALES)):
+            if value not in known:
+                raise VPromptError(f"No {name} called {value!r}. There are: {', '.join(known)}.")
+        if not isinstance(self.safeguard, bool):
+            raise VPromptError(f"safeguard is true or false, but got {self.safeguard!r}.")
         if self.gradient_head is not None and self.gradient_head not in GRADIENT_HEADS:
             raise VPromptError(
                 f"No gradient head called {self.gradient_head!r}. There are: "

@@ -9,21 +9,25 @@
     parameters: {scale: ln}          # of the sum; other keys are settings of the method
     train: {epochs: 5}
 
-`merge_method: linear` takes its weights from `parameters: {weight: 0.6}` of each model. Every
-combined artefact holds its own recipe: give its folder in place of a file to run it again.
+`merge_method: linear` takes its weights from `parameters: {weight: 0.6}` of each model, which then
+is one artefact on this disk; a weight is one number, not one per layer. Every combined artefact
+holds its own recipe: give its folder in place of a file to run it again on the same files.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vprompt import artifact, registry
 from vprompt.errors import VPromptError
+from vprompt.mix import Plan
 from vprompt.train_config import COMBINE, TrainConfig
 
+_ALIASES = {"mean": "uniform"}  # mergekit's name
 _SUM = ("align", "scale", "safeguard")
 _LARGEST = 1 << 20
 
@@ -43,7 +47,8 @@ class Model(_Strict):
 class Target(_Strict):
     """The task that the sum is for, and how many of its images are drawn."""
 
-    data: str
+    data: str | None
+    split: Literal["train", "train800"] = "train"
     shots: int | None = Field(None, ge=1)
     draw: int = 0
 
@@ -57,12 +62,20 @@ class Recipe(_Strict):
     target: Target
     parameters: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
+    dtype: Literal["float32"] = "float32"
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `flow.combine`, every one of them checked."""
         config = TrainConfig.checked({**COMBINE, **self.train})
         method = self._method()
         registry.build("transfer", method)
+        ask = registry.beside("transfer", method, "plan")
+        plan = Plan() if ask is None else ask()
+        replace(plan, **{k: v for k, v in self.parameters.items() if k in _SUM})
+        if self.target.data is None:
+            raise VPromptError(
+                "The recipe names no data: it was made in Python for a Task. Write target.data."
+            )
         for model in self.models:
             _check_digest(model)
         return {
@@ -77,7 +90,7 @@ class Recipe(_Strict):
         }
 
     def _method(self) -> str:
-        spec = registry.parse(self.merge_method)
+        spec = registry.parse(_ALIASES.get(self.merge_method, self.merge_method))
         settings = {k: v for k, v in self.parameters.items() if k not in _SUM}
         given = [model for model in self.models if model.parameters]
         if given:
@@ -92,6 +105,11 @@ class Recipe(_Strict):
                     "Weights of models are for `merge_method: linear`, and then every model needs "
                     "one. Other methods find them."
                 )
+                if not (Path(model.model) / artifact.CONFIG).is_file():
+                    raise VPromptError(
+                        f"The model {model.model!r} has a weight, so it must be one artefact, but "
+                        "it is none. Name the artefact's own folder."
+                    )
             by_name = sorted((Path(m.model).name, m.parameters["weight"]) for m in self.models)
             settings["weights"] = [weight for _, weight in by_name]
         return str(registry.Spec(spec.name, {**spec.settings, **settings}))

@@ -187,7 +187,7 @@ def training(tuning: Run) -> dict[str, Any]:
     }
 
 
-_STAGES = ("images", "evidence", "head", "weigh", "starts", "tune", "test")
+_STAGES = ("images", "evidence", "head", "weigh", "refine", "starts", "tune", "test")
 
 
 def cost(run: Run) -> dict[str, Any]:

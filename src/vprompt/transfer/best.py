@@ -4,7 +4,13 @@ import torch
 
 from vprompt import registry
 from vprompt.evidence import Evidence
-from vprompt.mix import Mix
+from vprompt.mix import Mix, Plan
+
+
+def plan(*, metric: str = "hscore") -> Plan:
+    """Ask for nothing but features; a metric that does not exist is refused here."""
+    registry.build("metrics", metric)
+    return Plan()
 
 
 def weigh(evidence: Evidence, *, metric: str = "hscore") -> Mix:

@@ -15,6 +15,7 @@ import torch
 
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
+from vprompt.linalg import check_shrinkage
 from vprompt.mix import Mix, Plan
 from vprompt.registry import suggest
 from vprompt.transfer import _alignment, _bootstrap
@@ -42,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 SCORES = ("hscore_adjusted", "hscore_shrunk", "hscore_raw", "trace_ratio")
-_POLISHED = 3  # optima of the smaller problem that the full objective is climbed from
+_POLISHED = 8  # optima of the smaller problem that the full objective is climbed from, at most
 ALIGNMENTS = ("none", "uniform", "reference", "variance")
 
 
@@ -69,7 +70,14 @@ def plan(
         bootstrap=bootstrap,
         refine=refine,
     )
-    del shrinkage, class_balanced
+    del class_balanced
+    check_shrinkage(shrinkage)
+    if chosen["alignment"] != "none" and gradient_head is None:
+        raise VPromptError("An alignment needs gradients: give a gradient_head, such as base.")
+    if chosen["alignment"] == "reference" and gradient_head != "base":
+        raise VPromptError(
+            "alignment=reference compares gradients of one loss, so it needs gradient_head=base."
+        )
     paper = preset == "paper"
     return Plan(
         gradient_head=gradient_head,
@@ -133,8 +141,7 @@ def weigh(
         )
 
     objective = objective_of(evidence.features, evidence.labels)
-    ends = _screen(evidence, objective_of, objective)
-    found = _solve(objective, len(evidence), ends, chosen["solver"])
+    found = _solve(objective, evidence, objective_of, chosen["solver"])
     weights = found[0].weights / found[0].weights.sum()
     facts: dict[str, Any] = {
         "chosen": chosen,
@@ -182,6 +189,11 @@ def _chosen(*, preset: str, **given: Any) -> dict[str, Any]:
     for key in ("bootstrap", "refine"):
         if chosen[key] < 0:
             raise VPromptError(f"{key} is a number from 0 upwards, but got {chosen[key]}.")
+    if chosen["bootstrap"] and chosen["solver"] != "exponentiated":
+        raise VPromptError(
+            "Intervals come from solver=exponentiated on the simplex, which says nothing about "
+            f"solver={chosen['solver']}. Add bootstrap=0."
+        )
     return chosen
 
 
@@ -235,45 +247,37 @@ def _loss(evidence: Evidence, alignment: str) -> Objective:
     return _alignment.ReferenceAlignment.of(evidence.half_gradients, evidence.reference)
 
 
-def _screen(
+def _solve(
+    objective: Objective,
     evidence: Evidence,
     objective_of: Callable[[SourceFeatures, Labels], Objective],
-    objective: Objective,
-) -> Callable[[], list[Weights]]:
-    """Return a function that finds where to start: every different optimum of a smaller problem.
-
-    Features on the main axes of their average make a step ten times cheaper, and there are as many
-    climbs as sources. The full objective is then climbed from the best few ends.
-    """
-    sources, width = len(evidence), evidence.features.shape[2]
-    uniform = torch.full((sources,), 1 / sources, dtype=torch.float64)
-
-    def ends() -> list[Weights]:
-        cheap, tolerance = objective, 1e-6
-        if width > 2 * _bootstrap.WIDTH and len(evidence.labels) > 2 * _bootstrap.WIDTH:
-            small = _bootstrap.project(evidence.features, _bootstrap.WIDTH)
-            cheap, tolerance = objective_of(small, evidence.labels), 1e-5
-        singles = [cheap(row)[0] for row in torch.eye(sources, dtype=torch.float64)]
-        best_single = max(range(sources), key=singles.__getitem__)
-        climbs = [
-            maximise(cheap, start, tolerance=tolerance) for start in starts(sources, best_single)
-        ]
-        if cheap is objective:
-            return [climb.weights for climb in climbs]
-        best = [found.weights for found in distinct(climbs)[:_POLISHED]]
-        return [uniform, *(0.99 * weights + 0.01 * uniform for weights in best)]
-
-    return ends
-
-
-def _solve(
-    objective: Objective, sources: int, ends: Callable[[], list[Weights]], solver: str
+    solver: str,
 ) -> list[Optimum]:
     """Return the different optima found, best first."""
+    sources, width = len(evidence), evidence.features.shape[2]
+    uniform = torch.full((sources,), 1 / sources, dtype=torch.float64)
     if solver != "exponentiated":
-        uniform = torch.full((sources,), 1 / sources, dtype=torch.float64)
         return [SOLVERS[solver](objective, uniform)]
-    return distinct([maximise(objective, start) for start in ends()])
+    if width <= 2 * _bootstrap.WIDTH or len(evidence.labels) <= 2 * _bootstrap.WIDTH:
+        return _climb(objective, evidence)
+    # On the main axes of the plain average a step costs a tenth, and there are as many climbs as
+    # sources. The full objective is then climbed from every different end, and from uniform.
+    small = _bootstrap.project(evidence.features, _bootstrap.WIDTH)
+    ends = _climb(objective_of(small, evidence.labels), evidence, tolerance=1e-5)
+    near = [0.99 * end.weights + 0.01 * uniform for end in ends[:_POLISHED]]
+    return distinct([maximise(objective, start) for start in [uniform, *near]])
+
+
+def _climb(objective: Objective, evidence: Evidence, *, tolerance: float = 1e-6) -> list[Optimum]:
+    """Climb from uniform weights and every softened vertex, for large pools from the best few."""
+    sources = len(evidence)
+    singles = [objective(row)[0] for row in torch.eye(sources, dtype=torch.float64)]
+    best_single = max(range(sources), key=singles.__getitem__)
+    first = starts(sources, best_single)
+    if sources > len(first):  # a large pool: what the cheapest score finds is one more start
+        cheap = TraceRatio.of(evidence.features, evidence.labels)
+        first.append(0.99 * maximise(cheap, first[0]).weights + 0.01 * first[0])
+    return distinct([maximise(objective, start, tolerance=tolerance) for start in first])
 
 
 def _describe(optimum: Optimum) -> dict[str, Any]:

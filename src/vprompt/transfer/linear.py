@@ -4,7 +4,13 @@ import torch
 
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
-from vprompt.mix import Mix
+from vprompt.mix import Mix, Plan
+
+
+def plan(*, weights: list[float] | None = None, normalize: bool = True) -> Plan:
+    """Ask that every source keeps the weight it was given, twins too."""
+    del weights, normalize
+    return Plan(merge_twins=False)
 
 
 def weigh(evidence: Evidence, *, weights: list[float] | None = None, normalize: bool = True) -> Mix:

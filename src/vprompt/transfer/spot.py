@@ -21,7 +21,12 @@ SIMILARITIES = ("tokens", "mean")
 
 def plan(*, similarity: str = "tokens", top: int = 1, epochs: int = 5) -> Plan:
     """Ask for a prompt learned on the target for a few epochs."""
-    del similarity, top
+    if similarity not in SIMILARITIES:
+        raise VPromptError(
+            f"spot has no similarity {similarity!r}.{suggest(similarity, SIMILARITIES)}"
+        )
+    if top < 1:
+        raise VPromptError(f"spot keeps at least one source, but got top={top}.")
     if epochs < 1:
         raise VPromptError(f"spot learns for at least one epoch, but got epochs={epochs}.")
     return Plan(target_epochs=epochs)
@@ -34,12 +39,6 @@ def weigh(evidence: Evidence, *, similarity: str = "tokens", top: int = 1, epoch
     tokens). Similarities below 0 count as 0; if all do, the nearest source gets all the weight.
     """
     del epochs  # what the evidence was gathered with
-    if similarity not in SIMILARITIES:
-        raise VPromptError(
-            f"spot has no similarity {similarity!r}.{suggest(similarity, SIMILARITIES)}"
-        )
-    if top < 1:
-        raise VPromptError(f"spot keeps at least one source, but got top={top}.")
     if evidence.prompts is None or evidence.target is None:
         raise VPromptError("spot needs a prompt learned on the target, but the evidence has none.")
     found = prompt_similarities(evidence.prompts, evidence.target, similarity)
