@@ -144,7 +144,12 @@ def _mean(found: list[dict], name: str) -> float:
 
 def _spread(found: list[dict], name: str) -> str:
     """Return the mean over targets, and its deviation between draws."""
-    draws = sorted({run["seed"] for run in found})
+    targets = {run["target"] for run in found}
+    draws = [  # a draw that some targets lack has a mean over others
+        draw
+        for draw in sorted({run["seed"] for run in found})
+        if {run["target"] for run in found if run["seed"] == draw} == targets
+    ]
     means = [_mean([run for run in found if run["seed"] == draw], name) for draw in draws]
     spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
     return f"{statistics.mean(means):.1f}{spread}"

@@ -150,7 +150,7 @@ def test_the_version_is_printed(vprompt):
 
 def test_combine_prints_weights_and_writes_the_artefact(vprompt, pool, images, tmp_path):
     words = ["--pool", pool, "--epochs", 1, "--quiet", "--shots", 2, "--output", tmp_path / "it"]
-    code, out, _ = vprompt("combine", images, *words)
+    code, out, _ = vprompt("combine", images, "--include-self", *words)
     assert code == 0 and (tmp_path / "it" / "adapter_model.safetensors").is_file()
     for words in ("source", "weight", "one", "two", "uniform, untuned", "combined, untuned"):
         assert words in out
@@ -163,6 +163,7 @@ def test_a_recipe_stands_in_for_task_and_pool_and_flags_go_above_it(
     recipe.write_text(
         f"merge_method: linear\nmodels: [{{model: {pool}}}]\n"
         f"target: {{data: {images}, shots: 2}}\ntrain: {{epochs: 2, lr: 0.002}}\n"
+        "parameters: {include_self: true}\n"
     )
     words = ["--recipe", recipe, "--epochs", 1, "--quiet", "--no-test", "--output", tmp_path / "it"]
     assert vprompt("combine", *words)[0] == 0

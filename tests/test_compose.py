@@ -288,3 +288,22 @@ def test_combine_refuses_prompts_of_different_placement(refused):
 
     with refused("same placement"):
         combine([draw(2, [0, 0])[0], draw(2, [0, 1])[0]], torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("scale", ["token_norm", "ln"])
+def test_a_negative_weight_of_a_large_source_does_not_turn_the_sum(scale, generator):
+    from vprompt.compose import combine
+    from vprompt.prompt import Prompt
+
+    blocks = torch.zeros(3, dtype=torch.long)
+    one = torch.randn(3, 8, generator=generator)
+    one = one - one.mean(1, keepdim=True)
+    prompts = [Prompt(6 * one, blocks), Prompt(one.flip(0), blocks)]
+    weights = torch.tensor([-0.1, 1.1]).double()
+    found = combine(prompts, weights, scale=scale).tokens
+    kept = combine([Prompt(one, blocks), prompts[1]], weights, scale=scale).tokens
+    if scale == "ln":  # lengths of the sources do not matter for the direction
+        cosine = torch.cosine_similarity(found.flatten(), kept.flatten(), dim=0)
+        assert cosine > 0.999
+    raw = combine(prompts, weights, scale="none" if scale == "token_norm" else "ln").tokens
+    assert (torch.cosine_similarity(found, raw, dim=1) > 0.99).all()

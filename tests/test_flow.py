@@ -20,8 +20,10 @@ def few(rows=(0, 60), shown=range(10)):
 
     whole = open_task("digits")
     train = [row for row in range(700) if whole.train.labels[row] in shown][slice(*rows)]
+    plain = rows == (0, 60) and shown == range(10)
     return replace(
         whole,
+        name=whole.name if plain else f"{whole.name} {list(shown)} {rows}",
         train=whole.train.subset(train, "train"),
         val=whole.val.subset(range(40), "val"),
         test=SealedSplit(whole.train.subset(range(750, 800), "test")),
@@ -340,7 +342,7 @@ def test_tokens_are_matched_unless_all_grew_from_one_start(
         few(),
         pool_folder=write_pool(shuffled, inits),
         model=tiny,
-        method="uniform",
+        method="linear",  # others weigh two orders of one prompt once
         align=align,
         scale="none",
         config=quick(epochs=0),
@@ -379,7 +381,7 @@ def test_prompts_of_different_places_are_refused(write_pool, pool, deep_pool, ti
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"align": "hungary"}, "align is `auto`, `none` or `hungarian`, but got 'hungary'"),
+        ({"align": "hungary"}, "No align called 'hungary'"),
         ({"scale": "big"}, "No scale called 'big'"),
         ({"method": "hgpromt"}, "No transfer method called 'hgpromt'. Did you mean 'hgprompt'"),
         ({"method": "hgprompt(scor=x)"}, "no setting 'scor'. Did you mean 'score'"),
@@ -421,6 +423,28 @@ def test_a_combined_prompt_can_be_a_source_again(folder, tiny, tmp_path):
     combine(few(rows=(100, 140)), output=tmp_path / "pool" / "mix", **call)
     again = combine(few(rows=(200, 240)), **call)
     assert "mix" in [source["name"] for source in again.run["transfer"]["sources"]]
+
+
+def test_a_source_learned_on_the_target_itself_is_left_out_unless_wanted(
+    folder, tiny, tmp_path, refused
+):
+    import shutil
+
+    from vprompt import combine, learn
+
+    shutil.copytree(folder, tmp_path / "pool")
+    call = {"model": tiny, "config": quick(), "test": False}
+    learn(few(), method=METHODS["shallow"], output=tmp_path / "pool" / "mine", **call)
+    call |= {"pool_folder": tmp_path / "pool", "method": "uniform"}
+
+    def names(**settings):
+        sources = combine(few(), **call, **settings).run["transfer"]["sources"]
+        return {source["name"] for source in sources}
+
+    assert names() == set(SOURCES)
+    assert names(include_self=True) == {*SOURCES, "mine"}
+    with refused("learned on 'digits'", "--include-self"):
+        combine(few(), **call, exclude=tuple(SOURCES))
 
 
 # Choosing

@@ -168,6 +168,10 @@ def combine(
     shots: ShotsOption = None,
     draw: Annotated[int | None, typer.Option(help="Seed of the draw of shots. Default: 0.")] = None,
     exclude: ExcludeOption = None,
+    include_self: Annotated[
+        bool | None,
+        typer.Option("--include-self/--exclude-self", help="Keep sources learned on the target."),
+    ] = None,
     align: Annotated[
         str | None, typer.Option(help="auto, none, hungarian. Default: as the method asks.")
     ] = None,
@@ -214,6 +218,7 @@ def combine(
         "align": align,
         "scale": scale,
         "safeguard": safeguard,
+        "include_self": include_self,
     }
     arguments = {**start, **{key: value for key, value in given.items() if value is not None}}
     if "task" not in arguments or "pool_folder" not in arguments:
@@ -286,25 +291,11 @@ def score(
             progress=progress,
         )
     if isinstance(ranked, dict):
-        _print_rankings(ranked, as_json)
+        terminal.rankings(ranked, as_json)
     elif as_json:
         print(json.dumps([{"source": name, "score": value} for name, value in ranked], indent=2))
     else:
         terminal.table(["source", metric], [[name, f"{value:.4f}"] for name, value in ranked])
-
-
-def _print_rankings(rankings: dict[str, list[tuple[str, float]]], as_json: bool) -> None:
-    """Print every metric's score and rank of every source, in the order of the first metric."""
-    if as_json:
-        print(json.dumps({name: dict(pairs) for name, pairs in rankings.items()}, indent=2))
-        return
-    ranks = {name: [source for source, _ in pairs] for name, pairs in rankings.items()}
-    values = {name: dict(pairs) for name, pairs in rankings.items()}
-    rows = [
-        [source] + [f"{values[m][source]:.4g} ({ranks[m].index(source) + 1})" for m in rankings]
-        for source in next(iter(ranks.values()))
-    ]
-    terminal.table(["source", *rankings], rows)
 
 
 @app.command()

@@ -17,8 +17,10 @@ from vprompt.heads import closed_form
 from vprompt.linalg import centred_kernel_alignment, cosine_matrix
 from vprompt.measure import Candidate
 from vprompt.mix import Mix, Plan
+from vprompt.progress import Progress
 from vprompt.prompt import Prompt
 from vprompt.stages import Setting, run_tuning
+from vprompt.task import Task
 from vprompt.train_config import TrainConfig
 from vprompt.types import Features, PromptTokens, SourceFeatures, Weights
 
@@ -32,6 +34,31 @@ def plan_of(method: str, *, align: str | None, scale: str | None, safeguard: boo
     given = {"align": align, "scale": scale, "safeguard": safeguard}
     plan = Plan() if ask is None else ask()
     return replace(plan, **{key: value for key, value in given.items() if value is not None})
+
+
+def without_self(sources: Sequence[Artifact], target: Task, progress: Progress) -> list[Artifact]:
+    """Return the sources that were not learned on the target itself, and say which were.
+
+    A prompt of the target's own flatters every figure of a transfer. It is known by the task's
+    name and classes: its images may have been drawn anew.
+    """
+
+    def is_own(source: Artifact) -> bool:
+        name = (source.config.get("task") or {}).get("name")
+        return name == target.name and source.classes == list(target.classes)
+
+    own = [source for source in sources if is_own(source)]
+    if not own:
+        return list(sources)
+    names = ", ".join(source.name for source in own)
+    left = [source for source in sources if source not in own]
+    if not left:
+        raise VPromptError(
+            f"All sources ({names}) were learned on {target.name!r}, the target itself. "
+            "Use --include-self to combine them all the same."
+        )
+    progress.say(f"left out {names}: learned on {target.name!r}, the target itself")
+    return left
 
 
 def align_sources(sources: Sequence[Artifact], align: str) -> tuple[list[Prompt], bool]:
@@ -136,6 +163,19 @@ def duplicates(features: SourceFeatures) -> dict[int, int]:
         twin = next((i for i in range(row) if i not in found and cosines[row, i] > DUPLICATE), None)
         if twin is not None:
             found[row] = twin
+    return found
+
+
+def remarks(mix: Mix, twins: Mapping[str, str], evidence: Evidence) -> list[str]:
+    """Return what a person should know about the weights, a sentence each."""
+    found = [f"{name} has the features of {other}: weighed once" for name, other in twins.items()]
+    silent = mix.facts.get("without_gradient")
+    if silent:
+        found.append(f"no gradient reaches {', '.join(silent)}: left out of the alignment")
+    rare = int((evidence.labels.bincount() == 1).sum())
+    if rare:
+        classes = "class has" if rare == 1 else "classes have"
+        found.append(f"{rare} {classes} one image only, which flatters every score")
     return found
 
 

@@ -1,6 +1,6 @@
 """Flow: the main lines of the verbs; the only place that knows the order of the stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from vprompt.progress import SILENT, Progress
 from vprompt.task import Task
 from vprompt.train_config import COMBINE, TrainConfig
 from vprompt.tune import Tuned
+from vprompt.types import Features, Labels
 
 RULES = {
     "best": "epoch of best validation accuracy, the start included",
@@ -112,6 +113,7 @@ def combine(
     shots: int | None = None,
     draw: int = 0,
     exclude: tuple[str, ...] = (),
+    include_self: bool = False,
     align: str | None = None,
     scale: str | None = None,
     safeguard: bool | None = None,
@@ -126,11 +128,12 @@ def combine(
 ) -> Outcome:
     """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head.
 
-    `method` is a plug-in of `transfer/`. `align` is `none`, `hungarian`, or `auto`: match tokens
-    unless all sources grew from one initialisation. `scale` is one of `compose.SCALES`. With
-    `safeguard`, tuning starts from the mix, the plain average or the best single source, whichever
-    has the least cross-validated loss on the training images. Left out, the three are as the
-    method asks. `config` defaults to `COMBINE`.
+    `method` is a plug-in of `transfer/`. Sources that were learned on the target itself, a task of
+    its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`, or
+    `auto`: match tokens unless all sources grew from one initialisation. `scale` is one of
+    `compose.SCALES`. With `safeguard`, tuning starts from the mix, the plain average or the best
+    single source, whichever has the least cross-validated loss on the training images. Left out,
+    the three are as the method asks. `config` defaults to `COMBINE`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
@@ -138,6 +141,8 @@ def combine(
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
+    if not include_self:
+        sources = combining.without_self(sources, opened, progress)
     config = config or TrainConfig.checked(COMBINE)
     setting = stages.prepare(
         backbone, opened, config, shots, draw, skip_bad=skip_bad, progress=progress
@@ -150,6 +155,8 @@ def combine(
     with setting.clock.stage("weigh"):
         mix, twins = combining.weigh_sources(weigh, method, evidence, merge_twins=plan.merge_twins)
     kept = combining.kept_rows(evidence, twins)
+    for sentence in combining.remarks(mix, twins, evidence):
+        progress.say(sentence)
     scale = plan.scale
     if scale == "auto" and not backbone.centres_tokens:
         scale = "token_norm"  # `ln` shifts tokens, which only a LayerNorm does not notice
@@ -174,6 +181,7 @@ def combine(
         "align": plan.align,
         "scale": scale,
         "safeguard": plan.safeguard,
+        "include_self": include_self,
         "train": chosen.model_dump(),
         "transfer": combining.describe_transfer(sources, evidence, mix, twins, weights, start),
         "aligned": moved,
@@ -185,7 +193,12 @@ def combine(
             {"shots": shots, "draw": draw},
             backbone.name,
             method,
-            {"align": plan.align, "scale": scale, "safeguard": plan.safeguard},
+            {
+                "align": plan.align,
+                "scale": scale,
+                "safeguard": plan.safeguard,
+                "include_self": include_self,
+            },
             sources,
             chosen,
         ),
@@ -231,10 +244,26 @@ def score(
         for name, metric_of in metrics.items():
             scores = []
             for source, features in candidates:
-                scores.append((source, metric_of(features, evidence.labels)))
+                scores.append((source, _score_or_nan(metric_of, features, evidence.labels, named)))
                 step.advance(1, name)
-            found[name] = sorted(scores, key=lambda pair: -pair[1])
+            # A score that does not exist is last.
+            found[name] = sorted(scores, key=lambda pair: (pair[1] != pair[1], -pair[1]))
     return found[metric] if isinstance(metric, str) else found
+
+
+def _score_or_nan(
+    metric_of: Callable[[Features, Labels], float],
+    features: Features,
+    labels: Labels,
+    metrics: Sequence[str],
+) -> float:
+    """Return a score; beside other metrics, NaN where this one cannot be computed."""
+    try:
+        return metric_of(features, labels)
+    except VPromptError:
+        if len(metrics) == 1:
+            raise
+        return float("nan")
 
 
 def open_pool_backbone(

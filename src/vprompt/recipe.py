@@ -29,6 +29,7 @@ from vprompt.train_config import COMBINE, TrainConfig
 
 _ALIASES = {"mean": "uniform"}  # mergekit's name
 _SUM = ("align", "scale", "safeguard")
+_FLOW = (*_SUM, "include_self")
 _LARGEST = 1 << 20
 
 
@@ -86,12 +87,12 @@ class Recipe(_Strict):
             "config": config,
             "shots": self.target.shots,
             "draw": self.target.draw,
-            **{key: self.parameters[key] for key in _SUM if key in self.parameters},
+            **{key: self.parameters[key] for key in _FLOW if key in self.parameters},
         }
 
     def _method(self) -> str:
         spec = registry.parse(_ALIASES.get(self.merge_method, self.merge_method))
-        settings = {k: v for k, v in self.parameters.items() if k not in _SUM}
+        settings = {k: v for k, v in self.parameters.items() if k not in _FLOW}
         given = [model for model in self.models if model.parameters]
         if given:
             for model in given:

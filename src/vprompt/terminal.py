@@ -1,5 +1,6 @@
 """Terminal: progress bars, tables and the summary of a run; nothing else prints."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -131,3 +132,21 @@ def show(outcome: Any, output: Path | None, report: Path | None) -> None:
     if report is not None:
         write_report(run, report)
         print(f"report:   {report}")
+
+
+def rankings(found: dict[str, list[tuple[str, float]]], as_json: bool) -> None:
+    """Print every metric's score and rank of every source, in the order of the first metric."""
+    if as_json:
+        plain = {
+            name: {source: value if value == value else None for source, value in pairs}
+            for name, pairs in found.items()
+        }
+        print(json.dumps(plain, indent=2))
+        return
+    ranks = {name: [source for source, _ in pairs] for name, pairs in found.items()}
+    values = {name: dict(pairs) for name, pairs in found.items()}
+    rows = [
+        [source] + [f"{values[m][source]:.4g} ({ranks[m].index(source) + 1})" for m in found]
+        for source in next(iter(ranks.values()))
+    ]
+    table(["source", *found], rows)
