@@ -304,6 +304,6 @@ def test_a_negative_weight_of_a_large_source_does_not_turn_the_sum(scale, genera
     kept = combine([Prompt(one, blocks), prompts[1]], weights, scale=scale).tokens
     if scale == "ln":  # lengths of the sources do not matter for the direction
         cosine = torch.cosine_similarity(found.flatten(), kept.flatten(), dim=0)
-        assert cosine > 0.999
+        assert cosine > 0.99  # each token has a length of its own
     raw = combine(prompts, weights, scale="none" if scale == "token_norm" else "ln").tokens
     assert (torch.cosine_similarity(found, raw, dim=1) > 0.99).all()
