@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -319,11 +318,6 @@ def describe_transfer(
     }
 
 
-def _absolute(path: str) -> str:
-    """Return a path that means the same from any folder; what is no path stays as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
-
-
 def replay(
     task: str | None,
     draw: Mapping[str, int | None],
@@ -333,12 +327,15 @@ def replay(
     sources: Sequence[Artifact],
     config: TrainConfig,
 ) -> dict[str, Any]:
-    """Return the recipe from which `combine --recipe` makes the same artefact again."""
+    """Return the recipe from which `combine --recipe` makes the same artefact again.
+
+    Paths stay as they were typed: a shared card should not tell where its author's files are.
+    """
     return {
         "merge_method": str(registry.parse(method)),
         "base_model": backbone,
-        "models": [{"model": _absolute(str(s.folder)), "digest": s.digest} for s in sources],
-        "target": {"data": None if task is None else _absolute(task), **draw},
+        "models": [{"model": str(s.folder), "digest": s.digest} for s in sources],
+        "target": {"data": task, **draw},
         "parameters": dict(parameters),
         "train": config.model_dump(),
     }
