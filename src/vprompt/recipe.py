@@ -138,11 +138,6 @@ def read(path: Path | str) -> Recipe:
         ) from None
 
 
-def write(values: dict[str, Any]) -> str:
-    """Return a recipe as YAML."""
-    return yaml.safe_dump(values, sort_keys=False).strip()
-
-
 def _parse(path: Path) -> Any:
     if not path.is_file():
         raise VPromptError(f"No recipe at {path}. Give a .yml file or the folder of an artefact.")
