@@ -1,12 +1,13 @@
 """Does combining prompts win? Methods of `transfer/` against one another and against no pool.
 
-    python benchmarks/transfer.py choose --data DIR    # settings, on validation images alone
+    python benchmarks/transfer.py choose --data DIR    # scores, on validation images alone
+    python benchmarks/transfer.py settle --data DIR    # alignment, refining, safeguard, likewise
     python benchmarks/transfer.py compare --data DIR   # methods, on the test split, opened once
 
 Six targets, three draws of about 200 training images each. Sources are the prompts of the other
-twelve sets (`pools/demo` and `pools/extra`), never the target's own. `choose` fits a closed-form
-head on the untuned start of every setting and reads its accuracy on val200; `compare` tunes every
-method's start with the same budget. What is in `results/transfer` is not run again.
+twelve sets (`pools/demo` and `pools/extra`), never the target's own. `choose` and `settle` fit a
+closed-form head on the untuned start of every setting and read its accuracy on val200; `compare`
+tunes every method's start with the same budget. What is in `results/transfer` is not run again.
 """
 
 import argparse
@@ -51,6 +52,18 @@ CHOICES = {
     "adjusted, Eq. 10 x 1": ALIGNED.format("uniform", 1.0),
     "adjusted, reference x 1": ALIGNED.format("reference", 1.0),
 }
+SHRUNK = "hgprompt(bootstrap=0, alignment={}, lambda_={})"
+SETTLED = {
+    "uniform": "uniform",
+    "best": "best",
+    "shrunk": "hgprompt(bootstrap=0)",
+    "shrunk, Eq. 10 x 0.1": SHRUNK.format("uniform", 0.1),
+    "shrunk, Eq. 10 x 1": SHRUNK.format("uniform", 1.0),
+    "shrunk, reference x 0.1": SHRUNK.format("reference", 0.1),
+    "shrunk, reference x 1": SHRUNK.format("reference", 1.0),
+    "shrunk, refined": "hgprompt(bootstrap=0, refine=3)",
+}
+SETTINGS = {"choose": CHOICES, "settle": SETTLED}
 METHODS = {
     "uniform": "uniform",
     "best single": "best",
@@ -65,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("phase", choices=("choose", "compare"))
+    parser.add_argument("phase", choices=("choose", "settle", "compare"))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -79,7 +92,8 @@ def main() -> None:
                 continue
             with terminal.progress(quiet=True) as progress:
                 bench = Bench(options.data / target, target, seed, options.epochs, progress)
-                found = bench.choose() if options.phase == "choose" else bench.compare()
+                settings = SETTINGS.get(options.phase)
+                found = bench.compare() if settings is None else bench.choose(settings)
             write_json(RESULTS / name, found)
             print(name, json.dumps(found["summary"]), flush=True)
 
@@ -120,13 +134,14 @@ class Bench:
             weights = combining.refine(self.setting, prompts, mix, kept, plan.scale, plan.refine)
         return compose.combine(prompts, weights, scale=plan.scale), weights.tolist()
 
-    def choose(self) -> dict[str, Any]:
+    def choose(self, settings: dict[str, str]) -> dict[str, Any]:
         """Return the accuracy of every setting's start on all of val200."""
         backbone = self.setting.backbone
         val = self.whole.examples(self.whole.val, backbone.data_config)
         found: dict[str, Any] = {}
         options: dict[str, tuple[Prompt | None, list[float] | None]] = {"no prompt": (None, None)}
-        options |= {name: self.mixed(method) for name, method in CHOICES.items()}
+        options |= {name: self.mixed(method) for name, method in settings.items()}
+        mixed = self.head(options[next(n for n in settings if "shrunk" in n)][0])
         for name, (prompt, weights) in options.items():
             head = self.head(prompt)
             logits = head.logits(measure.features_of(backbone, prompt, val))
@@ -135,9 +150,13 @@ class Bench:
                 "val_accuracy": measure.judge(logits, val.labels).acc1,
                 "val_loss": loss.item(),
                 "cv_loss": head.cv_loss,
+                "cv_gain_over_shrunk": [
+                    combining.clear_gain(mixed.cv_losses, head.cv_losses, errors)
+                    for errors in (0.0, 1.0)
+                ],
                 "weights": weights,
             }
-        return self.record(found, {k: v["val_accuracy"] for k, v in found.items()}, CHOICES)
+        return self.record(found, {k: v["val_accuracy"] for k, v in found.items()}, settings)
 
     def compare(self) -> dict[str, Any]:
         """Tune every method's start alike, and measure starts and results on the test split."""
@@ -168,10 +187,12 @@ class Bench:
         return self.record(found, summary, METHODS)
 
     def safest(self, starts: dict[str, Prompt]) -> tuple[Prompt, dict[str, float]]:
-        """Return the start that `combine` would choose: the least cross-validated loss of three."""
-        names = ["HGPrompt robust, no safeguard", "uniform", "best single"]
-        losses = {name: self.head(starts[name]).cv_loss for name in names}
-        return starts[min(names, key=losses.__getitem__)], losses
+        """Return the start that `combine` would choose of three, and their cross-validated loss."""
+        names = {"HGPrompt robust, no safeguard": combining.MIXED, "uniform": "", "best single": ""}
+        named = {names[name] or name: (starts[name], self.head(starts[name])) for name in names}
+        safest = combining.safest_start({key: (each, {}) for key, each in named.items()})
+        losses = {name: named[key or name][1].cv_loss for name, key in names.items()}
+        return named[safest][0], losses
 
     def fresh(self, kind: str) -> Prompt:
         """Return an initialisation as `learn` would start from, another for every seed."""

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from exact import awake, relative
 from torch import nn
 
 TINY_MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
@@ -20,17 +21,6 @@ PLACEMENTS = {
     "ragged, empty blocks drop": ((1, 0, 3, 0, 0, 2), False),
     "late start, longer then shorter": ((0, 4, 1), True),
 }
-
-
-def awake(backbone):
-    """Give weights a size at which prompts matter: as drawn, layer scales hide every block."""
-    randomness = torch.Generator().manual_seed(5)
-    backbone = backbone.double()
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            noise = torch.randn(parameter.shape, generator=randomness, dtype=torch.float64)
-            parameter.add_(0.15 * noise)
-    return backbone
 
 
 @pytest.fixture(scope="module", params=[*TINY_MODELS, "no prefix at all"])
@@ -73,10 +63,6 @@ def draw(generator):
         return Prompt(torch.randn(shape, generator=generator).double(), blocks, persist)
 
     return make
-
-
-def relative(found, expected):
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def by_hand(backbone, images, prompt):
@@ -199,10 +185,40 @@ def test_features_equal_a_concatenation_written_by_hand(exact, pictures, draw, p
     assert relative(found, expected) < 1e-12
     assert relative(found, extract(exact, pictures)) > 1e-4
     steps = list(walk(exact, pictures, prompt))
-    assert [index for index, _, _ in steps] == list(range(exact.depth))
-    assert [present for _, present, _ in steps] == rows
+    assert [index for index, _ in steps] == list(range(exact.depth))
     patches = (32 // 16) ** 2
-    assert [s.shape[1] for _, _, s in steps] == [exact.prefix + row + patches for row in rows]
+    assert {s.shape[1] for _, s in steps} == {exact.prefix + patches}
+    assert len(rows) == exact.depth
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_keys_and_values_only_equal_rows_that_are_joined_and_dropped(
+    exact, pictures, draw, placement, monkeypatch
+):
+    from vprompt.backbone import Backbone, extract
+
+    prompt = draw(exact, *PLACEMENTS[placement])
+    alone = extract(exact, pictures, prompt)
+    monkeypatch.setattr(type(exact), "prompted_block", Backbone.prompted_block)
+    assert relative(extract(exact, pictures, prompt), alone) < 1e-12
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_shared_prompts_keys_are_computed_once_for_all_images(
+    vit64, pictures, draw, fused, monkeypatch
+):
+    from vprompt.backbone import extract
+
+    widths = []
+    norm = vit64.vit.blocks[0].norm1
+    handle = norm.register_forward_hook(lambda m, arguments, out: widths.append(out.shape[:2]))
+    for block in vit64.vit.blocks:
+        monkeypatch.setattr(block.attn, "fused_attn", fused)
+    prompt = draw(vit64, (3,) * 20, False)
+    found = extract(vit64, pictures, prompt)
+    handle.remove()
+    assert widths == [(3, 5), (1, 3)]  # the images' own rows, then one prompt for all three
+    assert relative(found, by_hand(vit64, pictures, prompt)[0]) < 1e-12
 
 
 def test_deep_prompts_are_keys_and_values_only(vit64, pictures, draw):

@@ -65,7 +65,7 @@ def normed_tokens(backbone, images):
     from vprompt.backbone import walk
 
     with torch.no_grad():
-        *_, (_, _, sequence) = walk(backbone, images)
+        *_, (_, sequence) = walk(backbone, images)
         return backbone.vit.norm(sequence)
 
 

@@ -5,7 +5,7 @@ Whatever the model and whatever the placement, prompt tokens enter in this file 
 
 import abc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vprompt.attention import Attend
 from vprompt.errors import VPromptError
 from vprompt.prompt import Prompt
-from vprompt.types import Features, Images, SamplePromptTokens, Tokens
+from vprompt.types import Features, Images, PromptRows, SamplePromptTokens, Tokens
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,22 @@ class Backbone(nn.Module, abc.ABC):
     def block(self, index: int, tokens: Tokens) -> Tokens:
         """Run one block on a sequence of any length."""
 
+    def prompted_block(
+        self, index: int, tokens: Tokens, prompt: PromptRows, attend: Attend | None = None
+    ) -> Tokens:
+        """Run one block in which prompt rows `[batch or 1, count, dim]` are keys and values only.
+
+        Here the rows are joined and their outputs dropped, which is exact for every block that
+        treats tokens alike. A subclass that can look inside its blocks saves the queries and the
+        MLP of those rows, and lets `attend` say what queries make of the prompt's keys.
+        """
+        if attend is not None:
+            raise VPromptError(
+                f"The attention of {self.name!r} cannot be reached, so its prompts can be neither "
+                "gated nor searched. Use a timm model of the `vit_*` or `deit*` families."
+            )
+        return _join(self, tokens, prompt, index)[1]
+
     @abc.abstractmethod
     def pool(self, tokens: Tokens) -> Features:
         """Apply the final norm and pool as the model was built to."""
@@ -112,26 +129,36 @@ def walk(
     images: Images,
     prompt: Prompt | None = None,
     tokens: SamplePromptTokens | None = None,
-) -> Iterator[tuple[int, int, Tokens]]:
-    """Run the blocks one by one and yield `(block, prompt rows present, sequence after it)`.
+    attend: Callable[[int], Attend | None] | None = None,
+) -> Iterator[tuple[int, Tokens]]:
+    """Run the blocks one by one and yield `(block, sequence after it)`, without prompt rows.
 
-    Prompt rows stand after the prefix tokens. `tokens` replaces the prompt's own tokens by a set
-    per image (per-sample dropout, or another prompt for every image), at the same placement.
+    Prompt rows stand after the prefix tokens where a later block still needs them (VPT-Shallow),
+    and are keys and values only where none does (VPT-Deep, and any prompt in its last block).
+    `tokens` replaces the prompt's own tokens by a set per image (per-sample dropout, or another
+    prompt for every image), at the same placement. `attend` names a block's attention over the
+    prompt's keys; it needs a prompt that does not travel on.
     """
     sequence = backbone.embed(images)
-    rows: list[Tensor] = []
+    own: list[Tensor] = [sequence[:, :0]] * backbone.depth
+    persist = prompt is not None and prompt.persist
     if prompt is not None:
         _check_fits(backbone, prompt)
-        own = prompt.tokens.expand(len(images), -1, -1) if tokens is None else tokens
-        rows = list(own.split(prompt.counts(backbone.depth), dim=1))
-    prefix, present = backbone.prefix, 0
+        shared = prompt.tokens[None] if tokens is None else tokens
+        own = list(shared.split(prompt.counts(backbone.depth), dim=1))
+    rows: Tensor | None = None
     for index in range(backbone.depth):
-        if prompt is not None and (rows[index].shape[1] or (present and not prompt.persist)):
-            kept = sequence[:, prefix + present :]
-            sequence = torch.cat([sequence[:, :prefix], rows[index].to(kept.dtype), kept], dim=1)
-            present = rows[index].shape[1]
-        sequence = backbone.block(index, sequence)
-        yield index, present, sequence
+        if own[index].shape[1]:
+            rows = own[index]
+        if rows is None:
+            sequence = backbone.block(index, sequence)
+        elif persist and index + 1 < backbone.depth and not own[index + 1].shape[1]:
+            rows, sequence = _join(backbone, sequence, rows, index)
+        else:
+            chosen = None if attend is None else attend(index)
+            sequence = backbone.prompted_block(index, sequence, rows, chosen)
+            rows = None
+        yield index, sequence
 
 
 def extract(
@@ -139,17 +166,23 @@ def extract(
     images: Images,
     prompt: Prompt | None = None,
     tokens: SamplePromptTokens | None = None,
+    attend: Callable[[int], Attend | None] | None = None,
 ) -> Features:
-    """Return the pooled features under a prompt.
-
-    The prompt rows are taken out before pooling: a class-token model would not notice them, a
-    model with average or attention pooling would.
-    """
-    *_, (_, present, sequence) = walk(backbone, images, prompt, tokens)
-    prefix = backbone.prefix
-    if present:
-        sequence = torch.cat([sequence[:, :prefix], sequence[:, prefix + present :]], dim=1)
+    """Return the pooled features under a prompt; its own rows are never pooled. See `walk`."""
+    *_, (_, sequence) = walk(backbone, images, prompt, tokens, attend)
     return backbone.pool(sequence)
+
+
+def _join(
+    backbone: Backbone, tokens: Tokens, rows: PromptRows, index: int
+) -> tuple[Tensor, Tokens]:
+    """Run one block with prompt rows after the prefix; return what became of them and the rest."""
+    prefix, count = backbone.prefix, rows.shape[1]
+    inside = rows.expand(len(tokens), -1, -1).to(tokens.dtype)
+    joined = torch.cat([tokens[:, :prefix], inside, tokens[:, prefix:]], dim=1)
+    after = backbone.block(index, joined)
+    rest = torch.cat([after[:, :prefix], after[:, prefix + count :]], dim=1)
+    return after[:, prefix : prefix + count], rest
 
 
 def _check_fits(backbone: Backbone, prompt: Prompt) -> None:

@@ -24,6 +24,7 @@ from vprompt.train_config import TrainConfig
 from vprompt.types import Features, PromptTokens, SourceFeatures, Weights
 
 DUPLICATE = 0.9999  # cosine between the features of two sources that are one
+SWITCH = 2.0  # standard errors by which another start has to be better than the mix
 UNIFORM, MIXED = "uniform, untuned", "combined, untuned"
 
 
@@ -266,12 +267,25 @@ def surrogate_gap(evidence: Evidence, weights: Weights, composed: Features) -> d
 
 
 def safest_start(starts: Mapping[str, tuple[Candidate, dict[str, Any]]]) -> str:
-    """Return the name of the prompt with the least cross-validated loss; in a tie, the mix."""
-    prompts = [name for name, ((prompt, _), _) in starts.items() if prompt is not None]
-    losses = {name: starts[name][1]["cv_loss"] for name in prompts}
-    if any(loss is None for loss in losses.values()):
+    """Return the mix, unless another prompt has a clearly smaller cross-validated loss.
+
+    "Clearly" is `SWITCH` standard errors of the paired difference over the training images: the
+    loss of a few hundred held-out images is noisy, and the mix was chosen by all of them.
+    """
+    mixed = starts[MIXED][0][1].cv_losses
+    if mixed is None:
         return MIXED  # nothing could be held out
-    return min(reversed(prompts), key=lambda name: losses[name])
+    gains = {MIXED: 0.0}
+    for name, ((prompt, head), _) in starts.items():
+        if prompt is not None and name != MIXED and head.cv_losses is not None:
+            gains[name] = clear_gain(mixed, head.cv_losses)
+    return max(gains, key=gains.__getitem__)
+
+
+def clear_gain(before: Tensor, after: Tensor, errors: float = SWITCH) -> float:
+    """Return the mean paired gain of the losses `after`, less `errors` standard errors of it."""
+    gain = before - after
+    return float(gain.mean() - errors * gain.std() / len(gain) ** 0.5)
 
 
 def describe_transfer(

@@ -32,6 +32,7 @@ class Head:
     strength: float = float("nan")
     cv_accuracy: float = float("nan")
     cv_loss: float = float("nan")
+    cv_losses: Tensor | None = None  # of every image held out, in an order that labels alone fix
 
     def logits(self, features: Features) -> Tensor:
         """Return `[batch, classes]`."""
@@ -74,7 +75,9 @@ def closed_form(
     best = min(grid, key=lambda candidate: judged[candidate][0])
     loss, accuracy, scale = judged[best]
     head = _scaled(_fit(*best, data, labels, num_classes), scale)
-    return _single(replace(head, cv_accuracy=accuracy, cv_loss=loss))
+    logits = torch.cat(held_out[best]) * scale
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    return _single(replace(head, cv_accuracy=accuracy, cv_loss=loss, cv_losses=losses))
 
 
 def shrinkage_lda(features: Features, labels: Labels, num_classes: int, shrinkage: float) -> Head:

@@ -16,6 +16,7 @@ Features: TypeAlias = Float[Tensor, "batch feature_dim"]
 Labels: TypeAlias = Int[Tensor, " batch"]
 PromptTokens: TypeAlias = Float[Tensor, "count dim"]
 SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]
+PromptRows: TypeAlias = Float[Tensor, "#batch count dim"]  # one set for all images, or one each
 Blocks: TypeAlias = Int[Tensor, " count"]
 Weights: TypeAlias = Float[Tensor, " sources"]
 SourceFeatures: TypeAlias = Float[Tensor, "sources batch feature_dim"]

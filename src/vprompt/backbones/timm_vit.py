@@ -10,12 +10,16 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.layers.attention import Attention
+from timm.models import vision_transformer
 from torch import nn
+from torch.nn import functional
 
+from vprompt.attention import Attend, KeyValue, joint
 from vprompt.backbone import Backbone, DataConfig
 from vprompt.errors import VPromptError
 from vprompt.registry import Spec
-from vprompt.types import Features, Images, Tokens
+from vprompt.types import Features, Images, PromptRows, Tokens
 
 _SHORT_SEQUENCE = 128  # patches
 
@@ -59,9 +63,52 @@ class TimmViT(Backbone):
         """Run one block."""
         return self.vit.blocks[index](tokens)
 
+    def prompted_block(
+        self, index: int, tokens: Tokens, prompt: PromptRows, attend: Attend | None = None
+    ) -> Tokens:
+        """Run one block with the prompt in its keys and values alone, where timm's block is plain.
+
+        This spells out timm's own block (pre-norm, layer scale, query and key norms included).
+        The prompt passes the first norm and the key and value rows of `qkv`, once for all images
+        that share it.
+        """
+        block: Any = self.vit.blocks[index]
+        if not _is_plain(block):
+            return super().prompted_block(index, tokens, prompt, attend)
+        attention = block.attn
+        shape = (3, attention.num_heads, attention.head_dim)
+        query, key, value = attention.qkv(block.norm1(tokens)).unflatten(-1, shape).unbind(2)
+        own = KeyValue(attention.k_norm(key.transpose(1, 2)), value.transpose(1, 2))
+        inside = _key_value(attention, block.norm1(prompt))
+        attend = attend or joint(fused=attention.fused_attn)
+        query = attention.q_norm(query.transpose(1, 2))
+        mixed = attend(query, own, inside, attention.scale, None)
+        mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
+        tokens = tokens + block.ls1(attention.proj(mixed))
+        return tokens + block.ls2(block.mlp(block.norm2(tokens)))
+
     def pool(self, tokens: Tokens) -> Features:
         """Pool as the model was built to: class token, average or attention."""
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
+
+
+def _is_plain(block: Any) -> bool:
+    """Say whether a block is timm's ordinary one, which `prompted_block` spells out."""
+    attention = getattr(block, "attn", None)
+    return (
+        type(block) is vision_transformer.Block
+        and type(attention) is Attention
+        and getattr(attention, "gate", None) is None
+    )
+
+
+def _key_value(attention: Any, rows: PromptRows) -> KeyValue:
+    """Project normalised prompt rows with the key and value parts of `qkv` alone."""
+    width = attention.num_heads * attention.head_dim
+    bias = None if attention.qkv.bias is None else attention.qkv.bias[width:]
+    both = functional.linear(rows, attention.qkv.weight[width:], bias)
+    both = both.unflatten(-1, (2, attention.num_heads, attention.head_dim)).transpose(1, 3)
+    return KeyValue(attention.k_norm(both[:, :, 0]), both[:, :, 1])
 
 
 def load(

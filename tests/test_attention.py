@@ -1,0 +1,122 @@
+"""Attention over a prompt's keys: gates remove, insert and weigh keys exactly."""
+
+import pytest
+import torch
+from exact import awake, relative
+
+
+@pytest.fixture
+def sets(generator):
+    """Queries, a block's own keys and values, and those of a prompt shared by all images."""
+    from vprompt.attention import KeyValue
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    own = KeyValue(draw(2, 3, 5, 4), draw(2, 3, 5, 4))
+    return draw(2, 3, 5, 4), own, KeyValue(draw(1, 3, 4, 4), draw(1, 3, 4, 4))
+
+
+def by_hand(query, own, prompt, scale, mask, gates):
+    """Attention over the prompt's keys, then the block's own, one query after the other."""
+    out = torch.zeros_like(query)
+    for image in range(query.shape[0]):
+        row = gates if gates.dim() == 1 else gates[image]
+        for head in range(query.shape[1]):
+            keys = torch.cat([prompt.key[0, head], own.key[image, head]])
+            values = torch.cat([prompt.value[0, head], own.value[image, head]])
+            for position in range(query.shape[2]):
+                weights = (scale * keys @ query[image, head, position]).exp()
+                weights[: len(row)] *= row
+                if mask is not None:
+                    weights[len(row) :] *= mask[position].exp()
+                out[image, head, position] = weights @ values / weights.sum()
+    return out
+
+
+@pytest.fixture(params=[False, True])
+def mask(request):
+    if not request.param:
+        return None
+    return torch.full((5, 5), -torch.inf, dtype=torch.float64).triu(1)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_joint_attention_is_softmax_over_both_sets(sets, mask, fused):
+    from vprompt.attention import joint
+
+    query, own, prompt = sets
+    found = joint(fused=fused)(query, own, prompt, 0.5, mask)
+    expected = by_hand(query, own, prompt, 0.5, mask, torch.ones(4).double())
+    assert relative(found, expected) < 1e-12
+
+
+def test_gates_multiply_the_weight_of_a_key(sets, mask, generator):
+    from vprompt.attention import gated
+
+    query, own, prompt = sets
+    for shape in ((4,), (2, 4)):
+        gates = torch.rand(shape, generator=generator, dtype=torch.float64)
+        found = gated(gates)(query, own, prompt, 0.5, mask)
+        assert relative(found, by_hand(query, own, prompt, 0.5, mask, gates)) < 1e-12
+
+
+def test_a_gate_of_zero_is_exact_removal_and_of_one_the_plain_key(sets):
+    from vprompt.attention import KeyValue, gated, joint
+
+    query, own, prompt = sets
+    plain = joint(fused=False)
+    assert relative(gated(torch.ones(4))(*sets, 0.5, None), plain(*sets, 0.5, None)) < 1e-12
+    gates = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    kept = KeyValue(prompt.key[:, :, [0, 2]], prompt.value[:, :, [0, 2]])
+    left = gated(gates)(query, own, prompt, 0.5, None)
+    assert relative(left, plain(query, own, kept, 0.5, None)) < 1e-12
+
+
+def test_the_slope_at_both_ends_is_finite_and_right(sets):
+    from vprompt.attention import gated
+
+    query, own, prompt = sets
+    for at in (0.0, 1.0):
+        gates = torch.full((4,), at, dtype=torch.float64, requires_grad=True)
+        gated(gates)(query, own, prompt, 0.5, None).square().sum().backward()
+        for index in range(4):
+            step = torch.zeros(4, dtype=torch.float64)
+            step[index] = 1e-6
+            high, low = (
+                gated(gates.detach() + sign * step)(query, own, prompt, 0.5, None).square().sum()
+                for sign in (1, -1)
+            )
+            assert gates.grad[index].item() == pytest.approx((high - low).item() / 2e-6, rel=1e-6)
+
+
+def test_gates_of_a_whole_model_remove_tokens_exactly(generator):
+    from vprompt.attention import gated
+    from vprompt.backbone import extract
+    from vprompt.backbones import tiny
+    from vprompt.prompt import Prompt, place
+
+    backbone = awake(tiny.load())
+    pictures = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
+    blocks = place(3, backbone.depth, deep=True)
+    tokens = torch.randn(len(blocks), backbone.dim, generator=generator, dtype=torch.float64)
+    gates = torch.ones(len(blocks), dtype=torch.float64)
+    gates[torch.tensor([1, 4, 5])] = 0
+    kept = gates > 0
+    found = extract(
+        backbone,
+        pictures,
+        Prompt(tokens, blocks, False),
+        attend=lambda block: gated(gates[blocks == block]),
+    )
+    expected = extract(backbone, pictures, Prompt(tokens[kept], blocks[kept], False))
+    assert relative(found, expected) < 1e-12
+
+
+def test_a_block_that_cannot_be_looked_into_refuses_gates(tiny, images, generator, refused):
+    from vprompt.attention import gated
+    from vprompt.backbone import Backbone
+
+    rows = torch.randn(1, 2, tiny.dim, generator=generator)
+    with refused("cannot be reached", "vit_"):
+        Backbone.prompted_block(tiny, 0, tiny.embed(images), rows, gated(torch.ones(2)))
