@@ -11,6 +11,7 @@ PLUGINS = {"backbones", "tasks", "adapters", "transfer", "metrics"}
 LAYERS = [
     {"types", "errors"},
     {"files", "randomness", "progress", "precision", "registry", "prompt"},
+    {"attention"},
     {"backbone", "heads", "linalg", "images"},
     {"task", "artifact", "adapter", "train_config", "checkpoint", "compose"},
     {
