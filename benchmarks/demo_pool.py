@@ -1,6 +1,9 @@
 """Learn the demonstration pool and compare every prompt with the linear probe of its features.
 
     python benchmarks/demo_pool.py --data DIR --pool pools/demo
+    python benchmarks/demo_pool.py --data DIR --pool pools/mini --image-size 70 --methods vpt
+
+The second line learns the smaller pool of the mini benchmark.
 
 Every set is learned with the defaults of `vprompt learn`. The artefacts of seed 0 go into the pool;
 one JSON record per run goes into `benchmarks/results`, and what exists there is not run again. The
@@ -45,24 +48,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sets", nargs="+", default=SETS, choices=[*SETS, EXTRA])
     parser.add_argument("--methods", nargs="+", default=["vpt", "linear"])
+    parser.add_argument("--image-size", type=int, help="default: the backbone's own")
     options = parser.parse_args()
     for seed in options.seeds:
         for name in options.sets:
             for method in options.methods:
-                run_one(options.data / name, method, TrainConfig(seed=seed), options.pool)
+                config = TrainConfig(seed=seed)
+                run_one(options.data / name, method, config, options.pool, options.image_size)
 
 
-def run_one(folder: Path, method: str, config: TrainConfig, pool: Path) -> None:
+def run_one(
+    folder: Path, method: str, config: TrainConfig, pool: Path, image_size: int | None
+) -> None:
     """Learn one set with one method and one seed, unless its record is there."""
     label = registry.parse(method).name
-    record = RESULTS / f"{folder.name}_{label}_seed{config.seed}.json"
+    size = f"_{image_size}px" if image_size else ""
+    record = RESULTS / f"{folder.name}_{label}{size}_seed{config.seed}.json"
     artefact = pool / folder.name
     keep = label == "vpt" and config.seed == 0
     if record.is_file() and (artefact.is_dir() or not keep):
         return
     with terminal.progress(quiet=False) as progress:
         progress.say(f"{folder.name}, {method}, {config.epochs} epochs, seed {config.seed}")
-        outcome = flow.learn(str(folder), method=method, config=config, progress=progress)
+        outcome = flow.learn(
+            str(folder), method=method, config=config, image_size=image_size, progress=progress
+        )
         progress.say(json.dumps({k: round(m.acc1, 4) for k, m in outcome.test.items()}))
     if keep:
         save(outcome.artifact, artefact, overwrite=True, run=outcome.run)
