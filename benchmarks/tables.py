@@ -31,7 +31,7 @@ def learn_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     gains = []
-    for path in sorted((RESULTS / "learn").glob("*_vpt_*.json")):
+    for path in sorted((RESULTS / "learn").glob("*_vpt_seed*.json")):
         run = json.loads(path.read_text())
         linear = path.with_name(path.name.replace("_vpt_", "_linear_"))
         rows.append(_learn_row(run, json.loads(linear.read_text()) if linear.is_file() else None))

@@ -13,7 +13,9 @@ LAYERS = [
     {"files", "randomness", "progress", "precision", "registry", "prompt"},
     {"attention"},
     {"backbone", "heads", "linalg", "images"},
-    {"task", "artifact", "adapter", "train_config", "checkpoint", "compose"},
+    {"task", "artifact", "train_config", "compose"},
+    {"adapter", "checkpoint"},
+    {"classifier"},
     {
         "mix",
         "recipe",

@@ -1,7 +1,8 @@
 """Adapter: what a method trains beside the head; every method of `adapters/` returns one."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +13,44 @@ from vprompt.backbone import Backbone, extract
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.prompt import Prompt
+from vprompt.task import Examples
 from vprompt.types import Features, Images, Weights
 
 
+@dataclass(eq=False)
+class Training:
+    """What an adapter may see of the loop that trains it, in its hooks.
+
+    `loss(examples, rows, generator)` is the mean cross-entropy on some of the images, with its
+    graph; a generator switches dropout on. `epoch` counts from 1 to `epochs`, `step` from 0 over
+    all epochs.
+    """
+
+    train: Examples
+    val: Examples | None
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Examples, Tensor, torch.Generator | None], Tensor]
+    seed: int
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    epoch: int = 0
+    step: int = 0
+
+
 class Adapter(nn.Module, abc.ABC):
-    """A frozen backbone together with the parameters that a method trains."""
+    """A frozen backbone together with the parameters that a method trains.
+
+    A checkpoint holds all parameters that require a gradient, all buffers, and `memory`, plain
+    values that a method keeps between epochs and that go into the record of the run. Whatever
+    else an adapter changes while training is lost when a run is stopped.
+    """
 
     backbone: Backbone
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: dict[str, Any] = {}
 
     @abc.abstractmethod
     def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
@@ -28,25 +60,82 @@ class Adapter(nn.Module, abc.ABC):
     def prompt(self) -> Prompt | None:
         """Return the learned prompt as a value, or None where the method has none."""
 
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.backbone.feature_dim
+
+    def own_head(self) -> tuple[Tensor, Tensor] | None:
+        """Return weight `[classes, feature_dim]` and bias `[classes]`, with their graph.
+
+        None, the default, leaves the head to the training loop.
+        """
+        return None
+
+    def extra_loss(self, logits: Tensor, rows: Tensor) -> Tensor | None:
+        """Return what is added to the cross-entropy of the training images `rows`."""
+        del logits, rows
+        return None
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Return the trained parameters, each group with its multiple of the learning rate."""
+        return [([p for p in self.parameters() if p.requires_grad], 1.0)]
+
+    def begin_epoch(self, training: Training) -> None:
+        """Do what comes before the steps of an epoch."""
+
+    def begin_step(self, training: Training) -> None:
+        """Do what comes before the forward pass of a step."""
+
+    def after_backward(self, training: Training) -> None:
+        """Read gradients, before they are clipped and used."""
+
+    def end_epoch(self, training: Training) -> None:
+        """Do what comes after the steps of an epoch, before it is judged."""
+
     def identity(self) -> dict[str, Any]:
         """Return what determines training beside the parameters' values; JSON-able."""
         return {"adapter": type(self).__name__}
 
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that training changes, by name; the backbone is not among it."""
+        trained = {k: p for k, p in self.named_parameters() if p.requires_grad}
+        buffers = {k: b for k, b in self.named_buffers() if not k.startswith("backbone.")}
+        return {name: value.detach() for name, value in (trained | buffers).items()}
 
-class NoAdapter(Adapter):
-    """Nothing is trained but the head, so features can be computed once."""
+
+class FeatureAdapter(Adapter):
+    """A method that never looks into the backbone, so its features are computed once."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
+    @abc.abstractmethod
+    def transform(
+        self, features: Features, *, generator: torch.Generator | None = None
+    ) -> Features:
+        """Return what the head sees of the frozen features; see `Adapter.features`."""
+
     def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
-        """Return the frozen backbone's features."""
-        del generator
-        return extract(self.backbone, images)
+        """Return the transformed features of the frozen backbone."""
+        with torch.no_grad():
+            frozen = extract(self.backbone, images)
+        return self.transform(frozen.float(), generator=generator)
 
     def prompt(self) -> None:
         """Return nothing: no prompt is learned."""
+
+
+class NoAdapter(FeatureAdapter):
+    """Nothing is trained but the head."""
+
+    def transform(
+        self, features: Features, *, generator: torch.Generator | None = None
+    ) -> Features:
+        """Return the features as they are."""
+        del generator
+        return features
 
 
 class WeightedSum(Adapter):

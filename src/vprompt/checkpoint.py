@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vprompt.errors import VPromptError
 from vprompt.files import digest, write_tensors
@@ -39,7 +39,7 @@ class Checkpoint:
         """Write parameters, optimiser state, the best parameters so far and the history."""
         if self.path is None:
             return
-        tensors = {f"now.{name}": value for name, value in loop.trainable().items()}
+        tensors = {f"now.{name}": value for name, value in loop.state().items()}
         tensors |= {f"best.{name}": value for name, value in loop.best.items()}
         for index, state in loop.optimizer.state_dict()["state"].items():
             for key, value in state.items():
@@ -48,6 +48,7 @@ class Checkpoint:
         text = {
             "history": json.dumps([asdict(record) for record in loop.history]),
             "best_epoch": str(loop.best_epoch),
+            "memory": json.dumps(loop.classifier.adapter.memory),
         }
         write_tensors(self.path, tensors, text)
 
@@ -64,10 +65,8 @@ class Checkpoint:
         loop.history = [EpochRecord(**record) for record in json.loads(text["history"])]
         loop.best_epoch = int(text["best_epoch"])
         loop.best = _part(tensors, "best.")
-        own = dict(loop.classifier.named_parameters())
-        with torch.no_grad():
-            for name, value in _part(tensors, "now.").items():
-                own[name].copy_(value)
+        loop.classifier.adapter.memory = json.loads(text["memory"])
+        restore(loop.classifier, _part(tensors, "now."))
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
@@ -75,6 +74,14 @@ class Checkpoint:
         whole = loop.optimizer.state_dict()
         loop.optimizer.load_state_dict({**whole, "state": states})
         return True
+
+
+def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy values into the parameters and buffers of their names."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

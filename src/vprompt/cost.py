@@ -2,7 +2,7 @@
 
 import time
 
-from vprompt.adapter import Adapter, NoAdapter
+from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.precision import autocast
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
@@ -32,7 +32,7 @@ def training_estimate(
     adapter: Adapter, train: Examples, config: TrainConfig, *, points: int = 1
 ) -> str:
     """Return a sentence on how long training will take at all points of a grid."""
-    if isinstance(adapter, NoAdapter):
+    if isinstance(adapter, FeatureAdapter):
         return f"one pass over {len(train)} images, then the head alone"
     speed = images_per_second(adapter, train, config)
     times = f"{points} x " if points > 1 else ""

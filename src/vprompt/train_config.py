@@ -28,7 +28,9 @@ class TrainConfig(BaseModel):
     head_lr: float = Field(1e-3, ge=0, description="of the head, in whitened coordinates")
     weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    sched: Literal["cosine", "constant"] = "cosine"
     min_lr: float = Field(1e-3, ge=0, le=1, description="share of lr at the end of the cosine")
+    clip_grad: float = Field(0.0, ge=0, description="largest norm of a step's gradient; 0: any")
     head: Literal["closed_form", "zero", "kaiming"] = "closed_form"
     keep: Literal["best", "least_loss", "last"] = "best"
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -5,7 +5,6 @@ was stopped continues with the same bits as one that was not.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt.adapter import Adapter, NoAdapter
-from vprompt.checkpoint import Checkpoint, EpochRecord
+from vprompt.adapter import Adapter, FeatureAdapter, Training
+from vprompt.checkpoint import Checkpoint, EpochRecord, restore
+from vprompt.classifier import (
+    Classifier,
+    batch_features,
+    compute_features,
+    feature_examples,
+    start_head,
+)
 from vprompt.errors import VPromptError
 from vprompt.files import digest
-from vprompt.heads import Head, closed_form
-from vprompt.precision import autocast, resolve
+from vprompt.heads import Head
+from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress, Step
 from vprompt.randomness import stream
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
-from vprompt.types import Features, Images
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,40 +63,6 @@ class Tuned:
         return text
 
 
-class Classifier(nn.Module):
-    """An adapter and a linear head: what is trained.
-
-    The head is trained in the coordinates of `whitening`. A closed-form head is large along
-    directions in which features hardly vary, and one learning rate for all coordinates destroyed
-    it within an epoch; after whitening one rate fits.
-    """
-
-    mean: Tensor
-    whiten: Tensor
-
-    def __init__(self, adapter: Adapter, head: Head, whitening: tuple[Tensor, Tensor]) -> None:
-        super().__init__()
-        self.adapter, device = adapter, adapter.backbone.device
-        mean, whiten = whitening
-        self.register_buffer("mean", mean.to(device))
-        self.register_buffer("whiten", whiten.to(device))
-        weight = torch.linalg.solve(whiten.double(), head.weight.double().T).T.float()
-        bias = head.bias.float() + head.weight.float() @ mean
-        self.weight = nn.Parameter(weight.clone().contiguous().to(device))
-        self.bias = nn.Parameter(bias.clone().to(device))
-
-    def logits(self, features: Features) -> Tensor:
-        """Return `[batch, classes]` in fp32."""
-        return functional.linear(
-            (features.float() - self.mean) @ self.whiten, self.weight, self.bias
-        )
-
-    def head(self) -> Head:
-        """Return the head as a plain linear layer on features."""
-        weight = (self.weight.detach() @ self.whiten).cpu()
-        return Head(weight, self.bias.detach().cpu() - weight @ self.mean.cpu())
-
-
 @dataclass(eq=False)
 class _Loop:
     """The state of one training run between two epochs; all of it goes into a checkpoint."""
@@ -102,10 +73,9 @@ class _Loop:
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
 
-    def trainable(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return the tensors that training changes, by name."""
-        named = self.classifier.named_parameters()
-        return {name: p.detach() for name, p in named if p.requires_grad}
+        return self.classifier.state()
 
 
 def tune(
@@ -128,42 +98,29 @@ def tune(
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
-    if isinstance(adapter, NoAdapter):
-        train, val = _with_features(adapter, train, config), _with_features(adapter, val, config)
-    start_head, whitening = _start_head(adapter, train, num_classes, config)
-    classifier = Classifier(adapter, start_head, whitening)
+    if isinstance(adapter, FeatureAdapter):
+        once = feature_examples(adapter, train, config)
+        assert once is not None
+        train, val = once, feature_examples(adapter, val, config)
+    first_head, whitening = start_head(adapter, train, num_classes, config)
+    classifier = Classifier(adapter, first_head, whitening)
     loop = _Loop(classifier, _optimizer(classifier, config))
     store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
     if not store.load(loop):
         _finish_epoch(loop, 0, None, 0.0, val, config)
     steps = math.ceil(len(train) / config.batch_size)
+    training = _training(loop, train, val, config, steps)
     done = loop.history[-1].epoch
     with progress.step("tune", steps * config.epochs) as step:
         step.advance(steps * done, _note(loop))
         for epoch in range(done + 1, config.epochs + 1):
-            loss, rate = _train_epoch(loop, train, epoch, steps, config, step)
+            loss, rate = _train_epoch(loop, training, epoch, config, step)
             _check_finite(loop, epoch, config)
             _finish_epoch(loop, epoch, loss, rate, val, config)
             step.advance(0, _note(loop))
             store.save(loop)
-    _restore(classifier, loop.best)
-    return Tuned(adapter, classifier.head(), loop.history, loop.best_epoch, start_head, store)
-
-
-def compute_features(
-    adapter: Adapter, examples: Examples, config: TrainConfig, *, progress: Progress = SILENT
-) -> Features:
-    """Return the features of all examples in fp32, without gradients."""
-    if isinstance(examples, _FeatureExamples):
-        return examples.features
-    backbone, parts = adapter.backbone, []
-    with torch.no_grad(), progress.step("features", len(examples)) as step:
-        for pixels, _ in examples.batches(config.batch_size):
-            with autocast(config.precision, backbone.device):
-                features = adapter.features(backbone.normalise(pixels.to(backbone.device)))
-            parts.append(features.float().cpu())
-            step.advance(len(pixels))
-    return torch.cat(parts)
+    restore(classifier, loop.best)
+    return Tuned(adapter, classifier.head(), loop.history, loop.best_epoch, first_head, store)
 
 
 def learning_rate_factor(step: int, total: int, warmup: float, floor: float) -> float:
@@ -178,51 +135,81 @@ def learning_rate_factor(step: int, total: int, warmup: float, floor: float) -> 
     return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
 
 
+def _training(
+    loop: _Loop, train: Examples, val: Examples | None, config: TrainConfig, steps: int
+) -> Training:
+    """Return what the adapter's hooks may see and do."""
+
+    def loss(examples: Examples, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        logits, labels = _logits(loop.classifier, examples, rows, config, generator)
+        return functional.cross_entropy(logits, labels)
+
+    return Training(
+        train, val, loop.optimizer, loss, config.seed, config.batch_size, config.epochs, steps
+    )
+
+
+def _logits(
+    classifier: Classifier,
+    examples: Examples,
+    rows: Tensor,
+    config: TrainConfig,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    inputs, labels = next(examples.batches(len(rows), rows))
+    features = batch_features(classifier.adapter, inputs, config, generator)
+    return classifier.logits(features), labels.to(features.device)
+
+
 def _train_epoch(
-    loop: _Loop, train: Examples, epoch: int, steps: int, config: TrainConfig, step: Step
+    loop: _Loop, training: Training, epoch: int, config: TrainConfig, step: Step
 ) -> tuple[float, float]:
+    train, adapter = training.train, loop.classifier.adapter
     order = torch.randperm(len(train), generator=stream(config.seed, f"order, epoch {epoch}"))
     dropout = stream(config.seed, f"dropout, epoch {epoch}")
-    device, total, factor = loop.classifier.weight.device, 0.0, 0.0
-    for index, (inputs, labels) in enumerate(train.batches(config.batch_size, order)):
-        now = (epoch - 1) * steps + index
-        factor = learning_rate_factor(now, steps * config.epochs, config.warmup, config.min_lr)
+    steps, total, factor = training.steps_per_epoch * config.epochs, 0.0, 1.0
+    training.epoch, training.step = epoch, (epoch - 1) * training.steps_per_epoch
+    adapter.begin_epoch(training)
+    for rows in order.split(config.batch_size):
+        if config.sched == "cosine":
+            factor = learning_rate_factor(training.step, steps, config.warmup, config.min_lr)
         for group in loop.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        features = _features(loop.classifier.adapter, inputs.to(device), config, dropout)
-        loss = functional.cross_entropy(loop.classifier.logits(features), labels.to(device))
+        adapter.begin_step(training)
+        logits, labels = _logits(loop.classifier, train, rows, config, dropout)
+        loss = functional.cross_entropy(logits, labels)
         value = loss.item()
         if not math.isfinite(value):
             raise VPromptError(
-                f"The loss became {value} at step {now} (epoch {epoch}). Nothing was kept. Use a "
-                f"smaller --lr (it was {config.lr:g}), or --precision fp32."
+                f"The loss became {value} at step {training.step} (epoch {epoch}). Nothing was "
+                f"kept. Use a smaller --lr (it was {config.lr:g}), or --precision fp32."
             )
+        extra = adapter.extra_loss(logits, rows)
         loop.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if extra is None else loss + extra).backward()
+        adapter.after_backward(training)
+        if config.clip_grad:
+            nn.utils.clip_grad_norm_(_optimised(loop), config.clip_grad)
         loop.optimizer.step()
-        total += value * len(labels)
+        total += value * len(rows)
+        training.step += 1
         step.advance(1)
+    adapter.end_epoch(training)
     return total / len(train), config.lr * factor
+
+
+def _optimised(loop: _Loop) -> list[Tensor]:
+    return [p for group in loop.optimizer.param_groups for p in group["params"]]
 
 
 def _check_finite(loop: _Loop, epoch: int, config: TrainConfig) -> None:
     """Stop where the very last step of an epoch exploded, which no loss has seen yet."""
-    for name, value in loop.trainable().items():
+    for name, value in loop.state().items():
         if not torch.isfinite(value).all():
             raise VPromptError(
                 f"{name!r} is not finite after the last step of epoch {epoch}. Nothing was kept. "
                 f"Use a smaller --lr (it was {config.lr:g}), or --precision fp32."
             )
-
-
-def _features(
-    adapter: Adapter, inputs: Tensor, config: TrainConfig, dropout: torch.Generator
-) -> Features:
-    if isinstance(adapter, NoAdapter):
-        return inputs  # features already, computed once
-    images: Images = adapter.backbone.normalise(inputs)
-    with autocast(config.precision, adapter.backbone.device):
-        return adapter.features(images, generator=dropout)
 
 
 def _finish_epoch(
@@ -238,7 +225,8 @@ def _finish_epoch(
     if val is not None and (config.keep != "last" or epoch in (0, config.epochs)):
         features = compute_features(loop.classifier.adapter, val, config)
         with torch.no_grad():
-            logits = loop.classifier.logits(features.to(loop.classifier.weight.device)).cpu()
+            device = loop.classifier.adapter.backbone.device
+            logits = loop.classifier.logits(features.to(device)).cpu()
         accuracy = (logits.argmax(1) == val.labels).double().mean().item()
         val_loss = functional.cross_entropy(logits.double(), val.labels).item()
     record = EpochRecord(epoch, rate, loss, accuracy, val_loss)
@@ -249,7 +237,7 @@ def _finish_epoch(
         better = _is_better(record, before, loop.history[0], config.keep)
     loop.history.append(record)
     if better:
-        loop.best = {name: value.clone() for name, value in loop.trainable().items()}
+        loop.best = {name: value.clone() for name, value in loop.state().items()}
         loop.best_epoch = epoch
 
 
@@ -263,70 +251,23 @@ def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: 
     return (now.val_accuracy, -now.val_loss) > (before.val_accuracy, -before.val_loss)
 
 
-def _start_head(
-    adapter: Adapter, train: Examples, num_classes: int, config: TrainConfig
-) -> tuple[Head, tuple[Tensor, Tensor]]:
-    """Return the head at the start, and the mean and whitening map of its coordinates."""
-    width = adapter.backbone.feature_dim
-    if config.head == "closed_form":
-        features = compute_features(adapter, train, config)
-        return closed_form(features, train.labels, num_classes), _whitening(features)
-    plain = (torch.zeros(width), torch.eye(width))
-    weight = torch.zeros(num_classes, width)
-    if config.head == "kaiming":
-        nn.init.kaiming_normal_(weight, a=0, mode="fan_out", generator=stream(config.seed, "head"))
-        # The VPT code's prior: every class starts at probability 0.01.
-        return Head(weight, torch.full((num_classes,), -math.log(99)), "kaiming"), plain
-    return Head(weight, torch.zeros(num_classes), "zero"), plain
-
-
-def _whitening(features: Features, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Return the mean and the inverse square root of the shrunk covariance of features."""
-    data = features.double()
-    centred = data - data.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(data))
-    shrunk = (1 - shrinkage) * values.clamp_min(0) + shrinkage * values.mean().clamp_min(1e-12)
-    return data.mean(0).float(), ((vectors * shrunk.rsqrt()) @ vectors.T).float()
-
-
 def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
     """Build one optimiser that honours weight decay everywhere but on the head's bias."""
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [classifier.weight],
-            "peak_lr": config.head_lr,
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [classifier.bias], "peak_lr": config.head_lr, "weight_decay": 0.0},
-    ]
-    inner = [p for p in classifier.adapter.parameters() if p.requires_grad]
-    if inner:
-        groups.append({"params": inner, "peak_lr": config.lr, "weight_decay": config.weight_decay})
+    groups: list[dict[str, Any]] = []
+    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, 0.0)):
+        if parameter is not None:
+            groups.append({"params": [parameter], "peak_lr": config.head_lr, "weight_decay": decay})
+    for parameters, factor in classifier.adapter.groups():
+        if parameters:
+            rate = config.lr * factor
+            groups.append(
+                {"params": parameters, "peak_lr": rate, "weight_decay": config.weight_decay}
+            )
     for group in groups:
         group["lr"] = group["peak_lr"]
     if config.opt == "sgd":
         return torch.optim.SGD(groups, momentum=0.9)
     return torch.optim.AdamW(groups)
-
-
-class _FeatureExamples(Examples):
-    """Examples of a method that trains the head alone: features computed once, fed as inputs."""
-
-    features: Features
-
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `(features, labels)` in the given order."""
-        order = torch.arange(len(self)) if order is None else order
-        for rows in order.split(size):
-            yield self.features[rows], self.labels[rows]
-
-
-def _with_features(adapter: Adapter, examples: Examples | None, config: TrainConfig) -> Any:
-    if examples is None:
-        return None
-    made = _FeatureExamples(examples.pixels, examples.labels, examples.digest)
-    object.__setattr__(made, "features", compute_features(adapter, examples, config))
-    return made
 
 
 def _identity(
@@ -337,19 +278,12 @@ def _identity(
         "config": config.model_dump(),
         "train": train.digest,
         "val": val.digest if val is not None else None,
-        "start": digest(*(v.cpu().numpy().tobytes() for v in loop.trainable().values())),
+        "start": digest(*(v.cpu().numpy().tobytes() for v in loop.state().values())),
         "adapter": loop.classifier.adapter.identity(),
-        "precision": resolve(config.precision, loop.classifier.weight.device),
+        "precision": resolve(config.precision, loop.classifier.adapter.backbone.device),
         "backbone": loop.classifier.adapter.backbone.fingerprint,
         "data_config": loop.classifier.adapter.backbone.data_config.to_json(),
     }
-
-
-def _restore(classifier: Classifier, state: dict[str, Tensor]) -> None:
-    own = dict(classifier.named_parameters())
-    with torch.no_grad():
-        for name, value in state.items():
-            own[name].copy_(value)
 
 
 def _note(loop: _Loop) -> str:

@@ -1,0 +1,153 @@
+"""Classifier: an adapter and its linear head, where that head starts, and features of images."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vprompt.adapter import Adapter, FeatureAdapter, NoAdapter
+from vprompt.heads import Head, closed_form
+from vprompt.precision import autocast
+from vprompt.progress import SILENT, Progress
+from vprompt.randomness import stream
+from vprompt.task import Examples
+from vprompt.train_config import TrainConfig
+from vprompt.types import Features, Images
+
+
+class Classifier(nn.Module):
+    """An adapter and a linear head: what is trained.
+
+    The head is trained in the coordinates of `whitening`. A closed-form head is large along
+    directions in which features hardly vary, and one learning rate for all coordinates destroyed
+    it within an epoch; after whitening one rate fits. Where the adapter brings a head of its own,
+    there is none here to train.
+    """
+
+    mean: Tensor
+    whiten: Tensor
+
+    def __init__(self, adapter: Adapter, head: Head, whitening: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.adapter, device = adapter, adapter.backbone.device
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if adapter.own_head() is not None:
+            return
+        mean, whiten = whitening
+        self.register_buffer("mean", mean.to(device))
+        self.register_buffer("whiten", whiten.to(device))
+        weight = torch.linalg.solve(whiten.double(), head.weight.double().T).T.float()
+        bias = head.bias.float() + head.weight.float() @ mean
+        self.weight = nn.Parameter(weight.clone().contiguous().to(device))
+        self.bias = nn.Parameter(bias.clone().to(device))
+
+    def logits(self, features: Features) -> Tensor:
+        """Return `[batch, classes]` in fp32."""
+        if self.weight is None:
+            own = self.adapter.own_head()
+            assert own is not None
+            return functional.linear(features.float(), own[0].float(), own[1].float())
+        return functional.linear(
+            (features.float() - self.mean) @ self.whiten, self.weight, self.bias
+        )
+
+    def head(self) -> Head:
+        """Return the head as a plain linear layer on features."""
+        if self.weight is None or self.bias is None:
+            return _own_head(self.adapter)
+        weight = (self.weight.detach() @ self.whiten).cpu()
+        return Head(weight, self.bias.detach().cpu() - weight @ self.mean.cpu())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that training changes, by name."""
+        inner = {f"adapter.{name}": value for name, value in self.adapter.state().items()}
+        if self.weight is None or self.bias is None:
+            return inner
+        return {"weight": self.weight.detach(), "bias": self.bias.detach(), **inner}
+
+
+class FeatureExamples(Examples):
+    """Examples of a method that never looks into the backbone: frozen features, fed as inputs."""
+
+    frozen: Features
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `(features, labels)` in the given order."""
+        order = torch.arange(len(self)) if order is None else order
+        for rows in order.split(size):
+            yield self.frozen[rows], self.labels[rows]
+
+
+def feature_examples(
+    adapter: FeatureAdapter, examples: Examples | None, config: TrainConfig
+) -> FeatureExamples | None:
+    """Compute the frozen features of examples, once."""
+    if examples is None:
+        return None
+    made = FeatureExamples(examples.pixels, examples.labels, examples.digest)
+    frozen = compute_features(NoAdapter(adapter.backbone), examples, config)
+    object.__setattr__(made, "frozen", frozen)
+    return made
+
+
+def batch_features(
+    adapter: Adapter, inputs: Tensor, config: TrainConfig, generator: torch.Generator | None
+) -> Features:
+    """Return the features of a batch of pixels, or of frozen features where they are the input."""
+    device = adapter.backbone.device
+    if isinstance(adapter, FeatureAdapter) and inputs.dim() == 2:
+        return adapter.transform(inputs.to(device), generator=generator)
+    images: Images = adapter.backbone.normalise(inputs.to(device))
+    with autocast(config.precision, device):
+        return adapter.features(images, generator=generator)
+
+
+@torch.no_grad()
+def compute_features(
+    adapter: Adapter, examples: Examples, config: TrainConfig, *, progress: Progress = SILENT
+) -> Features:
+    """Return the features of all examples in fp32, without gradients."""
+    parts = []
+    with progress.step("features", len(examples)) as step:
+        for inputs, _ in examples.batches(config.batch_size):
+            parts.append(batch_features(adapter, inputs, config, None).float().cpu())
+            step.advance(len(inputs))
+    return torch.cat(parts)
+
+
+def start_head(
+    adapter: Adapter, train: Examples, num_classes: int, config: TrainConfig
+) -> tuple[Head, tuple[Tensor, Tensor]]:
+    """Return the head at the start, and the mean and whitening map of its coordinates."""
+    width = adapter.feature_dim
+    plain = (torch.zeros(width), torch.eye(width))
+    if adapter.own_head() is not None:
+        with torch.no_grad():
+            return _own_head(adapter), plain
+    if config.head == "closed_form":
+        features = compute_features(adapter, train, config)
+        return closed_form(features, train.labels, num_classes), _whitening(features)
+    weight = torch.zeros(num_classes, width)
+    if config.head == "kaiming":
+        nn.init.kaiming_normal_(weight, a=0, mode="fan_out", generator=stream(config.seed, "head"))
+        # The VPT code's prior: every class starts at probability 0.01.
+        return Head(weight, torch.full((num_classes,), -math.log(99)), "kaiming"), plain
+    return Head(weight, torch.zeros(num_classes), "zero"), plain
+
+
+def _whitening(features: Features, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Return the mean and the inverse square root of the shrunk covariance of features."""
+    data = features.double()
+    centred = data - data.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(data))
+    shrunk = (1 - shrinkage) * values.clamp_min(0) + shrinkage * values.mean().clamp_min(1e-12)
+    return data.mean(0).float(), ((vectors * shrunk.rsqrt()) @ vectors.T).float()
+
+
+def _own_head(adapter: Adapter) -> Head:
+    own = adapter.own_head()
+    assert own is not None
+    return Head(own[0].detach().float().cpu(), own[1].detach().float().cpu(), "own")
