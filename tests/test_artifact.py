@@ -600,3 +600,83 @@ def test_the_folder_can_be_read_by_others(learned):
     modes = {path.name: oct(os.stat(path).st_mode & 0o777) for path in folder.iterdir()}
     assert oct(os.stat(folder).st_mode & 0o777) == "0o755"
     assert modes == dict.fromkeys((CONFIG, TENSORS, CARD, "run.json"), "0o644")
+
+
+# What a method without a prompt trained
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """A method that trains one factor per feature."""
+    import sys
+    import types
+
+    from vprompt import registry
+    from vprompt.adapter import FeatureAdapter
+
+    class Scale(FeatureAdapter):
+        def __init__(self, backbone):
+            super().__init__(backbone)
+            self.factor = torch.nn.Parameter(torch.ones(backbone.feature_dim))
+
+        def transform(self, features, *, generator=None):
+            return features * self.factor
+
+    module = types.ModuleType("vprompt.adapters.scaled")
+    module.build = lambda backbone, *, power=1, kind="plain": Scale(backbone)
+    module.build.__annotations__ = {"power": int, "kind": str}
+    module.build.__module__ = "vprompt.adapters.scaled"
+    monkeypatch.setitem(sys.modules, "vprompt.adapters.scaled", module)
+    names = registry.names("adapters")
+    monkeypatch.setattr(registry, "names", lambda kind: [*names, "scaled"])
+    return Scale
+
+
+@pytest.fixture
+def stateful(tiny, scaled, tmp_path):
+    """Return a function that saves an artefact of that method and loads it again."""
+    from vprompt import artifact
+    from vprompt.heads import Head
+
+    def make(method="scaled(power=2)", state=None):
+        factor = torch.linspace(0, 1, tiny.feature_dim)
+        head = Head(torch.ones(2, tiny.feature_dim), torch.zeros(2))
+        config = artifact.make_config(tiny, None, ("a", "b"), method=method)
+        made = artifact.Artifact(
+            None, head, torch.zeros(tiny.feature_dim), config, state=state or {"factor": factor}
+        )
+        artifact.save(made, tmp_path / "made", overwrite=True)
+        return artifact.load(tmp_path / "made")
+
+    return make
+
+
+def test_the_state_of_a_method_without_a_prompt_comes_back(stateful, tiny, images):
+    from vprompt.backbone import extract
+    from vprompt.opening import open_adapter
+
+    loaded = stateful()
+    adapter = open_adapter(loaded, tiny)
+    expected = extract(tiny, images) * torch.linspace(0, 1, tiny.feature_dim)
+    assert torch.equal(adapter.features(images).detach(), expected)
+
+
+def test_a_strangers_method_may_have_numbers_and_words_for_settings(stateful, tiny, refused):
+    from vprompt.opening import open_adapter
+
+    with refused("not a plain word"):
+        open_adapter(stateful(method="scaled(kind='/etc/passwd')"), tiny)
+
+
+def test_state_that_does_not_fit_its_method_is_refused(stateful, tiny, refused):
+    from vprompt.opening import open_adapter
+
+    with refused("do not fit", "factor"):
+        open_adapter(stateful(state={"factor": torch.ones(3)}), tiny)
+    with refused("No method called 'unheard'"):
+        open_adapter(stateful(method="unheard"), tiny)
+
+
+def test_state_without_a_method_is_refused(stateful, refused):
+    with refused("does not say which method"):
+        stateful(method=None)

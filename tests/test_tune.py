@@ -492,3 +492,114 @@ def test_the_literature_recipe_keeps_the_last_epoch_of_a_zero_head():
 
     recipe = TrainConfig(head="zero", keep="last", epochs=4)
     assert (recipe.head, recipe.keep, recipe.epochs) == ("zero", "last", 4)
+
+
+# What an adapter may do in the loop
+
+
+def recorder(tiny):
+    """A prompt that writes down its hooks, adds a penalty and moves its block in mid-training."""
+    from vprompt.adapter import PromptAdapter
+    from vprompt.prompt import Prompt
+
+    class Recorder(PromptAdapter):
+        def begin_epoch(self, training):
+            self.memory.setdefault("seen", []).append(["epoch", training.epoch, training.step])
+
+        def begin_step(self, training):
+            self.memory["seen"].append(["step", training.epoch, training.step])
+            if training.val is not None:
+                rows = torch.arange(4)
+                self.val_losses.append(training.loss(training.val, rows, None).item())
+
+        def after_backward(self, training):
+            self.norms.append(self.tokens.grad.norm().item())
+
+        def end_epoch(self, training):
+            self.blocks[-1] = training.epoch  # a token moves
+
+        def extra_loss(self, logits, rows):
+            self.rows += rows.tolist()
+            return 0.1 * self.tokens.square().sum()
+
+        def groups(self):
+            return [([self.tokens], 0.5)]
+
+    tokens = torch.randn(2, tiny.dim, generator=torch.Generator().manual_seed(4))
+    made = Recorder(tiny, Prompt(tokens, torch.zeros(2, dtype=torch.long), False))
+    made.norms, made.rows, made.val_losses = [], [], []
+    return made
+
+
+def test_hooks_see_every_epoch_and_step_and_the_penalty_sees_every_image(run, tiny, settings):
+    adapter = recorder(tiny)
+    tuned = run(adapter, settings(epochs=2, keep="last"))
+    steps = math.ceil(22 / 8)
+    expected = []
+    for epoch in (1, 2):
+        first = (epoch - 1) * steps
+        expected.append(["epoch", epoch, first])
+        expected += [["step", epoch, first + i] for i in range(steps)]
+    assert adapter.memory["seen"] == expected
+    assert sorted(adapter.rows) == sorted([*range(22)] * 2)
+    assert len(adapter.norms) == len(adapter.val_losses) == 2 * steps
+    assert min(adapter.norms) > 0 and np.isfinite(adapter.val_losses).all()
+    assert tuned.adapter.prompt().blocks.tolist() == [0, 2]
+
+
+def test_what_hooks_change_survives_a_stop(run, tiny, settings, tmp_path):
+    config = settings(epochs=3, keep="last")
+    whole = run(recorder(tiny), config)
+    with pytest.raises(KeyboardInterrupt):
+        run(recorder(tiny), config, checkpoint=tmp_path, progress=StopAfter(7, 9))
+    resumed = recorder(tiny)
+    again = run(resumed, config, checkpoint=tmp_path)
+    assert bits(again) == bits(whole)
+    assert resumed.memory == whole.adapter.memory and len(resumed.memory["seen"]) == 3 + 9
+
+
+def test_the_best_epoch_brings_back_its_placement(run, tiny, settings, train):
+    adapter = recorder(tiny)
+    tuned = run(adapter, settings(epochs=3, lr=0.0001), val=train)
+    assert tuned.adapter.prompt().blocks[-1] == tuned.kept_epoch
+
+
+def test_a_step_is_clipped_after_its_gradient_was_read(run, tiny, settings):
+    from vprompt.adapter import PromptAdapter
+
+    def moved(clip):
+        adapter = recorder(tiny)
+        before = adapter.tokens.detach().clone()
+        config = settings(epochs=1, batch_size=22, opt="sgd", weight_decay=0, clip_grad=clip)
+        run(adapter, config.model_copy(update={"keep": "last", "sched": "constant"}))
+        assert isinstance(adapter, PromptAdapter)
+        return adapter.norms[0], (adapter.tokens - before).norm().item()
+
+    free_norm, free = moved(0.0)
+    clipped_norm, clipped = moved(free_norm / 100)
+    assert clipped_norm == free_norm  # the hook saw it unclipped
+    assert 0 < clipped < free / 50
+    assert free == pytest.approx(0.5 * 0.05 * free_norm, rel=1e-4)  # half the rate, as asked
+
+
+def test_a_constant_schedule_stays_at_the_peak(run, vpt, settings):
+    tuned = run(vpt(), settings(epochs=2, sched="constant"))
+    assert [record.lr for record in tuned.history[1:]] == [0.05, 0.05]
+
+
+def test_an_adapter_may_bring_its_own_head(run, tiny, settings, val):
+    from vprompt.adapter import NoAdapter
+
+    class Prototypes(NoAdapter):
+        def __init__(self, backbone):
+            super().__init__(backbone)
+            self.means = torch.nn.Parameter(torch.zeros(CLASSES, backbone.feature_dim))
+
+        def own_head(self):
+            return 2 * self.means, torch.zeros(CLASSES)
+
+    tuned = run(Prototypes(tiny), settings(epochs=3))
+    assert tuned.head.family == "own" and tuned.start_head.weight.abs().sum() == 0
+    assert torch.equal(tuned.head.weight, 2 * tuned.adapter.means.detach())
+    assert tuned.kept_epoch > 0 and tuned.head.weight.abs().sum() > 0
+    assert tuned.record(tuned.kept_epoch).val_accuracy == accuracy_of(tuned, tiny, val)

@@ -2,7 +2,8 @@
 
     my-prompt/
       adapter_config.json         what it is, for which backbone and preprocessing, its recipe
-      adapter_model.safetensors   prompt_embeddings.{block}, head.weight, head.bias, task_embedding
+      adapter_model.safetensors   prompt_embeddings.{block}, head.weight, head.bias, task_embedding;
+                                  adapter.{name} for a method without a prompt
       README.md                   the card for people
       run.json                    the record of the run that made it, where there is one
 
@@ -30,6 +31,7 @@ from vprompt.prompt import Prompt
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 CARD, RUN = "README.md", "run.json"
 FORMAT_VERSION = 1
+_STATE = "adapter."
 _PROMPT_KEY = re.compile(r"prompt_embeddings\.(\d{1,4})")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGEST_CONFIG = 2**22
@@ -41,7 +43,8 @@ _LARGEST = 2**31  # bytes; a prompt is kilobytes, so more than this is not one
 class Artifact:
     """A prompt, its head, the task's embedding, and everything its card and config say.
 
-    `config` holds the keys of `adapter_config.json`; `folder` is where it was read from.
+    `config` holds the keys of `adapter_config.json`; `folder` is where it was read from. `state`
+    is what a method without a prompt trained, by name; `config["method"]` says which.
     """
 
     prompt: Prompt | None
@@ -50,6 +53,7 @@ class Artifact:
     config: dict[str, Any]
     card: str = ""
     folder: Path | None = field(default=None, compare=False)
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -125,8 +129,9 @@ def save(
         for block in artifact.prompt.blocks.unique().tolist():
             rows = artifact.prompt.tokens[artifact.prompt.blocks == block]
             tensors[f"prompt_embeddings.{block}"] = rows
+    tensors |= {f"{_STATE}{name}": value for name, value in artifact.state.items()}
     check_replaceable(Path(folder))
-    plain = {key: value.float() for key, value in tensors.items()}
+    plain = {key: value.float().cpu().contiguous() for key, value in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as draft:
         write_tensors(draft / TENSORS, plain, {"format": "pt"})
         write_json(draft / CONFIG, artifact.config)
@@ -159,11 +164,14 @@ def load(folder: Path | str) -> Artifact:
     weight = _expect(folder, tensors, "head.weight", (classes, width))
     bias = _expect(folder, tensors, "head.bias", (classes,))
     embedding = _expect(folder, tensors, "task_embedding", (width,))
+    state = {k.removeprefix(_STATE): tensors.pop(k) for k in [*tensors] if k.startswith(_STATE)}
+    if state and not isinstance(config.get("method"), str):
+        raise VPromptError(f"{folder / CONFIG} does not say which method its tensors belong to.")
     if tensors:
         raise VPromptError(f"{folder / TENSORS} holds tensors that no artefact has: {[*tensors]}.")
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    return Artifact(prompt, Head(weight, bias), embedding, config, text, folder)
+    return Artifact(prompt, Head(weight, bias), embedding, config, text, folder, state)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

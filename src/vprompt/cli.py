@@ -12,6 +12,7 @@ from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
     BatchOption,
+    ClipOption,
     DecayOption,
     DeviceOption,
     DrawOption,
@@ -34,6 +35,7 @@ from vprompt.options import (
     PrecisionOption,
     QuietOption,
     ReportOption,
+    SchedOption,
     SeedOption,
     ShotsOption,
     SkipBadOption,
@@ -101,6 +103,8 @@ def learn(
     batch_size: BatchOption = None,
     opt: OptOption = None,
     lr: LrOption = None,
+    sched: SchedOption = None,
+    clip_grad: ClipOption = None,
     head_lr: HeadLrOption = None,
     weight_decay: DecayOption = None,
     head: HeadOption = None,
@@ -113,19 +117,23 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
-    from vprompt import flow
+    from vprompt import flow, stages
 
     extra = {"num_virtual_tokens": prompt_length, "deep": deep}
+    method = options.with_settings(method, extra)
     with terminal.progress(quiet) as progress:
         outcome = flow.learn(
             task,
             model=model,
-            method=options.with_settings(method, extra),
+            method=method,
             config=options.training(
+                stages.training_defaults(method),
                 epochs=epochs,
                 batch_size=batch_size,
                 opt=opt,
                 lr=lr,
+                sched=sched,
+                clip_grad=clip_grad,
                 head_lr=head_lr,
                 weight_decay=weight_decay,
                 head=head,
@@ -191,6 +199,8 @@ def combine(
     batch_size: BatchOption = None,
     opt: OptOption = None,
     lr: LrOption = None,
+    sched: SchedOption = None,
+    clip_grad: ClipOption = None,
     head_lr: HeadLrOption = None,
     weight_decay: DecayOption = None,
     head: HeadOption = None,
@@ -206,6 +216,7 @@ def combine(
     """Combine a pool's prompts for a new task with few images, then tune the sum."""
     from vprompt import flow
     from vprompt import recipe as recipes
+    from vprompt.train_config import COMBINE
 
     start = {} if recipe is None else recipes.read(recipe).arguments()
     given = {
@@ -223,13 +234,15 @@ def combine(
     arguments = {**start, **{key: value for key, value in given.items() if value is not None}}
     if "task" not in arguments or "pool_folder" not in arguments:
         raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
+    start_config = arguments.get("config")
     arguments["config"] = options.training(
-        start=arguments.get("config"),
-        combining=True,
+        COMBINE if start_config is None else start_config.model_dump(),
         epochs=epochs,
         batch_size=batch_size,
         opt=opt,
         lr=lr,
+        sched=sched,
+        clip_grad=clip_grad,
         head_lr=head_lr,
         weight_decay=weight_decay,
         head=head,

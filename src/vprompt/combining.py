@@ -12,9 +12,8 @@ from vprompt.adapter import WeightedSum
 from vprompt.artifact import Artifact, prompt_digest
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence, gather
-from vprompt.heads import closed_form
+from vprompt.heads import Head, closed_form
 from vprompt.linalg import centred_kernel_alignment, cosine_matrix
-from vprompt.measure import Candidate
 from vprompt.mix import Mix, Plan
 from vprompt.progress import Progress
 from vprompt.prompt import Prompt
@@ -25,6 +24,7 @@ from vprompt.types import Features, PromptTokens, SourceFeatures, Weights
 
 DUPLICATE = 0.9999  # cosine between the features of two sources that are one
 SWITCH = 2.0  # standard errors by which another start has to be better than the mix
+Start = tuple[Prompt | None, Head]  # a prompt to tune from, with its closed-form head
 UNIFORM, MIXED = "uniform, untuned", "combined, untuned"
 
 
@@ -223,7 +223,7 @@ def make_starts(
     mixed: Prompt,
     scale: str,
     kept: Sequence[int],
-) -> dict[str, tuple[Candidate, dict[str, Any]]]:
+) -> dict[str, tuple[Start, dict[str, Any]]]:
     """Give every possible start its closed-form head: no prompt, best single, uniform, the mix."""
     hscore = registry.build("metrics", "hscore")
     singles = [hscore(features, evidence.labels) for features in evidence.features]
@@ -266,7 +266,7 @@ def surrogate_gap(evidence: Evidence, weights: Weights, composed: Features) -> d
     return {"gap": gap, "alignment": centred_kernel_alignment(fused, composed)}
 
 
-def safest_start(starts: Mapping[str, tuple[Candidate, dict[str, Any]]]) -> str:
+def safest_start(starts: Mapping[str, tuple[Start, dict[str, Any]]]) -> str:
     """Return the mix, unless another prompt has a clearly smaller cross-validated loss.
 
     "Clearly" is `SWITCH` standard errors of the paired difference over the training images: the

@@ -69,7 +69,8 @@ def learn(
     """
     _check_output(output, overwrite)
     build = registry.build("adapters", method)
-    points = stages.grid_points(config or TrainConfig(), grid or {})
+    config = config or TrainConfig.checked(stages.training_defaults(method))
+    points = stages.grid_points(config, grid or {})
     backbone = open_backbone(model, image_size=image_size, device=device)
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
@@ -298,7 +299,7 @@ def _finish(
     tuned: Tuned,
     config: TrainConfig,
     plain: torch.Tensor,
-    candidates: dict[str, Candidate],
+    candidates: Mapping[str, Candidate],
     run: dict[str, Any],
     output: Path | str | None,
     overwrite: bool,
@@ -313,7 +314,7 @@ def _finish(
             measured = measure.test_accuracy(
                 backbone,
                 setting.task,
-                {**candidates, name: (prompt, tuned.head)},
+                {**candidates, name: (tuned.adapter, tuned.head)},
                 precision=config.precision,
                 skip_bad=setting.skip_bad,
                 progress=setting.progress,
@@ -338,9 +339,12 @@ def _finish(
         "recipe": {key: run[key] for key in keys if key in run},
         "metrics": run["test"].get(name),
     }
+    state = {} if prompt is not None else tuned.adapter.state()
+    if state:
+        facts["method"] = run["method"]
     config_json = artifact.make_config(backbone, prompt, setting.task.classes, **facts)
     card = cards.render(config_json, run)
-    made = Artifact(prompt, tuned.head, plain.mean(0), config_json, card)
+    made = Artifact(prompt, tuned.head, plain.mean(0), config_json, card, state=state)
     if output is not None:
         artifact.save(made, Path(output), overwrite=overwrite, run=run)
         made = replace(made, folder=Path(output))

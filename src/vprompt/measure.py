@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone, extract
 from vprompt.errors import VPromptError
 from vprompt.heads import Head
@@ -17,7 +18,7 @@ from vprompt.prompt import Prompt
 from vprompt.task import Examples, Task
 from vprompt.types import Features, Labels
 
-Candidate = tuple[Prompt | None, Head]
+Candidate = tuple[Prompt | Adapter | None, Head]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def test_accuracy(
     found: dict[str, Measurement] = {}
     first: tuple[str, Tensor] | None = None
     with progress.step("test", len(candidates) * len(examples)) as step:
-        for name, (prompt, head) in candidates.items():
-            features = features_of(backbone, prompt, examples, precision=precision)
+        for name, (adapted, head) in candidates.items():
+            features = features_of(backbone, adapted, examples, precision=precision)
             logits = head.logits(features)
             right = logits.argmax(1) == examples.labels
             measured = judge(logits, examples.labels)
@@ -94,20 +95,25 @@ test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest: a measur
 
 def features_of(
     backbone: Backbone,
-    prompt: Prompt | None,
+    adapted: Prompt | Adapter | None,
     examples: Examples,
     *,
     batch_size: int = 64,
     precision: str = "auto",
 ) -> Features:
-    """Return the features of all examples under a prompt, fp32, without gradients."""
+    """Return the features of all examples under a prompt or adapter, fp32, without gradients."""
     device, parts = backbone.device, []
-    if prompt is not None:
-        prompt = Prompt(prompt.tokens.to(device), prompt.blocks.to(device), prompt.persist)
+    prompt = None
+    if isinstance(adapted, Prompt):
+        prompt = Prompt(adapted.tokens.to(device), adapted.blocks.to(device), adapted.persist)
     with torch.no_grad(), autocast(precision, device):
         for pixels, _ in examples.batches(batch_size):
             images = backbone.normalise(pixels.to(device))
-            parts.append(extract(backbone, images, prompt).float().cpu())
+            if isinstance(adapted, Adapter):
+                features = adapted.features(images)
+            else:
+                features = extract(backbone, images, prompt)
+            parts.append(features.float().cpu())
     return torch.cat(parts)
 
 

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 
 from vprompt import registry
+from vprompt.adapter import Adapter
+from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
+from vprompt.checkpoint import restore
 from vprompt.errors import VPromptError
+from vprompt.prompt import Prompt
 from vprompt.task import Task
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -76,6 +80,34 @@ def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Back
             f"--model {name!r}."
         )
     return open_backbone(name, image_size=size, device=device)
+
+
+def open_adapter(artifact: Artifact, backbone: Backbone) -> Prompt | Adapter | None:
+    """Return what an artefact adapts the backbone with: its prompt, or its method's adapter.
+
+    The method's name comes from a stranger's file, so its settings may be numbers, flags and
+    plain words; every tensor must have the place and shape that the method gives it.
+    """
+    if not artifact.state:
+        return artifact.prompt
+    method = registry.parse(artifact.config["method"])
+    for key, value in method.settings.items():
+        if isinstance(value, str) and not value.isidentifier():
+            raise VPromptError(
+                f"The artefact's method {str(method)!r} has the setting {key}={value!r}, which is "
+                "not a plain word. Build the adapter yourself and restore its tensors."
+            )
+    adapter: Adapter = registry.build("adapters", method)(backbone)
+    own = {name: tuple(value.shape) for name, value in adapter.state().items()}
+    found = {name: tuple(value.shape) for name, value in artifact.state.items()}
+    if own != found:
+        differ = sorted(name for name in {*own, *found} if own.get(name) != found.get(name))
+        raise VPromptError(
+            f"The artefact's tensors do not fit its method {str(method)!r} on {backbone.name!r}: "
+            f"{', '.join(differ[:3])}. It is damaged, or was written by another version."
+        )
+    restore(adapter, artifact.state)
+    return adapter
 
 
 def resolve_device(text: str) -> torch.device:

@@ -1,5 +1,6 @@
 """Options: what the commands have in common, declared once, and how it is read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,13 +71,18 @@ PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16,
 SeedOption = Annotated[int | None, typer.Option(help="Seed of order and dropout.")]
 
 
-def training(*, combining: bool = False, start: Any = None, **given: Any) -> Any:
-    """Return the settings that a person gave, on top of `start` or of the command's defaults."""
-    from vprompt.train_config import COMBINE, TrainConfig
+SchedOption = Annotated[str | None, typer.Option(help="cosine (default) or constant.")]
+ClipOption = Annotated[
+    float | None, typer.Option("--clip-grad", help="Largest norm of a step's gradient.")
+]
+
+
+def training(defaults: Mapping[str, Any], **given: Any) -> Any:
+    """Return the training settings that a person gave, on top of the defaults of what is done."""
+    from vprompt.train_config import TrainConfig
 
     typed = {key: value for key, value in given.items() if value is not None}
-    below = (COMBINE if combining else {}) if start is None else start.model_dump()
-    return TrainConfig.checked({**below, **typed})
+    return TrainConfig.checked({**defaults, **typed})
 
 
 def with_settings(method: str, extra: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from vprompt.errors import VPromptError
 from vprompt.files import write_text
 from vprompt.images import SUFFIXES, load_pixels
 from vprompt.measure import features_of
-from vprompt.opening import open_backbone, open_named_backbone
+from vprompt.opening import open_adapter, open_backbone, open_named_backbone
 from vprompt.progress import SILENT, Progress
 from vprompt.task import Examples
 
@@ -59,9 +59,8 @@ def predict(
         artifacts.check_fits(loaded.config, backbone)
     pixels = load_pixels(files, loaded.data_config, skip_bad=skip_bad, progress=progress)
     examples = Examples(pixels.array, torch.zeros(len(pixels), dtype=torch.long), pixels.digest)
-    features = features_of(
-        backbone, loaded.prompt, examples, batch_size=batch_size, precision=precision
-    )
+    adapted = open_adapter(loaded, backbone)
+    features = features_of(backbone, adapted, examples, batch_size=batch_size, precision=precision)
     classes = loaded.classes
     shares = torch.softmax(loaded.head.logits(features), 1)
     found = []

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import time
@@ -87,12 +88,24 @@ def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
             "cv_accuracy": _number(tuned.start_head.cv_accuracy),
             "cv_loss": _number(tuned.start_head.cv_loss),
         },
-        "parameters": {
-            "prompt": 0 if prompt is None else prompt.tokens.numel(),
-            "head": tuned.head.weight.numel() + tuned.head.bias.numel(),
-        },
+        "parameters": describe_parameters(tuned),
+        "trained": trained_tensors(tuned),
+        "memory": tuned.adapter.memory,
         "prompt_digest": prompt_digest(prompt),
     }
+
+
+def describe_parameters(tuned: Tuned) -> dict[str, int]:
+    """Count what was trained, from the tensors that took a gradient; the head apart."""
+    trained = sum(math.prod(shape) for shape in trained_tensors(tuned).values())
+    part = "adapter" if trained and tuned.adapter.prompt() is None else "prompt"
+    return {part: trained, "head": tuned.head.weight.numel() + tuned.head.bias.numel()}
+
+
+def trained_tensors(tuned: Tuned) -> dict[str, list[int]]:
+    """Return the freeze report: the shape of every tensor of the adapter that took a gradient."""
+    named = tuned.adapter.named_parameters()
+    return {name: list(p.shape) for name, p in named if p.requires_grad}
 
 
 def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:

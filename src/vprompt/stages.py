@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vprompt import measure, runs
+from vprompt import measure, registry, runs
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
 from vprompt.checkpoint import Checkpoint
@@ -78,6 +78,15 @@ def _check_no_class_lost(task: Task, train: Examples) -> None:
             f"After leaving out unreadable images, no training image of {task.classes[lost[0]]!r} "
             "is left. Mend its files, or remove the class."
         )
+
+
+def training_defaults(method: str) -> dict[str, Any]:
+    """Return the training settings that a method of `adapters/` works best with.
+
+    Its file may hold `training(**settings) -> dict`; what a person gives goes first.
+    """
+    ask = registry.beside("adapters", method, "training")
+    return {} if ask is None else ask()
 
 
 def run_tuning(setting: Setting, adapter: Adapter, config: TrainConfig) -> Tuned:

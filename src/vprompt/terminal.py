@@ -122,9 +122,9 @@ def show(outcome: Any, output: Path | None, report: Path | None) -> None:
         print(f"\nstarted from: {run['started_from']}", end="")
     print(f"\n{tuning['kept']}")
     parameters = tuning["parameters"]
+    parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     print(
-        f"trainable params: {parameters['prompt'] + parameters['head']:,} "
-        f"(prompt {parameters['prompt']:,}, head {parameters['head']:,}) || "
+        f"trainable params: {sum(parameters.values()):,} ({parts}) || "
         f"backbone params: {run['backbone']['parameters']:,} (frozen)"
     )
     if output is not None:
