@@ -625,3 +625,23 @@ def test_linear_takes_the_given_weights(refused):
         linear.weigh(pool, weights=[0.5, 0.5])
     with refused("sum to 0"):
         linear.weigh(pool, weights=[1.0, -1.0, 0.0, 0.0])
+
+
+def test_standardised_features_do_not_depend_on_their_units(pool):
+    """Units of single features change the trace ratio, not that of standardised features."""
+    from dataclasses import replace
+
+    from vprompt.transfer import hgprompt
+
+    def best(evidence, **more):
+        mix = hgprompt.weigh(evidence, score="trace_ratio", bootstrap=0, **more)
+        return mix.facts["optima"][0]["value"]
+
+    units = torch.logspace(-1, 1, pool.features.shape[2])
+    other = replace(pool, features=pool.features * units + 3)
+    value = best(pool, standardise=True)
+    assert best(other, standardise=True) == pytest.approx(value, rel=1e-5)
+    assert best(other) != pytest.approx(best(pool), rel=1e-2)
+    mean, spread = pool.features.mean(1, keepdim=True), pool.features.std(1, keepdim=True)
+    by_hand = replace(pool, features=(pool.features - mean) / spread)
+    assert best(by_hand) == pytest.approx(value, rel=1e-5)

@@ -9,6 +9,7 @@ Transfer", AAAI 2026, arXiv 2504.12311.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def plan(
     shrinkage: float | str | None = None,
     solver: str | None = None,
     class_balanced: bool = False,
+    standardise: bool = False,
     gradient_head: str | None = "base",
     bootstrap: int | None = None,
     refine: int | None = None,
@@ -70,7 +72,7 @@ def plan(
         bootstrap=bootstrap,
         refine=refine,
     )
-    del class_balanced
+    del class_balanced, standardise
     check_shrinkage(shrinkage)
     if chosen["alignment"] != "none" and gradient_head is None:
         raise VPromptError("An alignment needs gradients: give a gradient_head, such as base.")
@@ -100,6 +102,7 @@ def weigh(
     shrinkage: float | str | None = None,
     solver: str | None = None,
     class_balanced: bool = False,
+    standardise: bool = False,
     gradient_head: str | None = "base",
     bootstrap: int | None = None,
     refine: int | None = None,
@@ -109,9 +112,10 @@ def weigh(
     `preset` sets whatever is not given. `score` is `hscore_shrunk`, `hscore_adjusted` (the same
     above what shuffled labels would reach), `hscore_raw` (the paper's, from 0 to classes - 1) or
     `trace_ratio`; all but the raw one have 1 as their maximum. `shrinkage` is `ledoit_wolf`, `oas`
-    or a number; `class_balanced` gives every class the same say. `alignment` subtracts `lambda_`
-    times `uniform` (the paper's Eq. 10, which pulls towards uniform weights), `reference` or
-    `variance`. `solver` is `exponentiated` from several starts, or one of `projected`,
+    or a number; `class_balanced` gives every class the same say. `standardise` gives every feature
+    of every source unit variance first, which no summed prompt can do. `alignment` subtracts
+    `lambda_` times `uniform` (the paper's Eq. 10, which pulls towards uniform weights),
+    `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of `projected`,
     `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights. `bootstrap` is the
     number of resamples behind the intervals. `refine` is for how many epochs the weights then
     climb the true objective through the summed prompt.
@@ -128,6 +132,8 @@ def weigh(
     )
     if len(evidence) == 1:
         return Mix(torch.ones(1, dtype=torch.float64), facts={"chosen": chosen})
+    if standardise:
+        evidence = replace(evidence, features=_standardised(evidence.features))
     settings = {key: chosen[key] for key in ("score", "alignment", "lambda_")}
 
     def objective_of(features: SourceFeatures, labels: Labels) -> Objective:
@@ -173,6 +179,13 @@ def build_objective(
         lambda_=lambda_,
         shrinkage=shrinkage,
     )
+
+
+def _standardised(features: SourceFeatures) -> SourceFeatures:
+    """Return features of unit variance over the images, each source by itself, as H-ensemble."""
+    spread = features.double().std(1, keepdim=True)
+    centred = features.double() - features.double().mean(1, keepdim=True)
+    return torch.where(spread > 0, centred / spread, 0.0).float()
 
 
 def _chosen(*, preset: str, **given: Any) -> dict[str, Any]:
