@@ -5,9 +5,10 @@
     python benchmarks/transfer.py compare --data DIR   # methods, on the test split, opened once
 
 Six targets, three draws of about 200 training images each. Sources are the prompts of the other
-twelve sets (`pools/demo` and `pools/extra`), never the target's own. `choose` and `settle` fit a
-closed-form head on the untuned start of every setting and read its accuracy on val200; `compare`
-tunes every method's start with the same budget. What is in `results/transfer` is not run again.
+twelve sets (`pools/demo` and `pools/extra`, at 70 px `pools/mini`), never the target's own.
+`choose` and `settle` fit a closed-form head on the untuned start of every setting and read its
+accuracy on val200; `compare` tunes every method's start with the same budget. What is in
+`results/transfer` is not run again.
 """
 
 import argparse
@@ -30,7 +31,10 @@ from vprompt.prompt import Prompt
 from vprompt.train_config import COMBINE, TrainConfig
 
 HERE = Path(__file__).parent
-POOLS = (HERE.parent / "pools" / "demo", HERE.parent / "pools" / "extra")
+POOLS = {
+    112: (HERE.parent / "pools" / "demo", HERE.parent / "pools" / "extra"),
+    70: (HERE.parent / "pools" / "mini",),
+}
 RESULTS = HERE / "results" / "transfer"
 TARGETS = {
     "cifar100": 2,
@@ -83,15 +87,18 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--image-size", type=int, default=112, choices=list(POOLS))
     options = parser.parse_args()
     for seed in options.seeds:
         for target in options.targets:
             epochs = f"_epochs{options.epochs}" if options.phase == "compare" else ""
-            name = f"{options.phase}_{target}{epochs}_seed{seed}.json"
+            size = "" if options.image_size == 112 else f"_{options.image_size}px"
+            name = f"{options.phase}_{target}{size}{epochs}_seed{seed}.json"
             if (RESULTS / name).is_file():
                 continue
             with terminal.progress(quiet=True) as progress:
-                bench = Bench(options.data / target, target, seed, options.epochs, progress)
+                config = TrainConfig.checked({**COMBINE, "epochs": options.epochs, "seed": seed})
+                bench = Bench(options.data / target, target, config, options.image_size, progress)
                 settings = SETTINGS.get(options.phase)
                 found = bench.compare() if settings is None else bench.choose(settings)
             write_json(RESULTS / name, found)
@@ -101,21 +108,24 @@ def main() -> None:
 class Bench:
     """One target and one draw of its images, with the evidence on all other sets' prompts."""
 
-    def __init__(self, folder: Path, target: str, seed: int, epochs: int, progress: Any) -> None:
-        self.seed, self.target = seed, target
-        self.config = TrainConfig.checked({**COMBINE, "epochs": epochs, "seed": seed})
-        backbone = open_backbone("demo")
+    def __init__(
+        self, folder: Path, target: str, config: TrainConfig, image_size: int, progress: Any
+    ) -> None:
+        self.seed, self.target, self.config = config.seed, target, config
+        backbone = open_backbone("demo", image_size=image_size)
         self.whole = open_task(str(folder))
         self.setting = stages.prepare(
             backbone,
             self.whole,
             self.config,
             TARGETS[target],
-            seed,
+            self.seed,
             skip_bad=False,
             progress=progress,
         )
-        folders = [f for pool in POOLS for f in sorted(pool.iterdir()) if f.name != target]
+        folders = [
+            f for pool in POOLS[image_size] for f in sorted(pool.iterdir()) if f.name != target
+        ]
         self.sources = [artifact.load(folder) for folder in folders]
         self.evidence: dict[Plan, Any] = {}
 

@@ -14,7 +14,7 @@ LAYERS = [
     {"attention"},
     {"backbone", "heads", "linalg", "images"},
     {"task", "artifact", "train_config", "compose"},
-    {"adapter", "checkpoint"},
+    {"adapter", "checkpoint", "features"},
     {"classifier"},
     {
         "mix",

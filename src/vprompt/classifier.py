@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt.adapter import Adapter, FeatureAdapter, NoAdapter
+from vprompt.adapter import Adapter, FeatureAdapter
+from vprompt.features import features_of
 from vprompt.heads import Head, closed_form
 from vprompt.precision import autocast
 from vprompt.progress import SILENT, Progress
@@ -88,7 +89,13 @@ def feature_examples(
     if examples is None:
         return None
     made = FeatureExamples(examples.pixels, examples.labels, examples.digest)
-    frozen = compute_features(NoAdapter(adapter.backbone), examples, config)
+    frozen = features_of(
+        adapter.backbone,
+        None,
+        examples,
+        batch_size=config.batch_size,
+        precision=config.precision,
+    )
     object.__setattr__(made, "frozen", frozen)
     return made
 

@@ -5,22 +5,19 @@ respect to the prompt. The network is never touched again while weights are foun
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vprompt import features as cache
 from vprompt import files, probe
-from vprompt.artifact import prompt_digest
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.heads import Head
 from vprompt.mix import Plan
-from vprompt.precision import resolve
 from vprompt.probe import Loss, Probe, Slopes
 from vprompt.progress import SILENT, Progress
 from vprompt.prompt import Prompt
@@ -33,8 +30,6 @@ from vprompt.types import (
     SourceTokens,
     TargetTokens,
 )
-
-_CACHE_VERSION = "2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,29 +218,13 @@ class _Kept:
         return features, found
 
     def _read(self, path: Path) -> dict[str, Tensor]:
-        if not self.use_cache:
-            return {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return {}  # absent, or damaged by another hand: compute it again
+        return cache.read(path) if self.use_cache else {}
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
         if self.use_cache:
-            files.write_tensors(path, {k: v.contiguous() for k, v in tensors.items()})
+            files.write_tensors(path, tensors)
 
     def _path(self, prompt: Prompt | None, head: str = "") -> Path:
-        backbone = self.probe.backbone
-        config = json.dumps(backbone.data_config.to_json(), sort_keys=True)
-        key = files.digest(
-            _CACHE_VERSION,
-            self.probe.examples.digest,
-            str(self.probe.num_classes),
-            backbone.fingerprint,
-            config,
-            prompt_digest(prompt),
-            resolve(self.probe.precision, backbone.device),
-            head,
-        )
-        return files.cache_folder() / "evidence" / f"{key[:32]}.safetensors"
+        what = f"{head}, {self.probe.num_classes} classes" if head else ""
+        passing = self.probe
+        return cache.cache_path(passing.backbone, prompt, passing.examples, passing.precision, what)

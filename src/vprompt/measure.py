@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vprompt import features
 from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone, extract
+from vprompt.backbone import Backbone
+from vprompt.classifier import compute_features
 from vprompt.errors import VPromptError
 from vprompt.heads import Head
-from vprompt.precision import autocast
 from vprompt.progress import SILENT, Progress
 from vprompt.prompt import Prompt
 from vprompt.task import Examples, Task
+from vprompt.train_config import TrainConfig
 from vprompt.types import Features, Labels
 
 Candidate = tuple[Prompt | Adapter | None, Head]
@@ -78,8 +80,7 @@ def test_accuracy(
     first: tuple[str, Tensor] | None = None
     with progress.step("test", len(candidates) * len(examples)) as step:
         for name, (adapted, head) in candidates.items():
-            features = features_of(backbone, adapted, examples, precision=precision)
-            logits = head.logits(features)
+            logits = head.logits(features_of(backbone, adapted, examples, precision=precision))
             right = logits.argmax(1) == examples.labels
             measured = judge(logits, examples.labels)
             if first is not None:
@@ -100,21 +101,23 @@ def features_of(
     *,
     batch_size: int = 64,
     precision: str = "auto",
+    use_cache: bool = True,
 ) -> Features:
-    """Return the features of all examples under a prompt or adapter, fp32, without gradients."""
-    device, parts = backbone.device, []
-    prompt = None
-    if isinstance(adapted, Prompt):
-        prompt = Prompt(adapted.tokens.to(device), adapted.blocks.to(device), adapted.persist)
-    with torch.no_grad(), autocast(precision, device):
-        for pixels, _ in examples.batches(batch_size):
-            images = backbone.normalise(pixels.to(device))
-            if isinstance(adapted, Adapter):
-                features = adapted.features(images)
-            else:
-                features = extract(backbone, images, prompt)
-            parts.append(features.float().cpu())
-    return torch.cat(parts)
+    """Return the features of all examples under a prompt or an adapter, fp32, without gradients.
+
+    Those under a prompt, or under none, are kept: many runs ask for the same.
+    """
+    if not isinstance(adapted, Adapter):
+        return features.features_of(
+            backbone,
+            adapted,
+            examples,
+            batch_size=batch_size,
+            precision=precision,
+            use_cache=use_cache,
+        )
+    config = TrainConfig.checked({"batch_size": batch_size, "precision": precision})
+    return compute_features(adapted, examples, config)
 
 
 def judge(logits: Tensor, labels: Labels) -> Measurement:

@@ -60,7 +60,9 @@ def predict(
     pixels = load_pixels(files, loaded.data_config, skip_bad=skip_bad, progress=progress)
     examples = Examples(pixels.array, torch.zeros(len(pixels), dtype=torch.long), pixels.digest)
     adapted = open_adapter(loaded, backbone)
-    features = features_of(backbone, adapted, examples, batch_size=batch_size, precision=precision)
+    features = features_of(
+        backbone, adapted, examples, batch_size=batch_size, precision=precision, use_cache=False
+    )
     classes = loaded.classes
     shares = torch.softmax(loaded.head.logits(features), 1)
     found = []

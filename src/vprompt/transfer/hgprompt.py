@@ -115,10 +115,10 @@ def weigh(
     or a number; `class_balanced` gives every class the same say. `standardise` gives every feature
     of every source unit variance first, which no summed prompt can do. `alignment` subtracts
     `lambda_` times `uniform` (the paper's Eq. 10, which pulls towards uniform weights),
-    `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of `projected`,
-    `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights. `bootstrap` is the
-    number of resamples behind the intervals. `refine` is for how many epochs the weights then
-    climb the true objective through the summed prompt.
+    `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of
+    `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights.
+    `bootstrap` is the number of resamples behind the intervals. `refine` is for how many epochs
+    the weights then climb the true objective through the summed prompt.
     """
     del gradient_head  # what the evidence was gathered with
     chosen = _chosen(

@@ -1,0 +1,74 @@
+"""Features: what a frozen model makes of images under a prompt, computed once and kept on disk.
+
+The cache is keyed by content: pixels and labels, weights, preprocessing, tokens, precision. Methods
+that share a backbone and a task share one extraction, and a pool can grow without any other.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vprompt import files
+from vprompt.artifact import prompt_digest
+from vprompt.backbone import Backbone, extract
+from vprompt.precision import autocast, resolve
+from vprompt.prompt import Prompt
+from vprompt.task import Examples
+from vprompt.types import Features
+
+_VERSION = "3"
+
+
+def features_of(
+    backbone: Backbone,
+    prompt: Prompt | None,
+    examples: Examples,
+    *,
+    batch_size: int = 64,
+    precision: str = "auto",
+    use_cache: bool = True,
+) -> Features:
+    """Return the features of all examples under a prompt, fp32, without gradients."""
+    path = cache_path(backbone, prompt, examples, precision)
+    known = read(path) if use_cache else {}
+    if "features" in known:
+        return known["features"]
+    device, parts, moved = backbone.device, [], None
+    if prompt is not None:
+        moved = Prompt(prompt.tokens.to(device), prompt.blocks.to(device), prompt.persist)
+    with torch.no_grad(), autocast(precision, device):
+        for pixels, _ in examples.batches(batch_size):
+            images = backbone.normalise(pixels.to(device))
+            parts.append(extract(backbone, images, moved).float().cpu())
+    features = torch.cat(parts)
+    if use_cache:
+        files.write_tensors(path, {"features": features})
+    return features
+
+
+def cache_path(
+    backbone: Backbone, prompt: Prompt | None, examples: Examples, precision: str, what: str = ""
+) -> Path:
+    """Return where the features are kept, or `what` else was computed under the same prompt."""
+    key = files.digest(
+        _VERSION,
+        examples.digest,
+        backbone.fingerprint,
+        json.dumps(backbone.data_config.to_json(), sort_keys=True),
+        prompt_digest(prompt),
+        resolve(precision, backbone.device),
+        what,
+    )
+    return files.cache_folder() / "evidence" / f"{key[:32]}.safetensors"
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Return what is kept there; nothing where it is absent or damaged by another hand."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}
