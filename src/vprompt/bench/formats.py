@@ -67,7 +67,7 @@ def tidy_csv(summary: Summary) -> str:
     writer.writerow([*heads, "seconds", "id"])
     for run in summary.runs:
         facts = [run["method"], run["task"], run["seed"], f"{run['accuracy']:.4f}", "", 1]
-        cost = [run["parameters"], run["head_parameters"], run["seconds"]]
+        cost = [int(run["parameters"]), int(run["head_parameters"]), run["seconds"]]
         writer.writerow([*facts, *cost, run["id"]])
     for row in summary.rows:
         means = {

@@ -170,8 +170,8 @@ def _run(record: dict[str, Any], candidate: str | None) -> dict[str, Any] | None
     return {
         **record["cell"],
         "accuracy": 100 * measured["acc1"],
-        "parameters": sum(parameters.values()),
-        "head_parameters": head,
+        "parameters": float(sum(parameters.values())),
+        "head_parameters": float(head),
         "seconds": record["total_seconds"],
         "id": record["id"],
     }
