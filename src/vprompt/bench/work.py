@@ -32,7 +32,7 @@ def run_job(
         raise VPromptError(f"{job.title}: its settings are not chosen yet.")
     began = time.perf_counter()
     config = TrainConfig.checked({**job.train, **(chosen or {}), "seed": job.seed})
-    backbone = _backbone(job.model, job.image_size, job.device)
+    backbone = load_backbone(job.model, job.image_size, job.device)
     run = _learn if job.command == "learn" else _combine
     outcome = run(job, backbone, config, progress)
     return {
@@ -70,18 +70,18 @@ def val_accuracy(record: Mapping[str, Any]) -> float:
     return float(kept["val_accuracy"])
 
 
-def open_target(job: Job) -> Task:
-    """Return the job's task, with few shots drawn and validation images joined as it says."""
-    task = open_task(job.data, allow_absent=job.allow_absent)
-    if job.shots is not None:
-        task = task.few_shot(job.shots, job.seed)
-    if job.train_on == "trainval" and task.val is not None:
+def target(data: str, *, shots: int | None, draw: int, train_on: str, allow_absent: bool) -> Task:
+    """Return a task with its shots drawn, and its validation images joined where asked to."""
+    task = open_task(data, allow_absent=allow_absent)
+    if shots is not None:
+        task = task.few_shot(shots, draw)
+    if train_on == "trainval" and task.val is not None:
         task = replace(task, train=task.train + task.val, val=None)
     return task
 
 
 @functools.lru_cache(maxsize=1)
-def _backbone(model: str, image_size: int | None, device: str) -> Backbone:
+def load_backbone(model: str, image_size: int | None, device: str) -> Backbone:
     """Load a backbone once for all jobs of a process; it is frozen, so they can share it."""
     return open_backbone(model, image_size=image_size, device=device)
 
@@ -105,7 +105,14 @@ def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress
 
 def _combine(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> flow.Outcome:
     return flow.combine(
-        open_target(job),  # `combine` knows no trainval, so splits are joined here
+        # `combine` knows no trainval, so the splits are joined here.
+        target(
+            job.data,
+            shots=job.shots,
+            draw=job.seed,
+            train_on=job.train_on,
+            allow_absent=job.allow_absent,
+        ),
         pool_folder=job.pools,
         model=backbone,
         method=job.spec,
