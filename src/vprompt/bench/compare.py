@@ -21,6 +21,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("task.classes", "other classes"),
     ("task.splits", "other images or labels"),
     ("task.facts", "the data come from elsewhere or are drawn otherwise"),
+    ("task.facts.few_shot", "other images were drawn"),
     ("job.shots", "another number of images"),
     ("train_on", "trained on other splits"),
     ("job.train_on", "trained on other splits"),
@@ -72,7 +73,7 @@ _OUTCOMES = (
     "machine.cores",
 )
 _KEPT = {prefix for prefix, _ in REASONS}
-_SHOWN = 60
+_SHOWN = 40
 
 
 @dataclass(frozen=True)

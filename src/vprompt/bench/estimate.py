@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vprompt import artifact, pool, registry
-from vprompt.adapter import Adapter, PromptAdapter
+from vprompt.adapter import Adapter, FeatureAdapter, PromptAdapter
 from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
@@ -27,7 +27,8 @@ from vprompt.train_config import TrainConfig
 
 FORWARD_SHARE = 1 / 3  # a backward pass costs about two forward passes
 TRIAL_IMAGES = 16
-STAND_IN = "vpt(num_virtual_tokens=1, deep=False)"  # timed for methods that train no adapter
+FEATURES_ONLY = ("linear", "mlp")  # never look into the backbone: its features are computed once
+STAND_IN = "vpt(num_virtual_tokens=1, deep=False)"  # timed in place of those
 _SAME_COST = ("prompt_init", "prompt_init_seed", "seed")  # settings that change no time
 _CANDIDATES = {"learn": 2, "combine": 5}  # of one visit to the test split
 _STARTS = 2  # sums that `combine` passes all training images through, besides the sources
@@ -116,7 +117,7 @@ def trials(jobs: Sequence[Job], backbone: Backbone, learned: str | None) -> dict
             adapter = _pool_adapter(job, backbone, learned)
         else:
             adapter = registry.build("adapters", kind)(backbone)
-        if not any(parameter.requires_grad for parameter in adapter.parameters()):
+        if isinstance(adapter, FeatureAdapter):
             adapter = registry.build("adapters", STAND_IN)(backbone)
         found[kind] = _try(adapter, TrainConfig.checked(job.train))
     return found
@@ -157,7 +158,7 @@ def _learning(job: Job) -> Passes:
     train, val, test = _sizes(job)
     epochs = TrainConfig.checked(job.train).epochs
     tests = _CANDIDATES["learn"] * test
-    if registry.parse(job.spec).name == "linear":
+    if registry.parse(job.spec).name in FEATURES_ONLY:
         return Passes(0, 2 * train + val + tests)  # features once, and for the closed-form head
     return Passes(epochs * train, 2 * train + (epochs + 1) * val + tests)
 

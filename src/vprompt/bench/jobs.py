@@ -135,7 +135,7 @@ class _Target:
             method="source",
             spec=str(registry.parse(sources.learn)),
             seed=sources.seed,
-            train={**self.recipe.train, **sources.train},
+            train=self.recipe.train_of_sources(),
             train_on=sources.train_on,
             output=str(self.output / "pool" / self.entry.name),
             **self.shared,

@@ -29,6 +29,7 @@ from vprompt import recipe as recipes
 from vprompt import registry
 from vprompt.errors import VPromptError
 from vprompt.mix import Plan
+from vprompt.stages import training_defaults
 from vprompt.train_config import COMBINE, TrainConfig
 
 SUM = ("align", "scale", "safeguard")
@@ -157,9 +158,17 @@ class BenchRecipe(_Strict):
         return self.selection.grid if method.grid is None else method.grid
 
     def train_of(self, method: MethodEntry) -> dict[str, Any]:
-        """Return the training settings of a method: the budget, then its own."""
-        base = COMBINE if method.command == "combine" else {}
-        return {**base, **self.train, **method.train}
+        """Return a method's training settings: what it works best with, the budget, its own."""
+        if method.command == "combine":
+            return {**COMBINE, **self.train, **method.train}
+        return {**training_defaults(method.spec(0)), **self.train, **method.train}
+
+    def train_of_sources(self) -> dict[str, Any]:
+        """Return the training settings of the pool's prompts."""
+        if self.sources is None:
+            return {}
+        base = training_defaults(self.sources.learn)
+        return {**base, **self.train, **self.sources.train}
 
 
 def read(path: Path | str) -> BenchRecipe:
@@ -198,7 +207,7 @@ def check(recipe: BenchRecipe, *, where: str) -> None:
     if recipe.sources is not None:
         try:
             registry.build("adapters", recipe.sources.learn)
-            TrainConfig.checked({**recipe.train, **recipe.sources.train})
+            TrainConfig.checked(recipe.train_of_sources())
         except VPromptError as error:
             raise VPromptError(f"{where} is wrong at sources: {error}") from None
 
