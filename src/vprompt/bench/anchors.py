@@ -177,12 +177,9 @@ def _recomputed(anchors: Sequence[Anchor], tasks: Sequence[str], name: str) -> l
 
 def _first_records(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
     """Return one record for every method and task: seeds do not change what is compared here."""
-    finished = store.finished()
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for cell in store.cells():
-        key = (cell.method, suite.canonical(cell.task))
-        if cell.id in finished and key not in found:
-            found[key] = store.read(cell.id)
+    for cell, record in store.records(store.cells()).items():
+        found.setdefault((cell.method, suite.canonical(cell.task)), record)
     return found
 
 

@@ -138,12 +138,8 @@ def _by_cell(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     if not (folder / MANIFEST).is_file():
         raise VPromptError(f"{folder} holds no benchmark: there is no {MANIFEST}.")
     store = Store(folder)
-    finished = store.finished()
-    return {
-        (cell.method, cell.task, cell.seed): _record(finished[cell.id])
-        for cell in store.cells()
-        if cell.id in finished
-    }
+    found = store.records(store.cells())
+    return {(cell.method, cell.task, cell.seed): record for cell, record in found.items()}
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

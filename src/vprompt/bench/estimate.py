@@ -4,7 +4,6 @@ Counted per run: images that go forward and backward, and images that go forward
 a third. The rest (solvers, heads, disk) is small beside them.
 """
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from vprompt.adapter import Adapter, FeatureAdapter, PromptAdapter
 from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
-from vprompt.bench.work import load_backbone, target
+from vprompt.bench.work import load_backbone
 from vprompt.cost import images_per_second, words
 from vprompt.mix import Plan
 from vprompt.precision import autocast
@@ -155,16 +154,16 @@ def _at_hand(model: str) -> bool:
 
 
 def _learning(job: Job) -> Passes:
-    train, val, test = _sizes(job)
+    train, val, test = (job.counts[name] for name in ("train", "val", "test"))
     epochs = TrainConfig.checked(job.train).epochs
     tests = _CANDIDATES["learn"] * test
     if registry.parse(job.spec).name in FEATURES_ONLY:
-        return Passes(0, 2 * train + val + tests)  # features once, and for the closed-form head
+        return Passes(0, 2 * train + val + tests)  # once to train on, once for the plain head
     return Passes(epochs * train, 2 * train + (epochs + 1) * val + tests)
 
 
 def _combining(job: Job, seen: set[tuple[Any, ...]]) -> Passes:
-    train, val, test = _sizes(job)
+    train, val, test = (job.counts[name] for name in ("train", "val", "test"))
     epochs = TrainConfig.checked(job.train).epochs
     ask = registry.beside("transfer", job.spec, "plan")
     plan = Plan() if ask is None else ask()
@@ -174,33 +173,10 @@ def _combining(job: Job, seen: set[tuple[Any, ...]]) -> Passes:
     evidence = (job.task, job.seed, job.train_on, plan.gradient_head)
     if evidence not in seen:
         seen.add(evidence)
-        sources = _sources(job) * train
+        sources = job.counts["sources"] * train
         both += 0 if plan.gradient_head is None else sources
         forward += sources if plan.gradient_head is None else 0
     return Passes(both, forward)
-
-
-def _sizes(job: Job) -> tuple[int, int, int]:
-    train, val, test = _split_sizes(job.data, job.shots, job.train_on, job.allow_absent)
-    return train, val, test if job.role == "final" else 0
-
-
-@functools.lru_cache(maxsize=1024)
-def _split_sizes(
-    data: str, shots: int | None, train_on: str, allow_absent: bool
-) -> tuple[int, int, int]:
-    task = target(data, shots=shots, draw=0, train_on=train_on, allow_absent=allow_absent)
-    return len(task.train), len(task.val or ()), len(task.test or ())
-
-
-def _sources(job: Job) -> int:
-    """Count the prompts that a job combines: its pools' but the target's own, and those learned."""
-    given = job.pools[: len(job.pools) - len(job.sources)]
-    found = (
-        [entry for entry in pool.entries(given) if entry.name not in job.exclude] if given else []
-    )
-    own = [e for e in found if ((e.config or {}).get("task") or {}).get("name") == job.task]
-    return len(found) - len(own) + len(job.sources)
 
 
 def _pool_adapter(job: Job, backbone: Backbone, learned: str | None) -> Adapter:

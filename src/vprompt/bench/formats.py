@@ -39,7 +39,7 @@ def latex(summary: Summary) -> str:
     def emphasise(text: str, place: int) -> str:
         return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(place, text)
 
-    heads, body = _body(summary, emphasise, "@PM@")
+    heads, body = _body(summary, emphasise, r"$\pm$")
     lines = [
         r"\begin{table}",
         rf"\caption{{{_tex(summary.title)}. {_tex(_caption(summary))}}}",
@@ -48,10 +48,11 @@ def latex(summary: Summary) -> str:
         " & ".join(_tex(head) for head in heads) + r" \\",
         r"\midrule",
     ]
-    lines += [
-        " & ".join([_tex(row[0]), *(cell.replace("@PM@", r"$\pm$") for cell in row[1:])]) + r" \\"
-        for row in body
-    ]
+    before = summary.rows[0].group
+    for row, cells in zip(summary.rows, body, strict=True):
+        lines += [r"\midrule"] if row.group != before else []
+        before = row.group
+        lines.append(" & ".join([_tex(cells[0]), *cells[1:]]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -107,7 +108,7 @@ def _body(
             line += [_interval(row.over_runs), _interval(row.over_tasks)]
     heads += ["trained", "head", "s"]
     for line, row in zip(extra, summary.rows, strict=True):
-        line += [_count(row.parameters), _count(row.head), f"{row.seconds:.0f}"]
+        line += [_count(row.parameters), _count(row.head_parameters), f"{row.seconds:.0f}"]
     return heads, [
         [row.method, *(column[index] for column in cells), *extra[index]]
         for index, row in enumerate(summary.rows)
@@ -139,13 +140,12 @@ def _caption(summary: Summary) -> str:
     ]
     words.append("A mean's deviation is that of the seeds' means.")
     words.append("Bold: best, underlined: second, by the printed number.")
-    words.append("Rank: average over (task, seed), 1 the best.")
     if summary.baseline is not None:
         words.append(
             f"Over {summary.baseline}: paired difference with its 95 % t-interval, over the runs "
             "(task, seed) and, wider and safer for other tasks, over the tasks' means."
         )
-    words.append("Trained: parameters, the head apart. s: mean seconds of a run.")
+    words.append("Trained: parameters, the head apart; mean over tasks. s: mean seconds of a run.")
     words += summary.notes
     if summary.missing:
         words.append(f"{summary.missing} runs are not finished.")
@@ -160,9 +160,8 @@ def _interval(found: Interval | None) -> str:
     return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
 
 
-def _count(found: Spread) -> str:
-    """Return a number of parameters in thousands; it may differ between tasks."""
-    return f"{found.mean / 1000:,.1f}k"
+def _count(number: float) -> str:
+    return f"{number / 1000:,.1f}k"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,20 +18,22 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from vprompt import artifact, pool, registry
-from vprompt.bench.recipe import BenchRecipe, MethodEntry, TaskEntry
+from vprompt.bench.recipe import BenchRecipe, MethodEntry, Sources, TaskEntry
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.opening import open_task
 from vprompt.task import Split, Task
 
-PLACES = {"method", "data", "pools", "output", "device"}  # how a run is called and where it happens
+# How a run is called, where it happens, and what follows from the rest.
+PLACES = {"method", "data", "pools", "output", "device", "counts"}
 
 
 class Job(BaseModel):
     """One run. `role` is `source` (a prompt of the pool), `select` (a point of a grid) or `final`.
 
     `needs` are the ids of runs that have to be there first; the chosen settings of a `final` run
-    come from those of its `select` runs, so they are not in `train`.
+    come from those of its `select` runs, so they are not in `train`. `counts` are the images of
+    each split that the run may see, and the sources that it combines.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +63,7 @@ class Job(BaseModel):
     pools: tuple[str, ...] = ()
     output: str | None = None
     device: str = "auto"
+    counts: dict[str, int] = Field(default_factory=dict)
 
     @functools.cached_property
     def id(self) -> str:
@@ -90,46 +93,57 @@ def expand(
 
     Every task is opened and every pool's artefacts are read, so what is missing is found here.
     """
-    tasks = [_Target(recipe, task, data, output, device) for task in recipe.tasks]
-    sources = {target.entry.name: target.source() for target in tasks if recipe.sources}
+
+    def opened(entry: TaskEntry) -> _Target:
+        return _Target(recipe, entry, data=data, output=output, device=device)
+
+    targets = {entry.name: opened(entry) for entry in recipe.tasks}
+    sources: dict[str, Job] = {}
+    if recipe.sources is not None:
+        for entry in recipe.sources.tasks or recipe.tasks:
+            target = targets.get(entry.name) or opened(entry)
+            sources[entry.name] = target.source(recipe.sources)
     jobs = list(sources.values())
-    for target in tasks:
-        needed = tuple(job for name, job in sources.items() if name != target.entry.name)
-        chosen = {method.name: list(target.selections(method, needed)) for method in recipe.methods}
+    for name, target in targets.items():
+        needed = tuple(job for source, job in sources.items() if source != name)
+        chosen = {method.name: target.selections(method, needed) for method in recipe.methods}
         jobs += itertools.chain.from_iterable(chosen.values())
         for seed in recipe.seeds:
             jobs += [
                 target.final(method, seed, needed, chosen[method.name]) for method in recipe.methods
             ]
-    return list({job.id: job for job in reversed(jobs)}.values())[::-1]
+    return jobs
 
 
 class _Target:
     """One task of a recipe: knows what all of its jobs have in common."""
 
     def __init__(
-        self, recipe: BenchRecipe, entry: TaskEntry, data: Path | None, output: Path, device: str
+        self, recipe: BenchRecipe, entry: TaskEntry, *, data: Path | None, output: Path, device: str
     ) -> None:
         self.recipe, self.entry, self.output = recipe, entry, output
-        self.place = place_of(entry, data)
+        place = place_of(entry, data)
+        task = open_task(place, allow_absent=recipe.allow_absent)
+        shots = entry.shots or recipe.shots
+        self.counts = _counts(task if shots is None else task.few_shot(shots, 0))
+        self.pool_digest = pool_digest(recipe.pools, entry.exclude)
+        self.pooled = _count_sources(recipe.pools, entry.exclude, task)
         self.shared = {
             "task": entry.name,
-            "shots": entry.shots or recipe.shots,
+            "shots": shots,
             "model": recipe.backbone.model,
             "image_size": recipe.backbone.image_size,
             "protocol": recipe.protocol,
             "allow_absent": recipe.allow_absent,
             "skip_bad": recipe.skip_bad,
-            "data_digest": task_digest(open_task(self.place, allow_absent=recipe.allow_absent)),
-            "data": self.place,
+            "data_digest": task_digest(task),
+            "data": place,
             "device": device,
         }
 
-    def source(self) -> Job:
+    def source(self, sources: Sources) -> Job:
         """Return the job that learns the task's prompt for the pool of the others."""
-        sources = self.recipe.sources
-        assert sources is not None
-        return Job(
+        return self._job(
             role="source",
             command="learn",
             method="source",
@@ -138,18 +152,16 @@ class _Target:
             train=self.recipe.train_of_sources(),
             train_on=sources.train_on,
             output=str(self.output / "pool" / self.entry.name),
-            **self.shared,
         )
 
-    def selections(self, method: MethodEntry, sources: Sequence[Job]) -> Iterator[Job]:
-        """Yield one job for every point of a method's grid."""
+    def selections(self, method: MethodEntry, sources: Sequence[Job]) -> list[Job]:
+        """Return one job for every point of a method's grid."""
         selection, grid = self.recipe.selection, self.recipe.grid_of(method)
         if selection is None or not grid:
-            return
+            return []
         seed = self.recipe.seeds[0] if selection.seed is None else selection.seed
-        for values in itertools.product(*grid.values()):
-            point = dict(zip(grid, values, strict=True))
-            yield self._run(method, seed, sources, role="select", point=point)
+        points = [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
+        return [self._run(method, seed, sources, role="select", point=point) for point in points]
 
     def final(
         self, method: MethodEntry, seed: int, sources: Sequence[Job], selections: Sequence[Job]
@@ -169,14 +181,13 @@ class _Target:
         point: dict[str, Any] | None = None,
         **given: Any,
     ) -> Job:
-        combines = method.command == "combine"
-        if combines:
+        if method.command == "combine":
             learned = [str(job.output) for job in sources]
             given["pools"] = (*self.recipe.pools, *learned)
             given["sources"] = tuple(job.id for job in sources)
             given["exclude"] = tuple(self.entry.exclude)
-            given["pool_digest"] = pool_digest(self.recipe.pools, self.entry.exclude)
-        return Job(
+            given["pool_digest"] = self.pool_digest
+        return self._job(
             command=method.command,
             method=method.name,
             spec=method.spec(seed),
@@ -184,8 +195,28 @@ class _Target:
             seed=seed,
             train={**self.recipe.train_of(method), **(point or {})},
             **given,
-            **self.shared,
         )
+
+    def _job(self, **given: Any) -> Job:
+        counts = dict(self.counts)
+        if given.get("train_on") == "trainval":
+            counts = {**counts, "train": counts["train"] + counts["val"], "val": 0}
+        if given.get("role", "final") != "final":
+            counts["test"] = 0  # stays closed
+        counts["sources"] = self.pooled + len(given.get("sources", ()))
+        return Job(**given, **self.shared, counts=counts)
+
+
+def _counts(task: Task) -> dict[str, int]:
+    parts = {"train": task.train, "val": task.val, "test": task.test}
+    return {name: 0 if part is None else len(part) for name, part in parts.items()}
+
+
+def _count_sources(pools: Sequence[str], exclude: Sequence[str], target: Task) -> int:
+    """Count a pool's prompts but the target's own, which `combine` leaves out."""
+    found = [e for e in pool.entries(list(pools)) if e.name not in exclude] if pools else []
+    own = [e for e in found if ((e.config or {}).get("task") or {}).get("name") == target.name]
+    return len(found) - len(own)
 
 
 def place_of(entry: TaskEntry, data: Path | None) -> str:

@@ -109,9 +109,10 @@ class Selection(_Strict):
 
 
 class Sources(_Strict):
-    """The pool, learned first: one prompt for every task."""
+    """The pool, learned first: one prompt for each of `tasks`, by default the recipe's."""
 
     learn: str
+    tasks: list[TaskEntry] | None = None
     train: dict[str, Any] = Field(default_factory=dict)
     train_on: Literal["train", "trainval"] = "trainval"
     seed: int = 0

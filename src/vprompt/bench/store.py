@@ -69,6 +69,11 @@ class Store:
         record: dict[str, Any] = read_json(path)
         return record
 
+    def records(self, cells: Iterable[Cell]) -> dict[Cell, dict[str, Any]]:
+        """Return the records of all cells that are finished."""
+        finished = self.finished()
+        return {cell: read_json(finished[cell.id]) for cell in cells if cell.id in finished}
+
     def write(self, job: Job, record: dict[str, Any]) -> None:
         """Keep a finished run; a failure of the same run before is forgotten."""
         write_json(self._path("runs", job), record)

@@ -3,15 +3,17 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.stats import rankdata, t
 
 from vprompt.bench import suite
 from vprompt.bench.runner import result
-from vprompt.bench.store import Store
+from vprompt.bench.store import Cell, Store
 from vprompt.errors import VPromptError
+
+Run: TypeAlias = tuple[str, str, int]  # method, task, seed
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Row:
     """A method's line: cells by task, means, rank, differences and cost; accuracy in %."""
 
     method: str
+    group: str | None
     cells: dict[str, Spread]
     groups: dict[str, Spread]
     mean: Spread | None
@@ -59,8 +62,8 @@ class Row:
     rank: float | None
     over_runs: Interval | None
     over_tasks: Interval | None
-    parameters: Spread
-    head: Spread
+    parameters: float
+    head_parameters: float
     seconds: float
 
 
@@ -91,56 +94,56 @@ def summarise(
     `candidate` takes another candidate of the records than what was learned or tuned, such as
     `combined, untuned`; runs without it are left out.
     """
-    recipe = store.recipe()
+    recipe, cells = store.recipe(), store.cells()
     baseline = baseline or recipe.baseline
     names = [method.name for method in recipe.methods]
     if baseline is not None and baseline not in names:
         raise VPromptError(f"No method is called {baseline!r}. There are: {', '.join(names)}.")
-    records, missing = _records(store)
-    runs = [run for record in records if (run := _run(record, candidate)) is not None]
+    records = store.records(cells)
+    runs = [run for cell, record in records.items() if (run := _run(cell, record, candidate))]
     if not runs:
         raise VPromptError(f"{store.folder} holds no finished run to show.")
     groups = {task.name: task.group or suite.group_of(task.name) for task in recipe.tasks}
-    tasks = suite.ordered(groups, groups)
+    present = [m for m in recipe.methods if any(run["method"] == m.name for run in runs)]
     accuracy = {(run["method"], run["task"], run["seed"]): run["accuracy"] for run in runs}
-    present = [name for name in names if any(run["method"] == name for run in runs)]
-    ranks = average_ranks(accuracy, present)
+    results = _Results(suite.ordered(groups, groups), groups, accuracy)
+    ranks, ranked = average_ranks(accuracy, [method.name for method in present])
     rows = [
-        _row(
-            name,
-            [run for run in runs if run["method"] == name],
-            tasks,
-            groups,
-            ranks,
-            accuracy,
-            baseline,
+        Row(
+            method=method.name,
+            group=method.group,
+            **results.means(method.name),
+            **results.gaps(method.name, baseline),
+            **_cost([run for run in runs if run["method"] == method.name]),
+            rank=ranks.get(method.name),
         )
-        for name in present
+        for method in present
     ]
     title = recipe.name + (f", {candidate}" if candidate else "")
-    return Summary(
-        title, tasks, groups, rows, baseline, runs, missing, _notes(records, recipe.protocol)
-    )
+    notes = [f"Ranks are over {ranked} runs that all methods share."] if ranks else []
+    notes += _notes([*records.values()], recipe.protocol)
+    missing = len(cells) - len(records)
+    return Summary(title, results.tasks, groups, rows, baseline, runs, missing, notes)
 
 
 def average_ranks(
-    accuracy: Mapping[tuple[str, str, int], float], methods: Sequence[str]
-) -> dict[str, float]:
+    accuracy: Mapping[Run, float], methods: Sequence[str]
+) -> tuple[dict[str, float], int]:
     """Return each method's mean rank, 1 the best, over the runs (task, seed) that all share.
 
-    Ties get the mean of their ranks. Empty where no run is shared by all.
+    Ties get the mean of their ranks. Also returns the number of shared runs; no ranks without any.
     """
     pairs = {key[1:] for key in accuracy}
     shared = [p for p in sorted(pairs) if all((name, *p) in accuracy for name in methods)]
     if not shared:
-        return {}
+        return {}, 0
     table = np.array([[accuracy[(name, *pair)] for name in methods] for pair in shared])
     ranks = rankdata(-table.round(10), axis=1).mean(0)
-    return dict(zip(methods, ranks.tolist(), strict=True))
+    return dict(zip(methods, ranks.tolist(), strict=True)), len(shared)
 
 
 def differences(
-    accuracy: Mapping[tuple[str, str, int], float], method: str, baseline: str
+    accuracy: Mapping[Run, float], method: str, baseline: str
 ) -> dict[tuple[str, int], float]:
     """Return the paired differences of a method to the baseline, by task and seed."""
     return {
@@ -150,101 +153,83 @@ def differences(
     }
 
 
-def _records(store: Store) -> tuple[list[dict[str, Any]], int]:
-    finished, found, missing = store.finished(), [], 0
-    for cell in store.cells():
-        if cell.id not in finished:
-            missing += 1
-            continue
-        cell_facts = {"method": cell.method, "task": cell.task, "seed": cell.seed}
-        found.append({**store.read(cell.id), "cell": cell_facts})
-    return found, missing
+@dataclass(frozen=True)
+class _Results:
+    """The accuracies of all runs, in %, and how tasks are grouped."""
+
+    tasks: list[str]
+    groups: Mapping[str, str | None]
+    accuracy: Mapping[Run, float]
+
+    def means(self, method: str) -> dict[str, Any]:
+        """Return a method's cells, the means of its groups, and both means over all tasks."""
+        members: dict[str, list[str]] = {}
+        for task in self.tasks:
+            if (group := self.groups[task]) is not None:
+                members.setdefault(group, []).append(task)
+        grouped = all(self.groups[task] is not None for task in self.tasks) and len(members) > 1
+        own = {task: self._seeds(method, task) for task in self.tasks}
+        means = {group: self._mean(method, [tasks]) for group, tasks in members.items()}
+        return {
+            "cells": {task: Spread.of([*found.values()]) for task, found in own.items() if found},
+            "groups": {group: spread for group, spread in means.items() if spread is not None},
+            "mean": self._mean(method, [self.tasks]),
+            "mean_of_groups": self._mean(method, [*members.values()]) if grouped else None,
+        }
+
+    def gaps(self, method: str, baseline: str | None) -> dict[str, Any]:
+        """Return a method's difference to the baseline, over runs and over the tasks' means."""
+        found = {} if baseline is None else differences(self.accuracy, method, baseline)
+        if not found or method == baseline:
+            return {"over_runs": None, "over_tasks": None}
+        by_task: dict[str, list[float]] = {}
+        for (task, _), value in found.items():
+            by_task.setdefault(task, []).append(value)
+        return {
+            "over_runs": Interval.of([*found.values()]),
+            "over_tasks": Interval.of([statistics.fmean(values) for values in by_task.values()]),
+        }
+
+    def _seeds(self, method: str, task: str) -> dict[int, float]:
+        return {s: v for (m, t, s), v in self.accuracy.items() if (m, t) == (method, task)}
+
+    def _mean(self, method: str, groups: Sequence[Sequence[str]]) -> Spread | None:
+        """Return the mean of the groups' means for every seed that all tasks have, over seeds.
+
+        None where there is no such seed: means over different tasks cannot be compared.
+        """
+        own = [[self._seeds(method, task) for task in group] for group in groups]
+        seeds = set.intersection(*(set(found) for group in own for found in group))
+        values = [
+            statistics.fmean(statistics.fmean(found[seed] for found in group) for group in own)
+            for seed in sorted(seeds)
+        ]
+        return Spread.of(values) if values else None
 
 
-def _run(record: dict[str, Any], candidate: str | None) -> dict[str, Any] | None:
+def _run(cell: Cell, record: Mapping[str, Any], candidate: str | None) -> dict[str, Any] | None:
     measured = result(record) if candidate is None else record["test"].get(candidate)
     if measured is None:
         return None
     parameters = dict(record["tuning"]["parameters"])
     head = parameters.pop("head")
     return {
-        **record["cell"],
+        "method": cell.method,
+        "task": cell.task,
+        "seed": cell.seed,
         "accuracy": 100 * measured["acc1"],
         "parameters": float(sum(parameters.values())),
         "head_parameters": float(head),
         "seconds": record["total_seconds"],
-        "id": record["id"],
+        "id": cell.id,
     }
 
 
-def _row(
-    name: str,
-    runs: Sequence[dict[str, Any]],
-    tasks: Sequence[str],
-    groups: Mapping[str, str | None],
-    ranks: Mapping[str, float],
-    accuracy: Mapping[tuple[str, str, int], float],
-    baseline: str | None,
-) -> Row:
-    by_task = {
-        task: {run["seed"]: run["accuracy"] for run in runs if run["task"] == task}
-        for task in tasks
+def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        name: statistics.fmean(run[name] for run in runs)
+        for name in ("parameters", "head_parameters", "seconds")
     }
-    cells = {task: Spread.of(list(values.values())) for task, values in by_task.items() if values}
-    members: dict[str, list[str]] = {}
-    for task in tasks:
-        if groups[task] is not None:
-            members.setdefault(str(groups[task]), []).append(task)
-    group_means = {
-        group: spread for group, own in members.items() if (spread := _mean_over(by_task, [own]))
-    }
-    grouped = all(groups[task] is not None for task in tasks) and len(members) > 1
-    over_runs = over_tasks = None
-    if baseline is not None and name != baseline:
-        found = differences(accuracy, name, baseline)
-        if found:
-            over_runs = Interval.of(list(found.values()))
-            over_tasks = Interval.of(
-                [
-                    statistics.fmean(value for (own, _), value in found.items() if own == task)
-                    for task in dict.fromkeys(task for task, _ in found)
-                ]
-            )
-    return Row(
-        method=name,
-        cells=cells,
-        groups=group_means,
-        mean=_mean_over(by_task, [list(tasks)]),
-        mean_of_groups=_mean_over(by_task, list(members.values())) if grouped else None,
-        rank=ranks.get(name),
-        over_runs=over_runs,
-        over_tasks=over_tasks,
-        parameters=Spread.of([run["parameters"] for run in runs]),
-        head=Spread.of([run["head_parameters"] for run in runs]),
-        seconds=statistics.fmean(run["seconds"] for run in runs),
-    )
-
-
-def _mean_over(
-    by_task: Mapping[str, Mapping[int, float]], groups: Sequence[Sequence[str]]
-) -> Spread | None:
-    """Return the mean of the groups' means for every seed that all tasks have, over seeds.
-
-    None where a task has no result: means over different tasks cannot be compared.
-    """
-    tasks = [task for group in groups for task in group]
-    if not all(by_task[task] for task in tasks):
-        return None
-    seeds = set.intersection(*(set(by_task[task]) for task in tasks))
-    if not seeds:
-        return None
-
-    def mean(seed: int) -> float:
-        return statistics.fmean(
-            statistics.fmean(by_task[task][seed] for task in group) for group in groups
-        )
-
-    return Spread.of([mean(seed) for seed in sorted(seeds)])
 
 
 def _notes(records: Sequence[Mapping[str, Any]], protocol: str) -> list[str]:

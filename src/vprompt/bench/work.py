@@ -70,12 +70,12 @@ def val_accuracy(record: Mapping[str, Any]) -> float:
     return float(kept["val_accuracy"])
 
 
-def target(data: str, *, shots: int | None, draw: int, train_on: str, allow_absent: bool) -> Task:
-    """Return a task with its shots drawn, and its validation images joined where asked to."""
-    task = open_task(data, allow_absent=allow_absent)
-    if shots is not None:
-        task = task.few_shot(shots, draw)
-    if train_on == "trainval" and task.val is not None:
+def open_target(job: Job) -> Task:
+    """Return a job's task with its shots drawn, and its validation images joined if it says so."""
+    task = open_task(job.data, allow_absent=job.allow_absent)
+    if job.shots is not None:
+        task = task.few_shot(job.shots, job.seed)
+    if job.train_on == "trainval" and task.val is not None:
         task = replace(task, train=task.train + task.val, val=None)
     return task
 
@@ -105,14 +105,7 @@ def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress
 
 def _combine(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> flow.Outcome:
     return flow.combine(
-        # `combine` knows no trainval, so the splits are joined here.
-        target(
-            job.data,
-            shots=job.shots,
-            draw=job.seed,
-            train_on=job.train_on,
-            allow_absent=job.allow_absent,
-        ),
+        open_target(job),  # `combine` knows no trainval, so the splits are joined here
         pool_folder=job.pools,
         model=backbone,
         method=job.spec,
