@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import cli_pool, options, terminal
+from vprompt import cli_bench, cli_pool, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -50,6 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_pool.app, name="pool")
+app.add_typer(cli_bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> bool:

@@ -51,10 +51,11 @@ def combining_estimate(
 
 
 def _sentence(images: int, what: str, speed: float) -> str:
-    return f"about {_words(images / speed)}: {what} at {speed:.0f} images/s, then the test split"
+    return f"about {words(images / speed)}: {what} at {speed:.0f} images/s, then the test split"
 
 
-def _words(seconds: float) -> str:
+def words(seconds: float) -> str:
+    """Return a duration as a person says it."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -126,7 +126,7 @@ def read(path: Path | str) -> Recipe:
         # A stranger's file may say what to combine, not which code or weights to fetch for it.
         values = {**values, "base_model": None} if isinstance(values, dict) else values
     else:
-        values = _parse(path)
+        values = parse_file(path)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -138,7 +138,8 @@ def read(path: Path | str) -> Recipe:
         ) from None
 
 
-def _parse(path: Path) -> Any:
+def parse_file(path: Path) -> Any:
+    """Read a small YAML or JSON file; what is in it is not checked."""
     if not path.is_file():
         raise VPromptError(f"No recipe at {path}. Give a .yml file or the folder of an artefact.")
     if path.stat().st_size > _LARGEST:

@@ -1,0 +1,1 @@
+"""Bench: a recipe becomes jobs, jobs become records, records become tables."""

@@ -1,0 +1,213 @@
+"""Estimate: how many images go through the network, how long that takes, and in how much memory.
+
+Counted per run: images that go forward and backward, and images that go forward alone, which cost
+a third. The rest (solvers, heads, disk) is small beside them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vprompt import artifact, pool, registry
+from vprompt.adapter import Adapter, FeatureAdapter, PromptAdapter
+from vprompt.backbone import Backbone
+from vprompt.bench.jobs import Job
+from vprompt.bench.recipe import BenchRecipe
+from vprompt.bench.work import load_backbone
+from vprompt.cost import images_per_second, words
+from vprompt.mix import Plan
+from vprompt.precision import autocast
+from vprompt.task import Examples
+from vprompt.train_config import TrainConfig
+
+FORWARD_SHARE = 1 / 3  # a backward pass costs about two forward passes
+TRIAL_IMAGES = 16
+FEATURES_ONLY = ("linear", "mlp")  # never look into the backbone: its features are computed once
+STAND_IN = "vpt(num_virtual_tokens=1, deep=False)"  # timed in place of those
+_SAME_COST = ("prompt_init", "prompt_init_seed", "seed")  # settings that change no time
+_CANDIDATES = {"learn": 2, "combine": 5}  # of one visit to the test split
+_STARTS = 2  # sums that `combine` passes all training images through, besides the sources
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Images through the network: `both` ways, and `forward` alone."""
+
+    both: float = 0.0
+    forward: float = 0.0
+
+    def __add__(self, other: "Passes") -> "Passes":
+        """Add up."""
+        return Passes(self.both + other.both, self.forward + other.forward)
+
+    @property
+    def steps(self) -> float:
+        """The same work in images that go both ways."""
+        return self.both + FORWARD_SHARE * self.forward
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one small step of a kind of adapter showed."""
+
+    images_per_second: float
+    bytes_per_image: float
+
+
+def sentences(
+    recipe: BenchRecipe, jobs: Sequence[Job], *, dry_run: bool, speed: float | None = None
+) -> list[str]:
+    """Say how long the jobs will take and in how much memory.
+
+    A dry run loads only backbones that need no download; for others it says the time as a formula.
+    """
+    if not jobs:
+        return []
+    passes = count(jobs)
+    if dry_run and (speed is not None or not _at_hand(recipe.backbone.model)):
+        return [formula(total(passes), speed)]
+    backbone = load_backbone(jobs[0].model, jobs[0].image_size, jobs[0].device)
+    found = trials(jobs, backbone, None if recipe.sources is None else recipe.sources.learn)
+    speeds = [trial.images_per_second for trial in found.values()]
+    batch = max(TrainConfig.checked(job.train).batch_size for job in jobs)
+    return [
+        f"about {words(seconds(passes, found))} on {backbone.device}: {total(passes).both:,.0f} "
+        f"images forward and backward, {total(passes).forward:,.0f} forward alone, at "
+        f"{min(speeds):.0f} to {max(speeds):.0f} images/s a training step",
+        f"about {memory(backbone, found, batch) / 1e9:.1f} GB: the weights, and what a step of "
+        f"{batch} images keeps; Python and its libraries come on top",
+    ]
+
+
+def count(jobs: Iterable[Job]) -> dict[str, Passes]:
+    """Return the passes of all jobs by kind of adapter; shared evidence is counted once."""
+    found: dict[str, Passes] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for job in jobs:
+        passes = _learning(job) if job.command == "learn" else _combining(job, seen)
+        found[kind_of(job)] = found.get(kind_of(job), Passes()) + passes
+    return found
+
+
+def kind_of(job: Job) -> str:
+    """Return what determines the time of one step: the adapter, without seeds and the like."""
+    if job.command == "combine":
+        return "combine"
+    spec = registry.parse(job.spec)
+    kept = {key: value for key, value in spec.settings.items() if key not in _SAME_COST}
+    return str(registry.Spec(spec.name, kept))
+
+
+def trials(jobs: Sequence[Job], backbone: Backbone, learned: str | None) -> dict[str, Trial]:
+    """Time one small step for every kind of adapter among the jobs.
+
+    `learned` is the method of the sources where the pool is not there yet.
+    """
+    found = {}
+    for job in jobs:
+        kind = kind_of(job)
+        if kind in found:
+            continue
+        if kind == "combine":
+            adapter = _pool_adapter(job, backbone, learned)
+        else:
+            adapter = registry.build("adapters", kind)(backbone)
+        if isinstance(adapter, FeatureAdapter):
+            adapter = registry.build("adapters", STAND_IN)(backbone)
+        found[kind] = _try(adapter, TrainConfig.checked(job.train))
+    return found
+
+
+def seconds(passes: Mapping[str, Passes], found: Mapping[str, Trial]) -> float:
+    """Return how long all passes take at the speed of the trials."""
+    return sum(work.steps / found[kind].images_per_second for kind, work in passes.items())
+
+
+def memory(backbone: Backbone, found: Mapping[str, Trial], batch: int) -> float:
+    """Return bytes: the weights, and what the widest training step keeps for its backward pass."""
+    weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    return weights + batch * max(trial.bytes_per_image for trial in found.values())
+
+
+def total(passes: Mapping[str, Passes]) -> Passes:
+    """Return the passes of all kinds together."""
+    return sum(passes.values(), Passes())
+
+
+def formula(work: Passes, speed: float | None = None) -> str:
+    """Return hours as a function of a device's speed, and their number where the speed is given."""
+    text = (
+        f"hours = {work.steps:,.0f} / (3600 x images per second of a training step): "
+        f"{work.both:,.0f} images forward and backward, {work.forward:,.0f} forward alone, which "
+        "cost a third"
+    )
+    return text if speed is None else f"{work.steps / speed / 3600:.1f} h at {speed:g}/s; {text}"
+
+
+def _at_hand(model: str) -> bool:
+    name = registry.parse(model).name if registry.is_spec(model) else model
+    return name != "timm_vit" and name in registry.names("backbones")
+
+
+def _learning(job: Job) -> Passes:
+    train, val, test = (job.counts[name] for name in ("train", "val", "test"))
+    epochs = TrainConfig.checked(job.train).epochs
+    tests = _CANDIDATES["learn"] * test
+    if registry.parse(job.spec).name in FEATURES_ONLY:
+        return Passes(0, 2 * train + val + tests)  # once to train on, once for the plain head
+    return Passes(epochs * train, 2 * train + (epochs + 1) * val + tests)
+
+
+def _combining(job: Job, seen: set[tuple[Any, ...]]) -> Passes:
+    train, val, test = (job.counts[name] for name in ("train", "val", "test"))
+    epochs = TrainConfig.checked(job.train).epochs
+    ask = registry.beside("transfer", job.spec, "plan")
+    plan = Plan() if ask is None else ask()
+    tuned = epochs + plan.target_epochs + plan.refine
+    both = tuned * train
+    forward = train * (1 + _STARTS) + (tuned + 1) * val + _CANDIDATES["combine"] * test
+    evidence = (job.task, job.seed, job.train_on, plan.gradient_head)
+    if evidence not in seen:
+        seen.add(evidence)
+        sources = job.counts["sources"] * train
+        both += 0 if plan.gradient_head is None else sources
+        forward += sources if plan.gradient_head is None else 0
+    return Passes(both, forward)
+
+
+def _pool_adapter(job: Job, backbone: Backbone, learned: str | None) -> Adapter:
+    if learned is not None:
+        adapter: Adapter = registry.build("adapters", learned)(backbone)
+        return adapter
+    prompts = (artifact.load(entry.folder).prompt for entry in pool.entries(job.pools))
+    return PromptAdapter(backbone, next(p for p in prompts if p is not None))
+
+
+def _try(adapter: Adapter, config: TrainConfig) -> Trial:
+    """Time a step on grey images, and add up what its forward pass keeps for the backward one."""
+    height, width = adapter.backbone.data_config.input_size[1:]
+    pixels = np.full((TRIAL_IMAGES, height, width, 3), 128, dtype=np.uint8)
+    examples = Examples(pixels, torch.zeros(TRIAL_IMAGES, dtype=torch.int64), "trial")
+    own = {p.untyped_storage().data_ptr() for p in adapter.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = adapter.backbone.device
+    images = adapter.backbone.normalise(torch.from_numpy(pixels).to(device))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        autocast(config.precision, device),
+    ):
+        features = adapter.features(images)  # holds on to what was kept, so addresses stay apart
+    needed = sum(kept.values()) / TRIAL_IMAGES
+    del features
+    return Trial(images_per_second(adapter, examples, config), needed)

@@ -1,0 +1,232 @@
+"""Recipe of a benchmark: tasks, methods, seeds and budget as a file, checked before anything runs.
+
+    name: mini-vtab
+    protocol: 200 training images, validation as large, test once
+    backbone: {model: demo, image_size: 70}
+    pools: [pools/mini]                     # the target's own prompts are left out
+    seeds: [0, 1, 2]
+    train: {epochs: 10}                     # the budget of every method
+    tasks:
+      - {name: cifar100, shots: 2, group: natural}
+    methods:
+      - {name: VPT-Deep, learn: vpt(num_virtual_tokens=10)}
+      - {name: HGPrompt, combine: hgprompt, safeguard: false, train: {lr: 0.001}}
+
+A task is a folder of `--data`, or what its `data` says. `{seed}` in a method stands for the run's
+seed. With `selection: {grid: {lr: [0.001, 0.01]}}` the training settings are chosen per task and
+method on validation images, then every seed is trained on `train800val200`. With `sources`, a
+prompt of every task is learned first and is the pool of the others.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vprompt import recipe as recipes
+from vprompt import registry
+from vprompt.errors import VPromptError
+from vprompt.mix import Plan
+from vprompt.stages import training_defaults
+from vprompt.train_config import COMBINE, TrainConfig
+
+SUM = ("align", "scale", "safeguard")
+SEED = "{seed}"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneEntry(_Strict):
+    """The frozen model, and its image size where it is not the model's own."""
+
+    model: str = "demo"
+    image_size: int | None = Field(None, ge=1)
+
+
+class TaskEntry(_Strict):
+    """One target; `data` opens something else than the folder of that name, as `elpv` does."""
+
+    name: str
+    data: str | None = None
+    shots: int | None = Field(None, ge=1)
+    group: str | None = None
+    exclude: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
+
+class MethodEntry(_Strict):
+    """One row of the table: a plug-in of `adapters/` or of `transfer/` with its settings."""
+
+    name: str
+    learn: str | None = None
+    combine: str | None = None
+    align: str | None = None
+    scale: str | None = None
+    safeguard: bool | None = None
+    train: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[float]] | None = None
+    group: str | None = None
+    anchor: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "MethodEntry":
+        if (self.learn is None) == (self.combine is None):
+            raise ValueError("a method has either `learn` or `combine`")
+        given = [key for key in SUM if getattr(self, key) is not None]
+        if self.learn is not None and given:
+            raise ValueError(f"`{given[0]}` is for methods that combine")
+        return self
+
+    @property
+    def command(self) -> Literal["learn", "combine"]:
+        """Which verb runs it."""
+        return "combine" if self.learn is None else "learn"
+
+    def spec(self, seed: int) -> str:
+        """Return the plug-in with its settings, in canonical form."""
+        return str(registry.parse((self.learn or self.combine or "").replace(SEED, str(seed))))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return what is said about the sum of prompts."""
+        return {key: getattr(self, key) for key in SUM if getattr(self, key) is not None}
+
+
+class Selection(_Strict):
+    """Choose training settings on validation images, then train on `then` for every seed."""
+
+    grid: dict[str, list[float]]
+    then: Literal["train", "trainval"] = "trainval"
+    seed: int | None = None
+
+
+class Sources(_Strict):
+    """The pool, learned first: one prompt for each of `tasks`, by default the recipe's."""
+
+    learn: str
+    tasks: list[TaskEntry] | None = None
+    train: dict[str, Any] = Field(default_factory=dict)
+    train_on: Literal["train", "trainval"] = "trainval"
+    seed: int = 0
+
+
+class BenchRecipe(_Strict):
+    """A whole benchmark as plain values."""
+
+    name: str
+    protocol: str = ""
+    backbone: BackboneEntry = Field(default_factory=lambda: BackboneEntry())
+    tasks: list[TaskEntry] = Field(min_length=1)
+    methods: list[MethodEntry] = Field(min_length=1)
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    shots: int | None = Field(None, ge=1)
+    train: dict[str, Any] = Field(default_factory=dict)
+    train_on: Literal["train", "trainval"] = "train"
+    selection: Selection | None = None
+    pools: list[str] = Field(default_factory=list)
+    sources: Sources | None = None
+    baseline: str | None = None
+    allow_absent: bool = False
+    skip_bad: bool = False
+
+    @model_validator(mode="after")
+    def _unique(self) -> "BenchRecipe":
+        named: dict[str, list[Any]] = {
+            "tasks": [task.name for task in self.tasks],
+            "methods": [method.name for method in self.methods],
+            "seeds": list(self.seeds),
+        }
+        for what, names in named.items():
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{what}: {twice!r} is there twice")
+        if self.baseline is not None and self.baseline not in {m.name for m in self.methods}:
+            raise ValueError(f"baseline: no method is called {self.baseline!r}")
+        return self
+
+    def grid_of(self, method: MethodEntry) -> dict[str, list[float]]:
+        """Return the settings to choose from for a method; none without a selection."""
+        if self.selection is None:
+            return {}
+        return self.selection.grid if method.grid is None else method.grid
+
+    def train_of(self, method: MethodEntry) -> dict[str, Any]:
+        """Return a method's training settings: what it works best with, the budget, its own."""
+        if method.command == "combine":
+            return {**COMBINE, **self.train, **method.train}
+        return {**training_defaults(method.spec(0)), **self.train, **method.train}
+
+    def train_of_sources(self) -> dict[str, Any]:
+        """Return the training settings of the pool's prompts."""
+        if self.sources is None:
+            return {}
+        base = training_defaults(self.sources.learn)
+        return {**base, **self.train, **self.sources.train}
+
+
+def read(path: Path | str) -> BenchRecipe:
+    """Read a YAML or JSON recipe and check all of it; an error names the key that is wrong."""
+    path = Path(path)
+    recipe = from_values(recipes.parse_file(path), where=f"The recipe {path}")
+    check(recipe, where=f"The recipe {path}")
+    return recipe
+
+
+def from_values(values: Any, *, where: str) -> BenchRecipe:
+    """Read plain values; keys and types are checked, methods are not."""
+    try:
+        return BenchRecipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        got = json.dumps(first["input"], default=str)
+        got = f", but got {got}" if len(got) < 200 and first["type"] != "missing" else ""
+        reason = first["msg"].removeprefix("Value error, ")
+        known = ", ".join(BenchRecipe.model_fields)
+        raise VPromptError(
+            f"{where} is wrong at {place}: {reason}{got}. A recipe has the keys {known}."
+        ) from None
+
+
+def check(recipe: BenchRecipe, *, where: str) -> None:
+    """Check every method, its settings, its training settings and its grid."""
+    for index, method in enumerate(recipe.methods):
+        try:
+            _check_method(recipe, method)
+        except VPromptError as error:
+            raise VPromptError(
+                f"{where} is wrong at methods.{index} ({method.name}): {error}"
+            ) from None
+    if recipe.sources is not None:
+        try:
+            registry.build("adapters", recipe.sources.learn)
+            TrainConfig.checked(recipe.train_of_sources())
+        except VPromptError as error:
+            raise VPromptError(f"{where} is wrong at sources: {error}") from None
+
+
+def _check_method(recipe: BenchRecipe, method: MethodEntry) -> None:
+    spec = method.spec(recipe.seeds[0])
+    if method.command == "learn":
+        registry.build("adapters", spec)
+    else:
+        registry.build("transfer", spec)
+        ask = registry.beside("transfer", spec, "plan")
+        replace(Plan() if ask is None else ask(), **method.options)
+        if not recipe.pools and recipe.sources is None:
+            raise VPromptError("It combines, but the recipe names neither `pools` nor `sources`.")
+    train = recipe.train_of(method)
+    TrainConfig.checked(train)
+    for key, values in recipe.grid_of(method).items():
+        if not values:
+            raise VPromptError(f"The grid names no values for {key!r}.")
+        for value in values:
+            TrainConfig.checked({**train, key: value})

@@ -1,0 +1,120 @@
+"""Store: the folder of a benchmark. One JSON file per finished run, written atomically.
+
+OUTPUT/
+  bench.json              the recipe and which run belongs to which cell of the table
+  runs/TASK_METHOD_seedN_ID.json
+  failed/...              the same, for runs that ended in an error
+  pool/TASK/              prompts that the recipe's `sources` learned
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vprompt import artifact
+from vprompt.bench.jobs import Job
+from vprompt.bench.recipe import BenchRecipe, from_values
+from vprompt.errors import VPromptError
+from vprompt.files import read_json, write_json
+
+MANIFEST = "bench.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a run's result stands in the table."""
+
+    method: str
+    task: str
+    seed: int
+    id: str
+
+
+class Store:
+    """Reads and writes a benchmark's folder; holds nothing that is not on disk."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def start(self, recipe: BenchRecipe, jobs: Iterable[Job]) -> None:
+        """Write the recipe, and the ids of the runs in its table."""
+        cells = [[j.method, j.task, j.seed, j.id] for j in jobs if j.role == "final"]
+        write_json(
+            self.folder / MANIFEST, {"recipe": recipe.model_dump(mode="json"), "cells": cells}
+        )
+
+    def recipe(self) -> BenchRecipe:
+        """Return the recipe that was run here."""
+        return from_values(self._manifest()["recipe"], where=str(self.folder / MANIFEST))
+
+    def cells(self) -> list[Cell]:
+        """Return every cell of the table, finished or not."""
+        return [Cell(*cell) for cell in self._manifest()["cells"]]
+
+    def finished(self) -> dict[str, Path]:
+        """Return the record's file of every finished run, by id."""
+        return self._listing("runs")
+
+    def failed(self) -> dict[str, Path]:
+        """Return the file of every failed run, by id."""
+        return self._listing("failed")
+
+    def read(self, job_id: str) -> dict[str, Any]:
+        """Return the record of a finished run."""
+        path = self.finished().get(job_id)
+        if path is None:
+            raise VPromptError(f"{self.folder} holds no finished run {job_id!r}.")
+        record: dict[str, Any] = read_json(path)
+        return record
+
+    def records(self, cells: Iterable[Cell]) -> dict[Cell, dict[str, Any]]:
+        """Return the records of all cells that are finished."""
+        finished = self.finished()
+        return {cell: read_json(finished[cell.id]) for cell in cells if cell.id in finished}
+
+    def write(self, job: Job, record: dict[str, Any]) -> None:
+        """Keep a finished run; a failure of the same run before is forgotten."""
+        write_json(self._path("runs", job), record)
+        self._path("failed", job).unlink(missing_ok=True)
+
+    def write_failure(self, job: Job, failure: dict[str, Any]) -> None:
+        """Keep why a run failed."""
+        write_json(
+            self._path("failed", job), {"id": job.id, "job": job.model_dump(mode="json"), **failure}
+        )
+
+    def is_finished(self, job: Job, finished: dict[str, Path]) -> bool:
+        """Say whether a run's record is there, and the prompt it learned for the pool, if any."""
+        if job.id not in finished or job.output is None:
+            return job.id in finished
+        try:
+            found = artifact.load(job.output).digest
+        except VPromptError:
+            return False
+        return bool(read_json(finished[job.id])["tuning"]["prompt_digest"] == found)
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise VPromptError(
+                f"{self.folder} holds no benchmark: there is no {MANIFEST}. Run one: `vprompt "
+                "bench run RECIPE --output DIR`."
+            )
+        values: dict[str, Any] = read_json(path)
+        return values
+
+    def _listing(self, part: str) -> dict[str, Path]:
+        found = sorted((self.folder / part).glob("*.json"))
+        return {path.stem.rpartition("_")[2]: path for path in found if path.name[0] != "."}
+
+    def _path(self, part: str, job: Job) -> Path:
+        words = (
+            job.task,
+            job.method,
+            f"seed{job.seed}",
+            *([] if job.role == "final" else [job.role]),
+        )
+        name = "_".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
+        return self.folder / part / f"{name}_{job.id}.json"

@@ -1,0 +1,163 @@
+"""Command line of `vprompt bench`: run a recipe, and look at what came out."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vprompt import terminal
+from vprompt.errors import VPromptError
+from vprompt.options import DeviceOption, JsonOption, QuietOption
+
+if TYPE_CHECKING:
+    from vprompt.bench.anchors import Finding
+
+app = typer.Typer(
+    help="Compare methods over tasks and seeds: a recipe, many runs, one table.",
+    no_args_is_help=True,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A .yaml recipe (docs/benchmarks.md).")]
+FolderArgument = Annotated[Path, typer.Argument(help="The --output of `bench run`.")]
+
+
+@app.command("run")
+def bench_run(
+    recipe: RecipeArgument,
+    output: Annotated[Path, typer.Option(help="Folder of the results; may hold some already.")],
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the image sets.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what would be run.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A method by name; may be repeated.")
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="A task; may be repeated.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
+    shard: Annotated[str, typer.Option(help="Run the i-th of n parts, as `2/4`.")] = "1/1",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try runs again that failed before.")
+    ] = False,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="Images/s of a training step, for --dry-run of a model not at hand."),
+    ] = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Run what is not finished of a recipe; stop it at any time and start it again."""
+    from vprompt.bench import estimate, runner
+    from vprompt.bench import jobs as benches
+    from vprompt.bench import recipe as recipes
+    from vprompt.bench.store import Store
+
+    read, store = recipes.read(recipe), Store(output)
+    every = benches.expand(read, data=data, output=output, device=device)
+    picked = runner.pick(
+        every, methods=only or (), tasks=tasks or (), seeds=seeds or (), shard=_shard(shard)
+    )
+    finished = store.finished()
+    left = [job for job in picked if not store.is_finished(job, finished)]
+    print(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
+    for sentence in estimate.sentences(read, left, dry_run=dry_run, speed=speed):
+        print(sentence)
+    if dry_run:
+        return
+    store.start(read, every)
+    with terminal.progress(quiet) as progress:
+        report = runner.run(picked, store, retry_failed=retry_failed, progress=progress)
+    for sentence in report.failed.values():
+        print(f"failed: {sentence}")
+    if report.waiting:
+        print(f"{len(report.waiting)} runs wait for others; run the same command again after them")
+    print(f"{len(report.done)} runs done; `vprompt bench table {output}` shows the results")
+    if report.failed or report.waiting:
+        raise typer.Exit(1)
+
+
+@app.command("table")
+def bench_table(
+    output: FolderArgument,
+    style: Annotated[str, typer.Option("--format", help="md, csv, latex.")] = "md",
+    baseline: Annotated[
+        str | None, typer.Option(help="The method that others are compared with.")
+    ] = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="Another candidate of the records, such as `combined, untuned`."),
+    ] = None,
+) -> None:
+    """Print the table of a benchmark, of whatever is finished."""
+    from vprompt.bench.formats import render
+    from vprompt.bench.store import Store
+    from vprompt.bench.summary import summarise
+
+    found = summarise(Store(output), baseline=baseline, candidate=candidate)
+    print(terminal.printable(render(found, style)), end="")
+
+
+@app.command("compare")
+def bench_compare(
+    here: Annotated[Path, typer.Argument(help="A run's JSON file, or a --output folder.")],
+    there: Annotated[Path, typer.Argument(help="Another of the same kind.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say field by field why two numbers differ, what explains most first."""
+    from vprompt.bench.compare import compare
+
+    sentences, found = compare(here, there)
+    if as_json:
+        print(
+            json.dumps({"numbers": sentences, "fields": [vars(each) for each in found]}, indent=2)
+        )
+        return
+    for sentence in sentences:
+        print(sentence)
+    rows = [[each.reason, each.field, each.here, each.there, str(each.pairs)] for each in found]
+    if rows:
+        terminal.table(["why", "field", str(here), str(there), "runs"], rows)
+    else:
+        print("nothing that is recorded about how they were made differs")
+
+
+@app.command("check")
+def bench_check(
+    output: FolderArgument,
+    anchors: Annotated[Path, typer.Option(help="Folder of .csv files of published numbers.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Hold results against published numbers, where the two can be compared."""
+    from vprompt.bench import anchors as published
+    from vprompt.bench.store import Store
+
+    found = published.check(Store(output), published.read(anchors))
+    verdicts = [each.verdict for each in found]
+    if as_json:
+        print(json.dumps([each.to_json() for each in found], indent=2))
+    else:
+        heads = ["verdict", "method", "task", "here", "published", "difference", "allowed"]
+        terminal.table([*heads, "source or reason"], [_finding(each) for each in found])
+        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
+        print(f"{', '.join(counts) or 'no published number is of a method and task of this table'}")
+    if "deviates" in verdicts:
+        raise typer.Exit(1)
+
+
+def _finding(found: "Finding") -> list[str]:
+    anchor = found.anchor
+    numbers = [f"{found.result.mean:.1f}", f"{anchor.accuracy:.1f}", f"{found.difference:+.1f}"]
+    names = [found.verdict, anchor.method, anchor.task]
+    return [
+        *names,
+        *numbers,
+        f"{anchor.tolerance:.1f}",
+        found.why or f"{anchor.file}, {anchor.detail}",
+    ]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise VPromptError(f"--shard reads `i/n`, such as 2/4, but got {text!r}.")
+    return int(part), int(parts)
