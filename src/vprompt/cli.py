@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import cli_pool, options, terminal
+from vprompt import cli_data, cli_pool, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -48,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_pool.app, name="pool")
+app.add_typer(cli_data.app, name="data")
 
 
 def _print_version(wanted: bool) -> bool:
