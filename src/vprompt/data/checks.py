@@ -79,9 +79,9 @@ def check_paths(folder: Folder) -> Iterator[Finding]:
             text = f"{count(len(shared), 'file')} listed in {first} and in {second}: {listed}"
             yield Finding("error", "same_path", text)
     for split in named:
-        twice = [path for path, count in Counter(folder.lists[split][0]).items() if count > 1]
+        twice = [p.name for p, times in Counter(folder.lists[split][0]).items() if times > 1]
         if twice:
-            text = f"{count(len(twice), 'file')} listed twice in {split}: {some(p.name for p in twice)}"
+            text = f"{count(len(twice), 'file')} listed twice in {split}: {some(twice)}"
             yield Finding("error", "listed_twice", text)
 
 
@@ -157,8 +157,8 @@ def check_sizes(folder: Folder) -> Iterator[Finding]:
         size = len(folder.lists[split][0])
         if size not in wanted[split]:
             text = (
-                f"{split} has {count(size, 'image')}, that of {task.title} has {wanted[split][0]:,}: "
-                "results do not compare with published ones"
+                f"{split} has {count(size, 'image')}, that of {task.title} has "
+                f"{wanted[split][0]:,}: results do not compare with published ones"
             )
             yield Finding("warning", "split_size", text)
         elif split == "test" and task.id == "caltech101":

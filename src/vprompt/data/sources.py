@@ -10,7 +10,7 @@ from vprompt.data.source import Part, Source, arrays, files, hidden, open_datase
 from vprompt.errors import VPromptError
 from vprompt.randomness import numpy_stream
 from vprompt.registry import suggest
-from vprompt.vtab import VtabTask, find
+from vprompt.vtab import IDS, VtabTask, find
 
 Opener = Callable[[Path, bool, int], Source]  # root, download, seed
 
@@ -25,11 +25,6 @@ def open_source(task: VtabTask, root: Path, *, download: bool = False, seed: int
 
     `seed` is for what cannot be known of TFDS's parts, and then `drawn` is set.
     """
-    if task.id not in SOURCES:
-        raise VPromptError(
-            f"torchvision has no data set for {task.title}. It has those of: "
-            f"{', '.join(SOURCES)}. For the others, bring a folder in the VTAB-1k format."
-        )
     if not root.is_dir() and not download:
         raise VPromptError(
             f"No folder at {root}. --root names the folder that torchvision downloads into; add "
@@ -39,10 +34,15 @@ def open_source(task: VtabTask, root: Path, *, download: bool = False, seed: int
 
 
 def named_task(name: str) -> VtabTask:
-    """Return the VTAB task of a name, or say which torchvision has."""
+    """Return the VTAB task of a name, or say which ones torchvision has."""
     task = find(name)
     if task is None:
-        raise VPromptError(f"No VTAB task called {name!r}.{suggest(name, SOURCES)}")
+        raise VPromptError(f"No VTAB task called {name!r}.{suggest(name, IDS)}")
+    if task.id not in SOURCES:
+        raise VPromptError(
+            f"torchvision has no data set for {task.title}. It has those of: "
+            f"{', '.join(SOURCES)}. For the others, bring a folder in the VTAB-1k format."
+        )
     return task
 
 
@@ -61,7 +61,7 @@ def _svhn(root: Path, download: bool, seed: int) -> Source:
     parts = {}
     for part in ("train", "test"):
         data = open_dataset("SVHN", root, download, f"{part}_32x32.mat", split=part)
-        parts[part] = arrays(data.data.transpose(0, 2, 3, 1), data.labels)
+        parts[part] = arrays(data.data.transpose(0, 2, 3, 1), data.labels.tolist())
     note = "no published list confirms the examples; their order follows TFDS's rule for the set"
     return Source("SVHN", tuple("0123456789"), parts, (note,))
 
