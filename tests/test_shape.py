@@ -27,6 +27,8 @@ LAYERS = [
         "cards",
         "opening",
         "prediction",
+        "protocol",
+        "protocols",
     },
     PLUGINS,
     {"stages", "data"},

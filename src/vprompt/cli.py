@@ -344,13 +344,14 @@ def predict(
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help="One kind: adapters, transfer, ...")] = None,
+    kind: Annotated[str | None, typer.Argument(help="One kind: adapters, protocols, ...")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the plug-ins with their settings and papers."""
-    from vprompt import registry
+    """List the plug-ins with their settings and papers, and the named protocols."""
+    from vprompt import protocols, registry
 
-    kinds = [kind] if kind else list(registry.VERBS)
+    named = protocols.catalogue() if kind in (None, "protocols") else []
+    kinds = [] if kind == "protocols" else [kind] if kind else list(registry.VERBS)
     found = [
         {
             "kind": each,
@@ -361,7 +362,7 @@ def list_plugins(
         }
         for each in kinds
         for name in registry.names(each)
-    ]
+    ] + named
     if as_json:
         print(json.dumps(found, indent=2))
         return
