@@ -57,6 +57,36 @@ def test_a_folder_whose_making_fails_leaves_nothing(tmp_path, error):
     assert contents(tmp_path) == []
 
 
+def test_a_resumable_folder_keeps_what_was_finished_for_the_next_try(tmp_path):
+    from vprompt.files import resumable_folder
+
+    target = tmp_path / "deep" / "it"
+    with pytest.raises(KeyboardInterrupt), resumable_folder(target, "of one kind") as draft:
+        (draft / "a.txt").write_text("a")
+        raise KeyboardInterrupt
+    assert not target.exists()
+    with resumable_folder(target, "of one kind") as draft:
+        assert (draft / "a.txt").read_text() == "a"
+        (draft / "b.txt").write_text("b")
+    assert contents(tmp_path) == ["deep", "deep/it", "deep/it/a.txt", "deep/it/b.txt"]
+
+
+def test_a_resumable_folder_of_another_kind_begins_anew(tmp_path, refused):
+    from vprompt.files import resumable_folder
+
+    with pytest.raises(KeyError), resumable_folder(tmp_path / "it", "one") as draft:
+        (draft / "a.txt").write_text("a")
+        raise KeyError
+    with resumable_folder(tmp_path / "it", "another") as draft:
+        assert contents(draft) == [".identity"]
+    with refused("it exists already", "--overwrite"), resumable_folder(tmp_path / "it", "x"):
+        pass
+    with resumable_folder(tmp_path / "it", "x", overwrite=True) as draft:
+        (draft / "c.txt").write_text("c")
+        assert contents(tmp_path / "it") == []
+    assert contents(tmp_path) == ["it", "it/c.txt"]
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, refused):
     from vprompt.files import atomic_folder
 

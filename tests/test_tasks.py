@@ -73,7 +73,8 @@ def vtab(tmp_path):
 
 def test_vtab_reads_the_three_lists(vtab, load):
     task = load("vtab", root=str(vtab))
-    assert (task.name, task.classes) == ("clevr_distance", ("0", "1"))
+    # Two labels occur, but the VTAB task of that name was published with six classes.
+    assert (task.name, task.classes) == ("clevr_distance", tuple("012345"))
     assert (len(task.train), len(task.val), len(task.test)) == (4, 1, 2)
     assert task.train.images[0] == vtab / "images" / "my cat.png"
 
@@ -86,11 +87,36 @@ def test_vtab_finds_a_task_under_any_of_its_names(vtab, load, name):
     assert load("vtab", root=str(vtab.parent), name=name).name == "clevr_distance"
 
 
-def test_no_vtab_alias_means_two_tasks():
-    from vprompt.tasks.vtab import ALIASES
+def test_a_bare_path_finds_a_task_under_any_of_its_names(vtab):
+    from vprompt import open_task
 
-    names = [name for key, others in ALIASES.items() for name in (key, *others)]
-    assert len(ALIASES) == 19 and len(set(names)) == len(names)
+    for name in ("clevr_distance", "clevr_dist", 'clevr(task="closest_object_distance")'):
+        assert open_task(str(vtab.parent / name)).name == "clevr_distance"
+    assert open_task(f"{vtab.parent / 'clevr_dist'}:object").name == "clevr_distance:object"
+
+
+def test_an_alias_may_span_two_steps(tmp_path):
+    from vprompt import open_task
+
+    for line in ("a.png 0", "b.png 0", "c.png 1", "d.png 1"):
+        draw(tmp_path / "cifar" / line.split()[0])
+    write(tmp_path / "cifar" / "train800.txt", "a.png 0\nb.png 0\nc.png 1\nd.png 1\n")
+    task = open_task(str(tmp_path / "vtab" / "cifar100"))
+    assert task.name == "cifar" and len(task.classes) == 100  # as published, not as shown
+    assert task.facts["vtab"] == "cifar" and "warning" not in task.facts
+
+
+def test_a_jpeg_copy_of_lossless_images_is_warned_of_in_every_result(tmp_path, load):
+    lines = [f"{index}.jpg {index % 2}" for index in range(4)]
+    for name in ("cifar", "eurosat"):
+        for line in lines:
+            draw(tmp_path / name / line.split()[0])
+        write(tmp_path / name / "train800.txt", "\n".join(lines))
+    assert (
+        "CIFAR-100 is published without loss"
+        in load("vtab", root=str(tmp_path / "cifar")).facts["warning"]
+    )
+    assert "warning" not in load("vtab", root=str(tmp_path / "eurosat")).facts
 
 
 def test_vtab_prefix_reads_another_task_on_the_same_images(vtab, load):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import cli_bench, cli_pool, options, terminal
+from vprompt import cli_bench, cli_data, cli_pool, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_pool.app, name="pool")
 app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_data.app, name="data")
 
 
 def _print_version(wanted: bool) -> bool:
@@ -357,13 +358,14 @@ def predict(
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help="One kind: adapters, transfer, ...")] = None,
+    kind: Annotated[str | None, typer.Argument(help="One kind: adapters, protocols, ...")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the plug-ins with their settings and papers."""
-    from vprompt import registry
+    """List the plug-ins with their settings and papers, and the named protocols."""
+    from vprompt import protocols, registry
 
-    kinds = [kind] if kind else list(registry.VERBS)
+    named = protocols.catalogue() if kind in (None, "protocols") else []
+    kinds = [] if kind == "protocols" else [kind] if kind else list(registry.VERBS)
     found = [
         {
             "kind": each,
@@ -374,7 +376,7 @@ def list_plugins(
         }
         for each in kinds
         for name in registry.names(each)
-    ]
+    ] + named
     if as_json:
         print(json.dumps(found, indent=2))
         return

@@ -46,6 +46,30 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def resumable_folder(target: Path, identity: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a folder that becomes `target` when the block ends; if it fails, the folder is kept.
+
+    The next try finds it as it was, so that finished files need not be written again, unless it
+    was begun for another `identity`: then it is thrown away.
+    """
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise VPromptError(
+            f"{target} exists already. Choose another folder, or add --overwrite to replace it."
+        )
+    draft = target.parent / f".{target.name}.partial"
+    mark = ".identity"
+    with _disk_errors_explained(target):
+        if not (draft / mark).is_file() or (draft / mark).read_text("utf-8") != identity:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            write_text(draft / mark, identity)
+        yield draft
+        _swap(draft, target)
+        (target / mark).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a temporary name in the same folder; it is renamed to `target` when the block ends."""
     target = Path(target)

@@ -20,6 +20,7 @@ from vprompt.opening import open_backbone, open_named_backbone, open_task
 from vprompt.pool import Pool
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
+from vprompt.protocol import Protocol
 from vprompt.task import Task
 from vprompt.train_config import COMBINE, TrainConfig
 from vprompt.tune import Tuned
@@ -58,6 +59,7 @@ def learn(
     device: str = "auto",
     skip_bad: bool = False,
     allow_absent: bool = False,
+    protocol: Protocol | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Learn a prompt and a head for a task on a frozen backbone.
@@ -66,6 +68,7 @@ def learn(
     settings to choose from on validation (ties: the smaller rate). `shots` draws that many images
     per class with the seed `draw`. `train_on="trainval"` adds the validation images, so nothing is
     left to choose by and the last epoch is kept. `test=False` leaves the test split closed.
+    `protocol` sets nothing: it is recorded, with every point in which the run departs from it.
     """
     _check_output(output, overwrite)
     build = registry.build("adapters", method)
@@ -91,7 +94,7 @@ def learn(
     with setting.clock.stage("head"):
         baseline = closed_form(plain, setting.train.labels, len(setting.task.classes))
     candidates: dict[str, Candidate] = {"no prompt": (None, baseline)}
-    run = {
+    run: dict[str, Any] = {
         "command": "learn",
         "method": str(registry.parse(method)),
         "settings": registry.complete("adapters", method),
@@ -100,6 +103,7 @@ def learn(
         "grid": {name: list(values) for name, values in (grid or {}).items()},
         "grid_reached": reached if grid else [],
         "train_on": train_on,
+        "protocol": protocol,
     }
     return _finish(setting, tuned, chosen, plain, candidates, run, output, overwrite, test)
 
@@ -125,6 +129,7 @@ def combine(
     force: bool = False,
     skip_bad: bool = False,
     allow_absent: bool = False,
+    protocol: Protocol | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head.
@@ -134,7 +139,7 @@ def combine(
     `auto`: match tokens unless all sources grew from one initialisation. `scale` is one of
     `compose.SCALES`. With `safeguard`, tuning starts from the mix, the plain average or the best
     single source, whichever has the least cross-validated loss on the training images. Left out,
-    the three are as the method asks. `config` defaults to `COMBINE`.
+    the three are as the method asks. `config` defaults to `COMBINE`; `protocol` is as for `learn`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
@@ -174,7 +179,7 @@ def combine(
     assert first is not None
     with setting.clock.stage("tune"):
         tuned = stages.run_tuning(setting, PromptAdapter(backbone, first), chosen)
-    run = {
+    run: dict[str, Any] = {
         "command": "combine",
         "method": str(registry.parse(method)),
         "settings": registry.complete("transfer", method),
@@ -203,6 +208,7 @@ def combine(
             sources,
             chosen,
         ),
+        "protocol": protocol,
     }
     candidates = {name: candidate for name, (candidate, _) in starts.items()}
     return _finish(setting, tuned, chosen, evidence.plain, candidates, run, output, overwrite, test)
@@ -331,6 +337,7 @@ def _finish(
             backbone.device, resolve(config.precision, backbone.device)
         ),
     }
+    run["protocol"] = run["protocol"] and run["protocol"].record(run)
     keys = ["command", "method", "settings", "pool", "train", "train_on", "grid"]
     keys += ["align", "scale", "safeguard", "replay"]
     facts = {

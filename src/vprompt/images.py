@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,9 @@ class Pixels:
         return len(self.array)
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(source: Path | BytesIO) -> Image.Image:
     """Read one image file of any mode as RGB; 16-bit values are scaled, not clipped."""
-    with Image.open(path) as opened:
+    with Image.open(source) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I") or image.mode == "F":
             return _eight_bit(image).convert("RGB")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vprompt import registry
+from vprompt import registry, vtab
 from vprompt.adapter import Adapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
@@ -22,7 +22,8 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
     """Return a task from a spec (`elpv(target=module)`), a folder, or a CSV or JSONL list.
 
     A folder with a `train800.txt` is read as VTAB-1k; `folder:prefix` reads `prefix_train800.txt`
-    instead; any other folder holds class folders.
+    instead; any other folder holds class folders. A VTAB task is found under any of its names:
+    `DIR/cifar100` opens `DIR/cifar`.
     """
     if isinstance(text, Task):
         return text
@@ -30,8 +31,9 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
     plain = Path(text).expanduser()
     if plain.is_file() and plain.suffix.lower() in _TABLES:
         return registry.build("tasks", "table")(file=str(plain), allow_absent=allow_absent)
-    for folder, variant in ((plain, ""), (Path(path).expanduser(), prefix)):
-        if folder.is_dir() and any(folder.glob("*train800.txt")):
+    for typed, variant in ((plain, ""), (Path(path).expanduser(), prefix)):
+        folder = vtab.find_folder(typed)
+        if folder is not None and any(folder.glob("*train800.txt")):
             return registry.build("tasks", "vtab")(
                 root=str(folder), prefix=variant, allow_absent=allow_absent
             )

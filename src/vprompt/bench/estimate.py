@@ -37,8 +37,8 @@ _STARTS = 2  # sums that `combine` passes all training images through, besides t
 class Passes:
     """Images through the network: `both` ways, and `forward` alone."""
 
-    both: float = 0.0
-    forward: float = 0.0
+    both: int = 0
+    forward: int = 0
 
     def __add__(self, other: "Passes") -> "Passes":
         """Add up."""

@@ -5,45 +5,16 @@ Adaptation Benchmark", arXiv 1910.04867.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from vprompt import vtab
 from vprompt.errors import VPromptError
 from vprompt.registry import suggest
 from vprompt.task import SealedSplit, Split, Task
 
-ALIASES = {
-    "cifar": ("cifar100", "cifar(num_classes=100)", "vtab/cifar100"),
-    "caltech101": (),
-    "dtd": (),
-    "oxford_flowers102": ("flowers102", "vtab/flowers"),
-    "oxford_iiit_pet": ("oxford_pet", "pet", "vtab/pets"),
-    "svhn": (),
-    "sun397": (),
-    "patch_camelyon": ("camelyon", "vtab/pcam"),
-    "eurosat": (),
-    "resisc45": (),
-    "diabetic_retinopathy": ('diabetic_retinopathy(config="btgraham-300")', "retinopathy"),
-    "clevr_count": ('clevr(task="count_all")', "vtab/clevr_count_all"),
-    "clevr_dist": ('clevr(task="closest_object_distance")', "clevr_distance"),
-    "dmlab": (),
-    "kitti": ('kitti(task="closest_vehicle_distance")',),
-    "dsprites_loc": (
-        'dsprites(predicted_attribute="label_x_position",num_classes=16)',
-        "dsprites_position",
-    ),
-    "dsprites_ori": (
-        'dsprites(predicted_attribute="label_orientation",num_classes=16)',
-        "dsprites_orientation",
-    ),
-    "smallnorb_azi": (
-        'smallnorb(predicted_attribute="label_azimuth")',
-        "smallnorb_azimuth",
-    ),
-    "smallnorb_ele": (
-        'smallnorb(predicted_attribute="label_elevation")',
-        "smallnorb_elevation",
-    ),
-}
+SPLITS = ("train800", "val200", "test")
+Listed = tuple[tuple[Path, ...], tuple[int, ...]]  # images and labels
 
 
 def load(*, root: str, name: str = "", prefix: str = "", allow_absent: bool = False) -> Task:
@@ -55,8 +26,8 @@ def load(*, root: str, name: str = "", prefix: str = "", allow_absent: bool = Fa
     folder = _find_folder(Path(root), name)
     start = f"{prefix}_" if prefix else ""
     lists = {
-        split: _read_list(folder, f"{start}{split}.txt")
-        for split in ("train800", "val200", "test")
+        split: read_list(folder, f"{start}{split}.txt")
+        for split in SPLITS
         if (folder / f"{start}{split}.txt").is_file()
     }
     if "train800" not in lists:
@@ -65,7 +36,8 @@ def load(*, root: str, name: str = "", prefix: str = "", allow_absent: bool = Fa
             f"{folder} has no {start}train800.txt. Lists of training images there: "
             f"{', '.join(found)}."
         )
-    classes = _class_names(folder, start, lists)
+    known = None if prefix else vtab.find(folder.name)
+    classes = class_names(folder, start, lists, known)
     splits = {name: Split(name, *parts) for name, parts in lists.items()}
     return Task(
         name=folder.name + (f":{prefix}" if prefix else ""),
@@ -73,25 +45,18 @@ def load(*, root: str, name: str = "", prefix: str = "", allow_absent: bool = Fa
         train=splits["train800"],
         val=splits.get("val200"),
         test=SealedSplit(splits["test"]) if "test" in splits else None,
-        facts={"source": "vtab-1k folder", "folder": folder.name, "prefix": prefix},
+        facts={
+            "source": "vtab-1k folder",
+            "folder": folder.name,
+            "prefix": prefix,
+            **_known_facts(known, lists["train800"]),
+        },
         allow_absent=allow_absent,
     )
 
 
-def _find_folder(root: Path, name: str) -> Path:
-    if not name:
-        candidates = [root]
-    else:
-        canonical = next((k for k, v in ALIASES.items() if name == k or name in v), name)
-        candidates = [root / n for n in (name, canonical, *ALIASES.get(canonical, ()))]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    known = [p.name for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
-    raise VPromptError(f"No folder for the task {name or str(root)!r}.{suggest(name, known)}")
-
-
-def _read_list(folder: Path, file: str) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+def read_list(folder: Path, file: str) -> Listed:
+    """Read lines of `relative/path label`; a line that cannot be read is named."""
     paths, labels = [], []
     for number, line in enumerate((folder / file).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
@@ -111,13 +76,17 @@ def _read_list(folder: Path, file: str) -> tuple[tuple[Path, ...], tuple[int, ..
     return tuple(paths), tuple(labels)
 
 
-def _class_names(
-    folder: Path, start: str, lists: dict[str, tuple[tuple[Path, ...], tuple[int, ...]]]
+def class_names(
+    folder: Path, start: str, lists: Mapping[str, Listed], known: vtab.VtabTask | None = None
 ) -> tuple[str, ...]:
+    """Return the names in `classes.txt`; a class without one is called by its number.
+
+    A VTAB task has as many classes as it was published with, even if no list shows them all.
+    """
     count = 1 + max(max(labels) for _, labels in lists.values())
     file = folder / f"{start}classes.txt"
     if not file.is_file():
-        return tuple(str(index) for index in range(count))
+        return tuple(str(index) for index in range(max(count, known.classes if known else 0)))
     names = {}
     for line in file.read_text(encoding="utf-8-sig").splitlines():
         number, _, name = line.strip().partition(" ")
@@ -128,3 +97,21 @@ def _class_names(
     return tuple(
         names.get(index, str(index)) for index in range(max(count, 1 + max(names, default=-1)))
     )
+
+
+def _find_folder(root: Path, name: str) -> Path:
+    folder = vtab.find_folder(root / name if name else root)
+    if folder is not None:
+        return folder
+    known = [p.name for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    raise VPromptError(f"No folder for the task {name or str(root)!r}.{suggest(name, known)}")
+
+
+def _known_facts(known: vtab.VtabTask | None, train: Listed) -> dict[str, str]:
+    """Say which VTAB task it is, and warn of a copy that has lost something on the way."""
+    if known is None:
+        return {}
+    facts = {"vtab": known.id}
+    if known.lossless and train[0][0].suffix.lower() in (".jpg", ".jpeg"):
+        facts["warning"] = vtab.LOSSY.format(title=known.title)
+    return facts

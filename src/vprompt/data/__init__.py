@@ -1,0 +1,1 @@
+"""Data: build VTAB-1k folders from torchvision's data sets, and verify folders before use."""
