@@ -13,7 +13,8 @@ RESULTS = HERE / "results"
 def main() -> None:
     """Write `RESULTS.md`."""
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
-    parts += [learn_table(), transfer_table(), choice_table(), solver_table(), start_table()]
+    parts += [learn_table(), transfer_table(), choice_table(), settle_table()]
+    parts += [solver_table(), start_table()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 
@@ -109,19 +110,58 @@ def transfer_table() -> str:
 
 
 def choice_table() -> str:
-    """Return what every setting of the weights reaches on val200, untuned."""
-    found = _runs("choose")
+    """Return what every score of the weights reaches on val200, untuned."""
+    return _settings_table("choose", "Settings of the weights, on validation images")
+
+
+def settle_table() -> str:
+    """Return what alignments and refining reach on val200, and every rule of the safeguard."""
+    found = _runs("settle")
+    if not found:
+        return ""
+    rows = [
+        _settings_table("settle", "Alignment, refining and safeguard, on validation images"),
+        "The safeguard starts from uniform weights or the best single source instead of the shrunk "
+        "sum where their cross-validated training loss is smaller by so many standard errors of "
+        "the paired difference:",
+        "",
+        "| standard errors | switches | accuracy | log-loss |",
+        "|---|---|---|---|",
+    ]
+    for errors in (None, 0, 1, 2, 3):
+        begun = [_guarded(run, errors) for run in found]
+        moved = sum(name != "shrunk" for name in begun)
+        kept = [run["found"][name] for run, name in zip(found, begun, strict=True)]
+        accuracy = 100 * statistics.mean(value["val_accuracy"] for value in kept)
+        loss = statistics.mean(value["val_loss"] for value in kept)
+        what = "no safeguard" if errors is None else errors
+        rows.append(f"| {what} | {moved} of {len(found)} | {accuracy:.1f} | {loss:.3f} |")
+    return "\n".join(rows) + "\n"
+
+
+def _guarded(run: dict, errors: float | None) -> str:
+    """Return the start that a safeguard of so many standard errors takes."""
+    gains = {"shrunk": 0.0}
+    for name in ("uniform", "best") if errors is not None else ():
+        mean, less_one = run["found"][name]["cv_gain_over_shrunk"]
+        gains[name] = mean - (errors or 0) * (mean - less_one)
+    return max(gains, key=gains.__getitem__)
+
+
+def _settings_table(phase: str, title: str) -> str:
+    found = _runs(phase)
     if not found:
         return ""
     names = list(found[0]["summary"])
     targets = sorted({run["target"] for run in found})
+    sizes = sorted({run["backbone"]["data_config"]["input_size"][1] for run in found})
     rows = [
-        "## Settings of the weights, on validation images",
+        f"## {title}",
         "",
-        f"n = {len(found)}: {len(targets)} targets, with a second draw of one where it was run; "
-        "about 200 training images each. Accuracy in % and log-loss on all of val200 with a "
-        "closed-form head on the untuned sum, no test image seen. Differences to uniform weights "
-        "are paired, with 95 % t-intervals over the runs.",
+        f"n = {len(found)}: {len(targets)} targets, with a second draw of some where it was run; "
+        f"{' or '.join(map(str, sizes))} px, about 200 training images each. Accuracy in % and "
+        "log-loss on all of val200 with a closed-form head on the untuned sum, no test image seen. "
+        "Differences to uniform weights are paired, with 95 % t-intervals over the runs.",
         "",
         "| setting | accuracy | over uniform | log-loss | over uniform (less is better) |",
         "|---|---|---|---|---|",

@@ -137,8 +137,8 @@ def combine(
     `method` is a plug-in of `transfer/`. Sources that were learned on the target itself, a task of
     its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`, or
     `auto`: match tokens unless all sources grew from one initialisation. `scale` is one of
-    `compose.SCALES`. With `safeguard`, tuning starts from the mix, the plain average or the best
-    single source, whichever has the least cross-validated loss on the training images. Left out,
+    `compose.SCALES`. With `safeguard`, tuning starts from the mix, unless the plain average or
+    the best single source has a clearly smaller cross-validated loss on the training images. Left out,
     the three are as the method asks. `config` defaults to `COMBINE`; `protocol` is as for `learn`.
     """
     _check_output(output, overwrite)
