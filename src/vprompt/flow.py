@@ -138,8 +138,9 @@ def combine(
     its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`, or
     `auto`: match tokens unless all sources grew from one initialisation. `scale` is one of
     `compose.SCALES`. With `safeguard`, tuning starts from the mix, unless the plain average or
-    the best single source has a clearly smaller cross-validated loss on the training images. Left out,
-    the three are as the method asks. `config` defaults to `COMBINE`; `protocol` is as for `learn`.
+    the best single source has a clearly smaller cross-validated loss on the training images.
+    Left out, the three are as the method asks. `config` defaults to `COMBINE`; `protocol` is as
+    for `learn`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)

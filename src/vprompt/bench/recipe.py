@@ -30,7 +30,6 @@ from vprompt import registry
 from vprompt.errors import VPromptError
 from vprompt.mix import Plan
 from vprompt.stages import training_defaults
-from vprompt.stages import training_defaults
 from vprompt.train_config import COMBINE, TrainConfig
 
 SUM = ("align", "scale", "safeguard")
