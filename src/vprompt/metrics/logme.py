@@ -15,6 +15,7 @@ from torch import Tensor
 from vprompt.metrics._checks import contiguous
 from vprompt.types import Features, Labels
 
+RANGE = (-float("inf"), float("inf"))
 _ITERATIONS, _TOLERANCE, _TINY = 100, 1e-3, 1e-12
 
 
