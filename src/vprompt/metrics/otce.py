@@ -30,15 +30,16 @@ def score(
     source_labels: OwnLabels,
     *,
     variant: str = "f_otce",
-    epsilon: float = 0.05,
+    epsilon: float = 0.1,
     balance: float = 0.5,
 ) -> float:
     """Return -H(target label | source label) in nats under the matching, at most 0.
 
     `f_otce` matches by the squared distance of features. `jc_nce` matches by `balance` times that
     and 1 - `balance` times the squared Wasserstein distance between the images' classes, taken as
-    Gaussians. `epsilon` is the entropy that Sinkhorn's matching is paid for, in units of the mean
-    cost; the smaller, the sharper and slower. Both sets of features come from one backbone.
+    Gaussians. `epsilon` is the price of a sharp matching (Sinkhorn's entropy), in units of the
+    costs' standard deviation, as costs are nearly alike in many dimensions; a smaller one is
+    slower. Both sets of features come from one backbone.
     """
     if variant not in VARIANTS:
         raise VPromptError(f"variant is one of {', '.join(VARIANTS)}, not {variant!r}.")
@@ -49,11 +50,12 @@ def score(
     index, classes = contiguous(labels)
     own_index, own_classes = contiguous(source_labels)
     data, own = features.double(), source_features.double()
-    cost = torch.cdist(data, own).square()
+    # Through a product of matrices the distances of near images would be mere rounding.
+    cost = torch.cdist(data, own, compute_mode="donot_use_mm_for_euclid_dist").square()
     if variant == "jc_nce":
         apart = class_distances(data, index, own, own_index)
         cost = balance * cost + (1 - balance) * apart[index][:, own_index]
-    coupling = sinkhorn(cost, epsilon * max(float(cost.mean()), 1e-30))
+    coupling = sinkhorn(cost, epsilon * max(float(cost.std()), 1e-30))
     table = data.new_zeros(classes, len(own)).index_add_(0, index, coupling)
     table = data.new_zeros(classes, own_classes).index_add_(1, own_index, table)
     return negative_conditional_entropy(table / table.sum())
@@ -69,15 +71,19 @@ def sinkhorn(cost: Tensor, epsilon: float) -> Tensor:
     2013, arXiv 1306.0895.
     """
     rows, columns = cost.shape
-    scaled = -cost / epsilon
-    one, other = scaled.new_zeros(rows, 1), scaled.new_zeros(1, columns)
+    one, other = cost.new_zeros(rows, 1), cost.new_zeros(1, columns)
+    price = max(float(cost.max()), epsilon)
     for step in range(1, _STEPS + 1):
-        one = -math.log(rows) - (scaled + other).logsumexp(1, keepdim=True)
-        other = -math.log(columns) - (scaled + one).logsumexp(0, keepdim=True)
-        if step % 10 == 0:
-            coupling = (scaled + one + other).exp()
-            if float((coupling.sum(1) - 1 / rows).abs().sum()) < _TOLERANCE:
-                return coupling
+        one = -price * (math.log(rows) + ((other - cost) / price).logsumexp(1, keepdim=True))
+        other = -price * (math.log(columns) + ((one - cost) / price).logsumexp(0, keepdim=True))
+        if step % 10:
+            continue
+        if price > epsilon:  # from a blunt matching to a sharp one takes far fewer steps
+            price = max(price / 2, epsilon)
+            continue
+        coupling = ((one + other - cost) / epsilon).exp()
+        if float((coupling.sum(1) - 1 / rows).abs().sum()) < _TOLERANCE:
+            return coupling
     raise VPromptError(
         f"Sinkhorn's matching has not converged after {_STEPS} steps. Use a larger epsilon."
     )
