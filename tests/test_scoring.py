@@ -99,6 +99,19 @@ def test_classes_with_one_image_are_told():
     assert "2 classes have one image" in rare_classes(torch.tensor([0, 2]))[0]
 
 
+def test_the_documents_name_every_metric_and_what_it_needs():
+    from pathlib import Path
+
+    from vprompt import registry, scoring
+
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(registry.names("metrics"))
+    for metric, row in rows.items():
+        assert ("source data" in row) == bool(scoring.SOURCE_DATA & set(scoring.needs(metric)))
+        assert ("source prob" in row) == ("source_probabilities" in scoring.needs(metric))
+
+
 # The best single source, by any metric
 
 
