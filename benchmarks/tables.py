@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+import metrics
 from scipy.stats import rankdata, t
 
 HERE = Path(__file__).parent
@@ -13,7 +14,7 @@ RESULTS = HERE / "results"
 def main() -> None:
     """Write `RESULTS.md`."""
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
-    parts += [learn_table(), transfer_table(), choice_table(), settle_table()]
+    parts += [learn_table(), transfer_table(), choice_table(), settle_table(), metrics_table()]
     parts += [solver_table(), start_table()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
@@ -176,6 +177,12 @@ def _settings_table(phase: str, title: str) -> str:
             worse = _interval([run["loss"][name] - run["loss"]["uniform"] for run in found], 3)
         rows.append(f"| {name} | {_mean(found, name):.1f} | {better} | {loss:.3f} | {worse} |")
     return "\n".join(rows) + "\n"
+
+
+def metrics_table() -> str:
+    """Return how well every metric foretells the accuracy of a source after tuning."""
+    found = metrics.table(metrics.RESULTS)
+    return f"## Which metric would have chosen the right source?\n\n{found}" if found else ""
 
 
 def _mean(found: list[dict], name: str) -> float:

@@ -195,8 +195,22 @@ def test_all_metrics_are_compared_from_one_pass(vprompt, pool, images):
     code, out, _ = vprompt(*words, "--json")
     found = json.loads(out)
     assert code == 0 and set(found) == set(registry.names("metrics"))
-    assert all(set(scores) == {"one", "two", "(no prompt)"} for scores in found.values())
-    assert vprompt(*words)[0] == 0
+    for metric, entry in found.items():
+        assert set(entry["scores"]) | set(entry["missing"]) == {"one", "two", "(no prompt)"}
+        assert not set(entry["scores"]) & set(entry["missing"]) and entry["seconds"] >= 0
+        assert ("one" in entry["scores"]) == (metric != "otce")
+    assert found["leep"]["missing"].keys() == {"(no prompt)"}
+    code, out, _ = vprompt(*words)
+    assert code == 0 and "no otce for one, two, (no prompt): otce needs source_features" in out
+    assert "no leep for (no prompt): leep needs source_probabilities, what the source's own" in out
+
+
+def test_a_metric_that_needs_source_data_is_told_where_it_is(vprompt, fails, pool, images):
+    words = ["score", images, "--pool", pool, "--metric", "otce", "--quiet"]
+    fails(*words, saying=["otce needs source_features", "needs source data"])
+    code, out, _ = vprompt(*words, "--json", "--source-data", images.parent)
+    assert code == 0 and {entry["source"] for entry in json.loads(out)} == {"one", "two"}
+    assert all(entry["score"] <= 0 for entry in json.loads(out))
 
 
 def test_score_leaves_out_a_source(vprompt, pool, images):

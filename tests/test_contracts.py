@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,9 +37,13 @@ def test_it_says_what_it_is(plugin):
 
 
 def test_what_is_optional_is_a_keyword(plugin):
-    from vprompt import registry
+    from vprompt import registry, scoring
 
-    given = {"adapters": 1, "transfer": 1, "metrics": 2}.get(plugin[0], 0)
+    kind, name = plugin
+    given = {"adapters": 1, "transfer": 1}.get(kind, 0)
+    if kind == "metrics":  # what a metric is computed from is known by name
+        given = len(scoring.needs(name))
+        assert given and set(scoring.needs(name)) <= set(scoring.INPUTS)
     parameters = list(inspect.signature(registry.find(*plugin)).parameters.values())
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[:given])
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[given:])
@@ -199,66 +204,150 @@ def test_every_setting_of_a_transfer_method_has_a_default(transfer):
     assert inspect.Parameter.empty not in registry.settings("transfer", transfer).values()
 
 
-# Metrics: score(features, labels, *, settings) -> float
+# Metrics: score(features, labels, *, settings) -> float, or of other inputs by name
 
 
 @pytest.fixture
 def score(metrics):
-    from vprompt import registry
+    """Return a function that calls the metric with what it needs of all that is known."""
+    from vprompt import registry, scoring
 
-    return registry.build("metrics", metrics)
+    function, needed = registry.build("metrics", metrics), scoring.needs(metrics)
+    return lambda known: function(**{name: known[name] for name in needed})
 
 
 def clouds(images=90, width=8, distance=3.0, classes=3, seed=0):
+    """Return everything that a metric may need; `distance` says how much there is to find."""
     randomness = torch.Generator().manual_seed(seed)
     labels = torch.arange(images) % classes
     centres = torch.randn(classes, width, generator=randomness) * distance
-    return torch.randn(images, width, generator=randomness) + centres[labels], labels
+    features = torch.randn(images, width, generator=randomness) + centres[labels]
+    head = torch.randn(width, 5, generator=torch.Generator().manual_seed(1)) / width**0.5
+    own = torch.arange(60) % classes
+    return {
+        "features": features,
+        "labels": labels,
+        "source_probabilities": (features @ head).softmax(1),
+        "source_features": torch.randn(60, width, generator=randomness) + centres[own],
+        "source_labels": own,
+        "tokens": torch.randn(200, width, generator=randomness) + distance,
+        "target_tokens": torch.randn(300, width, generator=randomness) + distance,
+    }
+
+
+PER_IMAGE = ("features", "labels", "source_probabilities")
 
 
 def test_a_score_is_a_float_and_the_same_every_time(score):
-    features, labels = clouds()
-    found = score(features, labels)
-    assert type(found) is float and found == found and score(features, labels) == found
+    known = clouds()
+    found = score(known)
+    assert type(found) is float and found == found and score(known) == found
 
 
 def test_separated_classes_score_higher_than_noise(score):
-    separated, labels = clouds()
-    noise, _ = clouds(distance=0.0)
-    between, _ = clouds(distance=0.7)
-    assert score(separated, labels) > score(between, labels) > score(noise, labels)
+    separated, between, noise = (score(clouds(distance=d)) for d in (3.0, 0.7, 0.0))
+    assert separated > between > noise
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_meaningless_labels_score_low_with_few_images_in_many_dimensions(score, seed, metrics):
     if metrics in ("sfda", "transrate"):
         pytest.xfail("as published, they take few images in many dimensions for separated classes")
-    nothing = score(*clouds(images=2000, width=4, distance=0.0))
-    best = score(*clouds(images=90, width=8, distance=10.0))
-    few = score(*clouds(images=32, width=64, distance=0.0, seed=seed))
+    nothing = score(clouds(images=2000, width=4, distance=0.0))
+    best = score(clouds(images=90, width=8, distance=10.0))
+    few = score(clouds(images=32, width=64, distance=0.0, seed=seed))
     assert abs(few - nothing) < 0.5 * abs(best - nothing)
 
 
 def test_a_score_leaves_its_inputs_as_they_are(score):
-    features, labels = clouds()
-    before = features.clone(), labels.clone()
-    score(features, labels)
-    assert torch.equal(features, before[0]) and torch.equal(labels, before[1])
+    for kind in (torch.float32, torch.float64):  # a conversion must not be what protects them
+        known = {k: v.to(kind) if v.is_floating_point() else v for k, v in clouds().items()}
+        before = {name: value.clone() for name, value in known.items()}
+        score(known)
+        assert all(torch.equal(known[name], before[name]) for name in known)
+
+
+def test_a_score_draws_nothing_from_the_global_randomness(score):
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    score(clouds())
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()
 
 
 def test_the_numbers_of_the_classes_do_not_matter(score):
-    features, labels = clouds()
-    wanted = score(features, labels)
-    for renamed in (7 * labels + 3, 2 - labels):
-        assert score(features, renamed) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+    known = clouds()
+    wanted = score(known)
+    for rename in (lambda y: 7 * y + 3, lambda y: 2 - y):
+        renamed = {name: rename(known[name]) for name in ("labels", "source_labels")}
+        assert score({**known, **renamed}) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
 def test_the_order_of_the_images_does_not_matter(score, metrics, generator):
-    features, labels = clouds()
-    order = torch.randperm(len(labels), generator=generator)
-    wanted = score(features, labels)
+    known = clouds()
+    order = torch.randperm(len(known["labels"]), generator=generator)
+    wanted = score(known)
     loose = 0.05 if metrics == "linear_probe" else 1e-3  # its folds follow the order
-    assert score(features[order], labels[order]) == pytest.approx(wanted, rel=loose, abs=1e-6)
+    shuffled = {name: known[name][order] for name in PER_IMAGE}
+    assert score({**known, **shuffled}) == pytest.approx(wanted, rel=loose, abs=1e-6)
+
+
+def test_a_score_computes_in_double_precision(score):
+    single = clouds()
+    double = {k: v.double() if v.is_floating_point() else v for k, v in single.items()}
+    assert score(single) == pytest.approx(score(double), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("images, width", [(200, 4), (30, 60)])
+def test_a_score_lies_in_its_range_with_absent_classes_and_one_of_a_single_image(
+    score, metrics, images, width
+):
+    import sys
+
+    from vprompt import registry
+
+    known = clouds(images, width)
+    known["labels"] = 2 * known["labels"]  # classes 0, 2 and 4
+    known["labels"][0] = 9
+    low, high = sys.modules[registry.find("metrics", metrics).__module__].RANGE
+    assert low <= score(known) <= high
+
+
+def test_features_that_never_vary_score_no_more_than_separated_ones(score):
+    known = clouds()
+    flat = {k: torch.ones_like(v) for k, v in known.items() if v.is_floating_point()}
+    flat["source_probabilities"] = flat["source_probabilities"] / 5
+    flat["tokens"] = -flat["tokens"]
+    assert score({**known, **flat}) < score(known)
+
+
+def test_a_score_is_the_same_from_arrays_and_from_tensors(metrics):
+    from vprompt import scoring
+
+    known = {k: v.double() if v.is_floating_point() else v for k, v in clouds().items()}
+    arrays = {name: value.numpy() for name, value in known.items()}
+    found = scoring.compute(metrics, **arrays)
+    assert found == pytest.approx(scoring.compute(metrics, **known), rel=1e-8)
+
+
+def test_a_score_of_what_is_not_finite_is_refused(metrics, refused):
+    from vprompt import scoring
+
+    known = clouds()
+    for name in scoring.needs(metrics):
+        if known[name].is_floating_point():
+            broken = known[name].clone()
+            broken[0, 0] = float("nan")
+            with refused(name, "not finite"):
+                scoring.compute(metrics, **{**known, name: broken})
+
+
+def test_a_score_of_one_class_is_refused(score, metrics, refused):
+    from vprompt import scoring
+
+    known = clouds()
+    if "labels" in scoring.needs(metrics):
+        with refused("at least two classes"):
+            score({**known, "labels": torch.zeros_like(known["labels"])})
 
 
 def test_every_setting_of_a_metric_has_a_default(metrics):

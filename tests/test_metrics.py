@@ -392,3 +392,119 @@ def test_one_class_is_refused(name, refused):
     features, labels = clusters()
     with refused("at least two classes"):
         metric(name)(features, torch.zeros_like(labels))
+
+
+# The H-score family once more: what was published, what is chance, what is wrong.
+
+
+@pytest.mark.parametrize("images, dim", [(60, 7), (40, 60)])
+@pytest.mark.parametrize("rho", ["ledoit_wolf", 0.3])
+def test_by_the_other_convention_the_hscore_is_tllib_s(hscore, images, dim, rho):
+    """M12: one covariance over N, the other over N - 1, and a pseudo-inverse."""
+    from sklearn.covariance import LedoitWolf, shrunk_covariance
+
+    features, labels = cloud(images, dim, 4, 0.7)
+    x, y = features.double().numpy(), labels.numpy()
+    x = x - x.mean(0)
+    estimator = LedoitWolf().fit(x)
+    if rho == "ledoit_wolf":
+        total, amount = estimator.covariance_, estimator.shrinkage_
+    else:
+        total, amount = shrunk_covariance(x.T @ x / images, rho), rho
+    means = np.stack([x[y == label].mean(0) for label in y])
+    between = np.cov(means, rowvar=False)
+    expected = np.trace(np.linalg.pinv(total) @ ((1 - amount) * between))
+    theirs = hscore(features, labels, shrinkage=rho, convention="tllib")
+    assert theirs == pytest.approx(expected, rel=1e-8)
+    ours = 3 * hscore(features, labels, shrinkage=rho)
+    assert ours == pytest.approx((images - 1) / images * expected, rel=1e-8)
+
+
+def test_an_unknown_convention_is_refused(hscore, refused):
+    with refused("convention is one of share, tllib", "parc"):
+        hscore(*cloud(20, 4, 2, 1.0), convention="parc")
+
+
+def test_the_raw_hscore_with_few_images_is_its_bound_and_not_an_elementwise_product(hscore):
+    """M5: C - 1 = 9, whatever the features; a widely copied product of entries gives another."""
+    features, labels = cloud(200, 300, 10, 0.3)
+    x, y = features.double().numpy(), labels.numpy()
+    assert 9 * hscore(features, labels, shrinkage=1e-9) == pytest.approx(9.0, abs=1e-4)
+    means = np.stack([x[y == label].mean(0) for label in y])
+    total, between = np.cov(x.T), np.cov(means.T)
+    inverse = np.linalg.pinv(total, rcond=1e-12)
+    assert np.trace(inverse @ between) == pytest.approx(9.0, abs=1e-6)
+    assert abs(np.sum(inverse * between.T) - 9.0) < 1e-6  # the trace, written as a sum
+    assert abs(np.trace(inverse * between) - 9.0) > 1.0
+
+
+@pytest.mark.parametrize("images, dim", [(400, 64), (300, 200)])
+def test_features_of_noise_score_rank_over_images(hscore, images, dim):
+    """M4 (O4): E[H] = rank (C - 1)/(N - 1) for labels that mean nothing."""
+    scores = [hscore(*cloud(images, dim, 10, 0.0, seed), shrinkage=0.0) for seed in range(8)]
+    assert np.mean(scores) == pytest.approx(dim / (images - 1), rel=0.05)
+
+
+@pytest.mark.parametrize("images, dim", [(100, 30), (40, 60)])
+def test_the_adjusted_hscore_of_permuted_labels_is_zero(images, dim, generator):
+    """M13: within two standard errors."""
+    features, labels = cloud(images, dim, 5, 0.5)
+    adjusted = metric("hscore_adjusted")
+    orders = [torch.randperm(images, generator=generator) for _ in range(200)]
+    scores = np.array([adjusted(features, labels[order]) for order in orders])
+    assert abs(scores.mean()) < 2 * scores.std() / len(scores) ** 0.5
+    assert adjusted(features, labels) > 5 * scores.std()
+
+
+@pytest.mark.parametrize("rho", ["ledoit_wolf", 0.2])
+def test_the_adjusted_hscore_is_that_of_one_source_in_hgprompt(rho):
+    from vprompt.transfer._scores import AdjustedHScore, HScore
+
+    for images, dim in ((60, 7), (20, 40)):
+        features, labels = cloud(images, dim, 4, 0.7)
+        alone = AdjustedHScore(HScore.of(features[None], labels, rho))
+        expected, _ = alone(torch.ones(1).double())
+        found = metric("hscore_adjusted", shrinkage=rho)(features, labels)
+        assert found == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_adjusted_hscore_of_perfect_features_is_one():
+    labels = torch.arange(60) % 4
+    features = torch.nn.functional.one_hot(labels).double()
+    features = features + 1e-6 * torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    assert metric("hscore_adjusted", shrinkage=1e-9)(features, labels) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("count, width", [(40, 6), (30, 80)])
+@pytest.mark.parametrize("alpha, beta", [(1.0, 1.0), (30.0, 5.0), (0.2, 40.0)])
+def test_logme_s_evidence_is_the_marginal_likelihood_at_fixed_precisions(count, width, alpha, beta):
+    """M6: one expression, whether images or dimensions are more."""
+    from scipy.stats import multivariate_normal
+
+    from vprompt.metrics.logme import log_evidence
+
+    features, labels = clusters(count, width)
+    x, target = features.double(), (labels == 0).double()
+    left, values, _ = torch.linalg.svd(x, full_matrices=False)
+    projected = (left.T @ target).square()
+    precisions = [torch.tensor(value, dtype=torch.float64) for value in (alpha, beta)]
+    outside = (target.square().sum() - projected.sum()).clamp_min(0)
+    evidence = log_evidence(values.square(), projected, outside, *precisions, count)
+    covariance = np.eye(count) / beta + x.numpy() @ x.numpy().T / alpha
+    expected = multivariate_normal(np.zeros(count), covariance).logpdf(target.numpy())
+    assert float(evidence) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("neighbours", [1, 2, 3, 4, 5])
+def test_knn_is_the_vote_written_as_a_loop_for_one_to_five_neighbours(neighbours):
+    """Ties go to the nearest among the labels that are tied."""
+    features, labels = clusters(count=40, signal=0.8)
+    x = torch.nn.functional.normalize(features.double())
+    right = 0
+    for row in range(40):
+        others = [i for i in range(40) if i != row]
+        order = sorted(others, key=lambda i, row=row: -float(x[row] @ x[i]))
+        votes = [int(labels[i]) for i in order[:neighbours]]
+        most = max(votes.count(vote) for vote in votes)
+        right += next(v for v in votes if votes.count(v) == most) == int(labels[row])
+    assert metric("knn", neighbours=neighbours)(features, labels) == pytest.approx(right / 40)

@@ -279,6 +279,10 @@ def score(
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     exclude: ExcludeOption = None,
+    source_data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the sources' own tasks, for metrics that need source data."),
+    ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     skip_bad: SkipBadOption = False,
@@ -286,7 +290,7 @@ def score(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Rank a pool for a task; trains nothing."""
+    """Rank a pool for a task; trains nothing but the prompt that prompt_cosine compares with."""
     from vprompt import flow, registry
 
     chosen = registry.names("metrics") if metric == "all" else metric
@@ -299,6 +303,7 @@ def score(
             shots=shots,
             draw=draw,
             exclude=tuple(exclude or ()),
+            source_data=source_data,
             device=device,
             force=force,
             skip_bad=skip_bad,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt import compose, measure, registry
+from vprompt import compose, measure, registry, scoring
 from vprompt.adapter import WeightedSum
 from vprompt.artifact import Artifact, prompt_digest
 from vprompt.errors import VPromptError
@@ -101,9 +101,17 @@ def gather_evidence(
         precision=setting.config.precision,
         progress=setting.progress,
     )
+    heads = [source.head for source in sources]
+    evidence = replace(evidence, probabilities=_own_probabilities(heads, evidence.features))
     if plan.target_epochs:
         return replace(evidence, target=_learn_target(setting, sources, plan.target_epochs))
     return evidence
+
+
+def _own_probabilities(heads: Sequence[Head], features: SourceFeatures) -> tuple[Tensor, ...]:
+    """Return what each source's head says of the images under its own prompt, float64."""
+    logits = [head.logits(each.double()) for head, each in zip(heads, features, strict=True)]
+    return tuple(each.softmax(1) for each in logits)
 
 
 def _learn_target(setting: Setting, sources: Sequence[Artifact], epochs: int) -> PromptTokens:
@@ -172,10 +180,7 @@ def remarks(mix: Mix, twins: Mapping[str, str], evidence: Evidence) -> list[str]
     silent = mix.facts.get("without_gradient")
     if silent:
         found.append(f"no gradient reaches {', '.join(silent)}: left out of the alignment")
-    rare = int((evidence.labels.bincount() == 1).sum())
-    if rare:
-        classes = "class has" if rare == 1 else "classes have"
-        found.append(f"{rare} {classes} one image only, which flatters every score")
+    found += scoring.rare_classes(evidence.labels)
     return found
 
 

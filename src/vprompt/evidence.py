@@ -27,6 +27,7 @@ from vprompt.types import (
     Labels,
     SourceFeatures,
     SourceGradients,
+    SourceProbabilities,
     SourceTokens,
     TargetTokens,
 )
@@ -41,7 +42,7 @@ class Evidence:
     `half_gradients` over the first half of the images, and `reference`, the gradient at the
     sources' plain average over the second; `variances` of single images' gradients; `target`, the
     tokens learned briefly on the target itself. `prompts` are the sources' own tokens, where all
-    have as many.
+    have as many. `probabilities` are what every source's own head says of the images.
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class Evidence:
     variances: SourceTokens | None = None
     prompts: SourceTokens | None = None
     target: TargetTokens | None = None
+    probabilities: tuple[SourceProbabilities, ...] | None = None
 
     def __len__(self) -> int:
         """Count the sources."""
@@ -74,6 +76,7 @@ class Evidence:
             half_gradients=pick(self.half_gradients),
             variances=pick(self.variances),
             prompts=pick(self.prompts),
+            probabilities=self.probabilities and tuple(self.probabilities[row] for row in rows),
         )
 
 
@@ -133,6 +136,22 @@ def gather(
         variances=torch.stack([s.variance for s in slopes]) if plan.variances else None,
         prompts=_stacked(sources),
     )
+
+
+def features_of(
+    backbone: Backbone,
+    prompt: Prompt | None,
+    examples: Examples,
+    num_classes: int,
+    *,
+    batch_size: int = 64,
+    precision: str = "auto",
+    progress: Progress = SILENT,
+) -> Features:
+    """Return the features of examples under a prompt, from the cache if they were computed."""
+    kept = _Kept(Probe(backbone, examples, num_classes, batch_size, precision), True)
+    with progress.step("features", len(examples)) as step:
+        return kept.features(prompt, step.advance)
 
 
 def _stacked(sources: Mapping[str, Prompt]) -> SourceTokens | None:

@@ -1,13 +1,25 @@
 """Flow: the main lines of the verbs; the only place that knows the order of the stages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vprompt import artifact, cards, combining, compose, measure, pool, registry, runs, stages
+from vprompt import (
+    artifact,
+    cards,
+    combining,
+    comparing,
+    compose,
+    measure,
+    pool,
+    registry,
+    runs,
+    scoring,
+    stages,
+)
 from vprompt.adapter import PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
@@ -15,16 +27,15 @@ from vprompt.cost import combining_estimate, training_estimate
 from vprompt.errors import VPromptError
 from vprompt.heads import closed_form
 from vprompt.measure import Candidate, Measurement
-from vprompt.mix import Plan
 from vprompt.opening import open_backbone, open_named_backbone, open_task
 from vprompt.pool import Pool
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
+from vprompt.scoring import Scores
 from vprompt.task import Task
 from vprompt.train_config import COMBINE, TrainConfig
 from vprompt.tune import Tuned
-from vprompt.types import Features, Labels
 
 RULES = {
     "best": "epoch of best validation accuracy, the start included",
@@ -224,54 +235,46 @@ def score(
     shots: int | None = None,
     draw: int = 0,
     exclude: tuple[str, ...] = (),
+    source_data: Path | str | None = None,
     device: str = "auto",
     force: bool = False,
     skip_bad: bool = False,
     allow_absent: bool = False,
     progress: Progress = SILENT,
-) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]]:
-    """Rank a pool for a task without training: `(source, score)`, best first.
+) -> list[tuple[str, float]] | dict[str, Scores]:
+    """Rank a pool for a task: `(source, score)`, best first.
 
-    The entry `(no prompt)` is the score of the frozen features, the line a source has to pass.
-    Several metrics give a ranking each, by name, from one pass of the images.
+    The entry `(no prompt)` is the score of the frozen features, the line a source has to pass; a
+    metric of prompts or heads has none. Several metrics give `Scores` each, by name, from one pass
+    of the images. `source_data` is a folder of the sources' own tasks, by the names they were
+    learned under, for metrics that match source with target. Nothing is trained, but the prompt on
+    the target where a metric compares prompts.
     """
     named = [metric] if isinstance(metric, str) else list(metric)
-    metrics = {name: registry.build("metrics", name) for name in named}
+    plan = scoring.plan_of(named)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
         backbone, opened, None, shots, draw, skip_bad=skip_bad, progress=progress
     )
-    prompts = [source.prompt for source in sources if source.prompt is not None]
-    evidence = combining.gather_evidence(setting, sources, prompts, Plan())
-    candidates = [*zip(evidence.names, evidence.features, strict=True)]
-    candidates.append(("(no prompt)", evidence.plain))
+    for sentence in scoring.rare_classes(setting.train.labels):
+        progress.say(sentence)
+    wanted = {name for each in named for name in scoring.needs(each)}
+    own = source_data if wanted & scoring.SOURCE_DATA else None
+    candidates = comparing.inputs_of_all(setting, sources, plan, own)
+    setting.forget_checkpoints()
     found = {}
-    with progress.step("score", len(metrics) * len(candidates)) as step:
-        for name, metric_of in metrics.items():
-            scores = []
-            for source, features in candidates:
-                scores.append((source, _score_or_nan(metric_of, features, evidence.labels, named)))
-                step.advance(1, name)
-            # A score that does not exist is last.
-            found[name] = sorted(scores, key=lambda pair: (pair[1] != pair[1], -pair[1]))
-    return found[metric] if isinstance(metric, str) else found
-
-
-def _score_or_nan(
-    metric_of: Callable[[Features, Labels], float],
-    features: Features,
-    labels: Labels,
-    metrics: Sequence[str],
-) -> float:
-    """Return a score; beside other metrics, NaN where this one cannot be computed."""
-    try:
-        return metric_of(features, labels)
-    except VPromptError:
-        if len(metrics) == 1:
-            raise
-        return float("nan")
+    with progress.step("score", len(named)) as step:
+        for each in named:
+            found[each] = scoring.rank(each, candidates)
+            step.advance(1, each)
+    if not isinstance(metric, str):
+        return found
+    reasons = [found[metric].missing[s.name] for s in sources if s.name in found[metric].missing]
+    if reasons:
+        raise VPromptError(reasons[0])
+    return found[metric].ranked
 
 
 def open_pool_backbone(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,19 +134,29 @@ def show(outcome: Any, output: Path | None, report: Path | None) -> None:
         print(f"report:   {report}")
 
 
-def rankings(found: dict[str, list[tuple[str, float]]], as_json: bool) -> None:
-    """Print every metric's score and rank of every source, in the order of the first metric."""
+def rankings(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print every metric's score and rank of every source, and why there is none where not."""
     if as_json:
         plain = {
-            name: {source: value if value == value else None for source, value in pairs}
-            for name, pairs in found.items()
+            name: {"scores": dict(s.ranked), "missing": s.missing, "seconds": round(s.seconds, 4)}
+            for name, s in found.items()
         }
         print(json.dumps(plain, indent=2))
         return
-    ranks = {name: [source for source, _ in pairs] for name, pairs in found.items()}
-    values = {name: dict(pairs) for name, pairs in found.items()}
-    rows = [
-        [source] + [f"{values[m][source]:.4g} ({ranks[m].index(source) + 1})" for m in found]
-        for source in next(iter(ranks.values()))
-    ]
+    order = {source: None for s in found.values() for source, _ in s.ranked}
+    rows = []
+    for source in order:
+        cells = [source]
+        for scores in found.values():
+            place = [name for name, _ in scores.ranked]
+            held = source in place
+            value = dict(scores.ranked)[source] if held else 0.0
+            cells.append(f"{value:.4g} ({place.index(source) + 1})" if held else "")
+        rows.append(cells)
     table(["source", *found], rows)
+    for metric, scores in found.items():
+        reasons: dict[str, list[str]] = {}
+        for source, reason in scores.missing.items():
+            reasons.setdefault(reason, []).append(source)
+        for reason, sources in reasons.items():
+            print(printable(f"no {metric} for {', '.join(sources)}: {reason}"))

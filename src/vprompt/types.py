@@ -23,3 +23,6 @@ SourceFeatures: TypeAlias = Float[Tensor, "sources batch feature_dim"]
 SourceTokens: TypeAlias = Float[Tensor, "sources tokens dim"]
 TargetTokens: TypeAlias = Float[Tensor, "tokens dim"]
 SourceGradients: TypeAlias = Float[Tensor, "sources count dim"]  # count is 0 where none were asked
+SourceProbabilities: TypeAlias = Float[Tensor, "batch _"]  # over the source's classes
+OwnFeatures: TypeAlias = Float[Tensor, "source_batch feature_dim"]  # of a source's own images
+OwnLabels: TypeAlias = Int[Tensor, " source_batch"]

@@ -11,6 +11,7 @@ from vprompt.errors import VPromptError
 from vprompt.metrics._checks import contiguous, principal
 from vprompt.types import Features, Labels
 
+RANGE = (-float("inf"), float("inf"))
 COVARIANCES = ("spherical", "diagonal", "full")
 _FLOOR = 1e-4
 

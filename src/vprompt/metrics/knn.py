@@ -10,6 +10,8 @@ from vprompt.linalg import unit_rows
 from vprompt.metrics._checks import contiguous
 from vprompt.types import Features, Labels
 
+RANGE = (0.0, 1.0)
+
 
 def score(features: Features, labels: Labels, *, neighbours: int = 1) -> float:
     """Return the share of images whose `neighbours` nearest others vote for their label, 0 to 1.

@@ -5,6 +5,8 @@ from vprompt.heads import closed_form
 from vprompt.metrics._checks import contiguous
 from vprompt.types import Features, Labels
 
+RANGE = (-float("inf"), 1.0)
+
 
 def score(features: Features, labels: Labels, *, measure: str = "loss", folds: int = 5) -> float:
     """Return minus the cross-validated log-loss, or with `measure=accuracy` the accuracy.

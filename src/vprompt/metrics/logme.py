@@ -15,6 +15,7 @@ from torch import Tensor
 from vprompt.metrics._checks import contiguous
 from vprompt.types import Features, Labels
 
+RANGE = (-float("inf"), float("inf"))
 _ITERATIONS, _TOLERANCE, _TINY = 100, 1e-3, 1e-12
 
 
@@ -34,17 +35,31 @@ def score(features: Features, labels: Labels) -> float:
 
 
 def _evidence(squares: Tensor, projected: Tensor, length: Tensor, count: int) -> Tensor:
-    """Return the largest evidence; `squares` are the features' squared singular values."""
+    """Return the largest evidence of one column of labels.
+
+    `squares` are the features' squared singular values, `projected` the column's squared parts
+    along the left singular vectors, `length` its squared norm.
+    """
     outside = (length - projected.sum()).clamp_min(0)
     ratio = squares.new_tensor(1.0)  # a / b: precision of the weights by that of the noise
     for _ in range(_ITERATIONS):
-        alpha, beta, _, _ = _precisions(squares, projected, outside, length, ratio, count)
+        alpha, beta = _precisions(squares, projected, outside, length, ratio, count)
         before, ratio = ratio, alpha / beta
         if abs(ratio - before) <= _TOLERANCE * before:
             break
-    _, _, weights, residual = _precisions(squares, projected, outside, length, ratio, count)
-    alpha, beta = _at(squares, ratio, weights, residual, count)
-    weights, residual = _norms(squares, projected, outside, length, alpha / beta)
+    alpha, beta = _precisions(squares, projected, outside, length, ratio, count)
+    return log_evidence(squares, projected, outside, alpha, beta, count)
+
+
+def log_evidence(
+    squares: Tensor, projected: Tensor, outside: Tensor, alpha: Tensor, beta: Tensor, count: int
+) -> Tensor:
+    """Return log N(y; 0, I/beta + F F'/alpha), in the coordinates of the singular vectors.
+
+    `outside` is the squared norm of what of y lies in no direction of the features. Of the
+    log-determinant the terms beyond the rank cancel, so only as many as there are `squares` count.
+    """
+    weights, residual = _norms(squares, projected, outside, alpha / beta)
     return (
         len(squares) / 2 * alpha.log()
         + count / 2 * beta.log()
@@ -62,23 +77,18 @@ def _precisions(
     length: Tensor,
     ratio: Tensor,
     count: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weights, residual = _norms(squares, projected, outside, length, ratio)
-    alpha, beta = _at(squares, ratio, weights, residual, count)
-    return alpha, beta, weights, residual
+) -> tuple[Tensor, Tensor]:
+    """Return a and b of the next step; the norms below them are never exactly 0."""
+    weights, residual = _norms(squares, projected, outside, ratio)
+    gamma = (squares / (squares + ratio)).sum()
+    alpha = gamma / weights.clamp_min(_TINY)
+    return alpha, (count - gamma).clamp_min(_TINY) / residual.clamp_min(_TINY * float(length))
 
 
 def _norms(
-    squares: Tensor, projected: Tensor, outside: Tensor, length: Tensor, ratio: Tensor
+    squares: Tensor, projected: Tensor, outside: Tensor, ratio: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the squared norms of the posterior mean and of its residual, never exactly 0."""
+    """Return the squared norms of the posterior mean of the weights and of its residual."""
     weights = (squares * projected / (squares + ratio).square()).sum()
     residual = (projected / (1 + squares / ratio).square()).sum() + outside
-    return weights.clamp_min(_TINY), residual.clamp_min(_TINY * float(length) + _TINY)
-
-
-def _at(
-    squares: Tensor, ratio: Tensor, weights: Tensor, residual: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    gamma = (squares / (squares + ratio)).sum()
-    return gamma / weights, (count - gamma).clamp_min(_TINY) / residual
+    return weights, residual

@@ -11,6 +11,8 @@ from vprompt.metrics._checks import contiguous, principal
 from vprompt.randomness import stream
 from vprompt.types import Features, Labels
 
+RANGE = (-100.0, 100.0)
+
 
 def score(
     features: Features,

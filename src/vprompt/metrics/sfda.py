@@ -12,6 +12,7 @@ from torch import Tensor
 from vprompt.metrics._checks import contiguous
 from vprompt.types import Features, Labels
 
+RANGE = (0.0, 1.0)
 _LEAST = 1e-10
 
 

@@ -10,6 +10,8 @@ Multi-Source-Free Transfer", AAAI 2024, arXiv 2312.12489.
 from vprompt.linalg import class_means_factor
 from vprompt.types import Features, Labels
 
+RANGE = (0.0, 1.0)
+
 
 def score(features: Features, labels: Labels) -> float:
     """Return tr(between) / tr(total), from 0 to 1."""

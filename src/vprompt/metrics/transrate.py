@@ -11,6 +11,8 @@ from vprompt.errors import VPromptError
 from vprompt.metrics._checks import contiguous
 from vprompt.types import Features, Labels
 
+RANGE = (-float("inf"), float("inf"))
+
 
 def score(
     features: Features,

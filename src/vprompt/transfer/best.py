@@ -2,21 +2,30 @@
 
 import torch
 
-from vprompt import registry
+from vprompt import scoring
+from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
 from vprompt.mix import Mix, Plan
 
 
 def plan(*, metric: str = "hscore") -> Plan:
-    """Ask for nothing but features; a metric that does not exist is refused here."""
-    registry.build("metrics", metric)
-    return Plan()
+    """Ask for what the metric needs; one that cannot be had is refused here.
+
+    That is one that does not exist, or needs the sources' own images: whoever shares a prompt
+    keeps those.
+    """
+    if scoring.SOURCE_DATA & set(scoring.needs(metric)):
+        raise VPromptError(
+            f"{metric} needs the sources' own images, which a pool does not hold. Choose another "
+            "metric."
+        )
+    return scoring.plan_of([metric])
 
 
 def weigh(evidence: Evidence, *, metric: str = "hscore") -> Mix:
     """Return a one for the best source under `metric`, any of `vprompt list metrics`."""
-    score = registry.build("metrics", metric)
-    scores = torch.tensor([score(features, evidence.labels) for features in evidence.features])
+    known = [scoring.inputs_of(evidence, row) for row in range(len(evidence))]
+    scores = torch.tensor([scoring.compute(metric, **inputs) for inputs in known])
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[scores.argmax()] = 1.0
     return Mix(weights, facts={"scores": scores.tolist()})

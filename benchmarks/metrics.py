@@ -1,0 +1,183 @@
+"""Which metric would have chosen the right source? All metrics against accuracy after tuning.
+
+    python benchmarks/metrics.py collect --data DIR    # scores and tuned accuracies, resumable
+    python benchmarks/metrics.py table                 # Markdown, from what has been collected
+
+Six targets, three draws of about 200 training images each. Sources are the prompts of the other
+twelve sets (`pools/demo` and `pools/extra`), never the target's own. Every metric sees the same
+features of the same training images; then every source alone is tuned with the same budget, and all
+are measured on the test split in one visit. What is in `results/metrics` is not run again; a target
+that was stopped half-way continues with the source it was at.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from transfer import POOLS, TARGETS
+
+from vprompt import (
+    artifact,
+    combining,
+    comparing,
+    judging,
+    measure,
+    registry,
+    runs,
+    scoring,
+    stages,
+    terminal,
+)
+from vprompt.adapter import PromptAdapter
+from vprompt.artifact import Artifact
+from vprompt.files import read_json, write_json
+from vprompt.heads import closed_form
+from vprompt.mix import Plan
+from vprompt.opening import open_backbone, open_task
+from vprompt.precision import resolve
+from vprompt.train_config import COMBINE, TrainConfig
+
+RESULTS = Path(__file__).parent / "results" / "metrics"
+
+
+def main() -> None:
+    """Collect what is missing, one target and draw after the other, or print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("phase", choices=("collect", "table"))
+    parser.add_argument("--data", type=Path, help="folder of image sets, for collect")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--sources", nargs="+", help="names of sources; default: all")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files")
+    options = parser.parse_args()
+    if options.phase == "table":
+        print(table(options.results), end="")
+        return
+    if options.data is None:
+        parser.error("collect needs --data DIR")
+    for seed in options.seeds:
+        for target in options.targets:
+            path = options.results / f"{target}_epochs{options.epochs}_seed{seed}.json"
+            if path.is_file():
+                continue
+            found = collect(options.data, target, seed, options.epochs, options.sources)
+            write_json(path, found)
+            reached = {r["source"]: r["accuracy_after_tuning"] for r in found["records"]}
+            print(path.name, json.dumps(reached), flush=True)
+
+
+def table(results: Path) -> str:
+    """Return the judgement of all metrics in Markdown; empty where nothing was collected."""
+    found = [read_json(path) for path in sorted(results.glob("*.json"))]
+    records = [record for each in found for record in each["records"]]
+    if not records:
+        return ""
+    budgets = {(each["train"]["epochs"], each["train"]["lr"]) for each in found}
+    told = ", ".join(f"{epochs} epochs at rate {lr:g}" for epochs, lr in sorted(budgets))
+    draws = len({each["seed"] for each in found})
+    intro = (
+        f"Accuracy on the test split after tuning each source alone ({told}); {draws} draws of the "
+        "training images a target, averaged within it.\n\n"
+    )
+    return intro + judging.markdown(judging.judge(records))
+
+
+def collect(
+    data: Path, target: str, seed: int, epochs: int, only: list[str] | None
+) -> dict[str, Any]:
+    """Return the scores of every source on one target and draw, and what it reaches when tuned."""
+    config = TrainConfig.checked({**COMBINE, "epochs": epochs, "seed": seed})
+    backbone, whole = open_backbone("demo"), open_task(str(data / target))
+    with terminal.progress(quiet=True) as progress:
+        setting = stages.prepare(
+            backbone, whole, config, TARGETS[target], seed, skip_bad=False, progress=progress
+        )
+    sources = load_sources(target, only)
+    scores = score_all(setting, sources, data)
+    reached = tune_all(setting, sources, whole)
+    records = [
+        {
+            "target": target,
+            "seed": seed,
+            "source": source.name,
+            "scores": {name: dict(s.ranked).get(source.name) for name, s in scores.items()},
+            "missing": {
+                name: s.missing[source.name]
+                for name, s in scores.items()
+                if source.name in s.missing
+            },
+            "seconds": {name: s.seconds / len(s.ranked) for name, s in scores.items() if s.ranked},
+            **reached[source.name],
+        }
+        for source in sources
+    ]
+    splits = {"train": setting.train, "val": setting.val}
+    return {
+        "target": target,
+        "seed": seed,
+        "shots": TARGETS[target],
+        "train": config.model_dump(),
+        "metrics": {name: registry.complete("metrics", name) for name in scores},
+        "no prompt": reached["no prompt"],
+        "records": records,
+        "seconds": setting.clock.seconds,
+        "task": runs.describe_task(setting.task, splits),
+        "backbone": runs.describe_backbone(backbone),
+        "machine": runs.describe_machine(backbone.device, resolve("auto", backbone.device)),
+    }
+
+
+def load_sources(target: str, only: list[str] | None) -> list[Artifact]:
+    """Return the prompts of all other sets, or of those that were named."""
+    folders = [f for pool in POOLS for f in sorted(pool.iterdir()) if f.name != target]
+    return [artifact.load(f) for f in folders if only is None or f.name in only]
+
+
+def score_all(
+    setting: stages.Setting, sources: list[Artifact], data: Path
+) -> dict[str, scoring.Scores]:
+    """Return every metric's scores of the sources, from one pass of the training images."""
+    names = registry.names("metrics")
+    prompts = [source.prompt for source in sources if source.prompt is not None]
+    with setting.clock.stage("evidence"):
+        combining.gather_evidence(setting, sources, prompts, Plan())
+    with setting.clock.stage("target prompt and source images"):
+        known = comparing.inputs_of_all(setting, sources, scoring.plan_of(names), data)
+    known.pop("(no prompt)")
+    with setting.clock.stage("scores"):
+        return {name: scoring.rank(name, known) for name in names}
+
+
+def tune_all(
+    setting: stages.Setting, sources: list[Artifact], whole: Any
+) -> dict[str, dict[str, Any]]:
+    """Tune every source alike and measure all of them, validation and test, at the end."""
+    backbone, classes = setting.backbone, len(whole.classes)
+    plain = measure.features_of(backbone, None, setting.train)
+    head = closed_form(plain, setting.train.labels, classes)
+    candidates: dict[str, measure.Candidate] = {"no prompt": (None, head)}
+    facts: dict[str, dict[str, Any]] = {"no prompt": {}}
+    with setting.clock.stage("tune"):
+        for source in sources:
+            assert source.prompt is not None
+            adapter = PromptAdapter(backbone, source.prompt)
+            tuned = stages.run_tuning(setting, adapter, setting.config)
+            candidates[source.name] = (tuned.adapter.prompt(), tuned.head)
+            facts[source.name] = {"kept_epoch": tuned.kept_epoch}
+    val = whole.examples(whole.val, backbone.data_config)
+    for name, (prompt, fitted) in candidates.items():
+        logits = fitted.logits(measure.features_of(backbone, prompt, val))
+        facts[name]["val_accuracy"] = measure.judge(logits, val.labels).acc1
+    for name, found in measure.test_accuracy(backbone, whole, candidates).items():
+        facts[name]["accuracy_after_tuning"] = found.acc1
+        facts[name]["test"] = found.to_json()
+    setting.forget_checkpoints()
+    return facts
+
+
+if __name__ == "__main__":
+    main()

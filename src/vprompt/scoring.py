@@ -1,0 +1,169 @@
+"""Scoring: find what a metric needs by its parameters' names, compute it, or say what is missing.
+
+Most metrics are functions of features and labels. Some need what the source's head says, its
+prompt, or its own images; each says so by naming them before the `*` of its signature.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vprompt import registry
+from vprompt.errors import VPromptError
+from vprompt.evidence import Evidence
+from vprompt.mix import Plan
+from vprompt.types import Labels
+
+INPUTS = {
+    "features": "the target's images under the source's prompt",
+    "labels": "the labels of the target's images",
+    "source_probabilities": "what the source's own head says of the target's images",
+    "tokens": "the source's prompt",
+    "target_tokens": "a prompt learned on the target",
+    "source_features": "the source's own images under its prompt (needs source data)",
+    "source_labels": "the labels of the source's own images (needs source data)",
+}
+SOURCE_DATA = frozenset({"source_features", "source_labels"})
+_LABELS = ("labels", "source_labels")
+_PER_IMAGE = (("labels", "features", "source_probabilities"), ("source_labels", "source_features"))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A pool under one metric.
+
+    `ranked` holds `(source, score)`, best first; `missing` says of every other source why it has no
+    score; `seconds` is the time of the metric alone, what it needs having been gathered before.
+    """
+
+    ranked: list[tuple[str, float]]
+    missing: dict[str, str]
+    seconds: float
+
+
+def needs(metric: str) -> tuple[str, ...]:
+    """Return the names of what a metric is computed from, of those in `INPUTS`."""
+    function = registry.find("metrics", registry.parse(metric).name)
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY)
+
+
+def plan_of(metrics: Sequence[str]) -> Plan:
+    """Return what has to be gathered for metrics: features, and a prompt on the target if asked."""
+    epochs = set()
+    for metric in metrics:
+        registry.build("metrics", metric)  # refuses what does not exist
+        ask = registry.beside("metrics", metric, "plan")
+        if ask is not None:
+            epochs.add(ask().target_epochs)
+    if len(epochs) > 1:
+        raise VPromptError(
+            f"Metrics ask for prompts learned on the target for {sorted(epochs)} epochs. Compute "
+            "them one at a time."
+        )
+    return Plan(target_epochs=max(epochs, default=0))
+
+
+def inputs_of(evidence: Evidence, row: int | None) -> dict[str, Tensor]:
+    """Return what is known of a source, or with None of the frozen features, by name."""
+    if row is None:
+        return {"features": evidence.plain, "labels": evidence.labels}
+    found = {"features": evidence.features[row], "labels": evidence.labels}
+    if evidence.prompts is not None:
+        found["tokens"] = evidence.prompts[row]
+    if evidence.target is not None:
+        found["target_tokens"] = evidence.target
+    if evidence.probabilities is not None:
+        found["source_probabilities"] = evidence.probabilities[row]
+    return found
+
+
+def compute(metric: str, **inputs: Any) -> float:
+    """Return a metric of what it needs, by name: NumPy arrays, or tensors on any device.
+
+    Inputs of `INPUTS` that the metric has no use for are left aside. Raises VPromptError where one
+    is missing, misshapen or not finite, and where the result lies outside the metric's range.
+    """
+    unknown = sorted(set(inputs) - set(INPUTS))
+    if unknown:
+        raise VPromptError(
+            f"No metric is computed from {unknown[0]!r}.{registry.suggest(unknown[0], INPUTS)}"
+        )
+    spec, function = registry.parse(metric), registry.build("metrics", metric)
+    needed = needs(metric)
+    missing = [name for name in needed if name not in inputs]
+    if missing:
+        raise VPromptError(
+            f"{spec.name} needs {missing[0]}, {INPUTS.get(missing[0], 'which is not known')}."
+        )
+    given = {name: _checked(name, inputs[name]) for name in needed}
+    _check_lengths(given)
+    return _within_range(spec.name, function(**given))
+
+
+def rank(metric: str, candidates: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """Score every candidate, from its inputs by name, and put the best first."""
+    found, missing = [], {}
+    began = time.perf_counter()
+    for name, inputs in candidates.items():
+        try:
+            found.append((name, compute(metric, **inputs)))
+        except VPromptError as error:
+            missing[name] = str(error)
+    spent = time.perf_counter() - began
+    return Scores(sorted(found, key=lambda pair: -pair[1]), missing, spent)
+
+
+def rare_classes(labels: Labels) -> list[str]:
+    """Return what a person should know about classes with a single image, if there are any."""
+    rare = int((labels.bincount() == 1).sum())
+    if not rare:
+        return []
+    classes = "class has" if rare == 1 else "classes have"
+    return [f"{rare} {classes} one image only, which flatters every score"]
+
+
+def _checked(name: str, value: Any) -> Tensor:
+    """Return an input as a tensor on the processor, of the right kind and finite."""
+    tensor = torch.as_tensor(value).detach().cpu()
+    if name in _LABELS:
+        if tensor.ndim != 1 or tensor.is_floating_point():
+            raise VPromptError(
+                f"{name} are whole numbers, one per image, but got shape {tuple(tensor.shape)} of "
+                f"{tensor.dtype}."
+            )
+        return tensor.long()
+    if tensor.ndim != 2 or not tensor.is_floating_point() or 0 in tensor.shape:
+        raise VPromptError(
+            f"{name} is a matrix of real numbers, but got shape {tuple(tensor.shape)} of "
+            f"{tensor.dtype}."
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise VPromptError(f"{name} holds values that are not finite, so no score means anything.")
+    return tensor.double()
+
+
+def _check_lengths(given: Mapping[str, Tensor]) -> None:
+    for names in _PER_IMAGE:
+        counts = {name: len(given[name]) for name in names if name in given}
+        if len(set(counts.values())) > 1:
+            listing = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise VPromptError(f"There is one row per image, but got {listing}.")
+
+
+def _within_range(name: str, value: float) -> float:
+    """Return the value, or raise where theory forbids it: a sign of bad numbers, not of merit."""
+    module = inspect.getmodule(inspect.unwrap(registry.find("metrics", name)))
+    low, high = getattr(module, "RANGE", (-math.inf, math.inf))
+    if not low - 1e-9 <= value <= high + 1e-9:
+        raise VPromptError(
+            f"{name} came out as {value:.6g}, outside [{low:g}, {high:g}]: the features are too "
+            "badly conditioned for it."
+        )
+    return value
