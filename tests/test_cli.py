@@ -257,13 +257,15 @@ def test_pool_show_prints_the_card(vprompt, pool):
     assert code == 0 and out.strip() == (pool / "one" / "README.md").read_text().strip()
 
 
-def test_list_names_every_plug_in_with_settings_and_papers(vprompt):
+def test_list_names_every_plug_in_and_protocol_with_settings_and_papers(vprompt):
     from vprompt import registry
+    from vprompt.protocols import PROTOCOLS
 
     code, out, _ = vprompt("list", "--json")
     found = {(entry["kind"], entry["name"]) for entry in json.loads(out)}
     assert code == 0
-    assert found == {(kind, name) for kind in registry.VERBS for name in registry.names(kind)}
+    plug_ins = {(kind, name) for kind in registry.VERBS for name in registry.names(kind)}
+    assert found == plug_ins | {("protocols", name) for name in PROTOCOLS}
     code, out, _ = vprompt("list", "transfer")
     assert code == 0 and "Reference: " in out
     assert all(f"transfer  {name}(" in out for name in registry.names("transfer"))

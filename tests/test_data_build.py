@@ -146,6 +146,24 @@ def test_a_seed_draws_another_order_that_ignores_how_the_keys_are_listed():
     assert first != [keys[row] for row in seeded_order(1)("train", keys)]
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_whole_data_set_gives_the_official_examples_unless_its_parts_are_drawn(drawn):
+    from vprompt.data.build import _describe
+    from vprompt.data.examples import choose
+    from vprompt.data.source import Part, Source
+    from vprompt.vtab import find
+
+    keys = {"train": 1_880, "validation": 1_880, "test": 1_880}
+    parts = {p: Part(tuple(f"{p}{i}" for i in range(n)), len) for p, n in keys.items()}
+    source = Source("DTD", (), parts, drawn=drawn)
+    chosen = choose(find("dtd"), {name: part.keys for name, part in parts.items()})
+    meta = _describe(find("dtd"), source, chosen, None)
+    assert meta["official_examples"] is not drawn and meta["deviations"] == []
+    assert meta["splits"]["train800"] == {"from": "train[0:800]", "images": 800}
+    assert meta["splits"]["test"] == {"from": "test", "images": 1_880}
+    assert not _describe(find("dtd"), source, chosen, 0)["official_examples"]
+
+
 # CIFAR-100: arrays become PNG
 
 
@@ -228,6 +246,8 @@ def test_building_is_deterministic_and_continues_after_a_stop(cifar, tmp_path, m
         built("cifar", cifar, tmp_path / "twice")
     there = tmp_path / "twice" / "built"
     assert [path.name for path in there.iterdir()] == [".cifar.partial"]
+    torn = there / ".cifar.partial" / "images" / "val200" / ".000007.png.x1y2"
+    torn.write_bytes(b"half of it")  # what a kill may leave
     written.clear()
     monkeypatch.setattr(module, "_write_image", lambda *a: (written.append(1), real(*a)))
     again, _, _ = built("cifar", cifar, tmp_path / "twice")

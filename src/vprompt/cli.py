@@ -369,19 +369,12 @@ def list_plugins(
     """List the plug-ins with their settings and papers, and the named protocols."""
     from vprompt import protocols, registry
 
-    named = protocols.catalogue() if kind in (None, "protocols") else []
-    kinds = [] if kind == "protocols" else [kind] if kind else list(registry.VERBS)
+    kinds = [kind] if kind else [*registry.VERBS, "protocols"]
     found = [
-        {
-            "kind": each,
-            "name": name,
-            "settings": registry.signature(each, name),
-            "summary": registry.summary(each, name),
-            "reference": registry.reference(each, name),
-        }
+        entry
         for each in kinds
-        for name in registry.names(each)
-    ] + named
+        for entry in (protocols.entries() if each == "protocols" else registry.entries(each))
+    ]
     if as_json:
         print(json.dumps(found, indent=2))
         return

@@ -172,7 +172,7 @@ def find(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def catalogue() -> list[dict[str, str]]:
+def entries() -> list[dict[str, str | None]]:
     """Return what `vprompt list` shows: every protocol with the settings that are known of it."""
     return [
         {

@@ -181,6 +181,20 @@ def summary(kind: str, name: str) -> str:
     return (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
+def entries(kind: str) -> list[dict[str, str | None]]:
+    """Return what `vprompt list` shows of every plug-in of a kind."""
+    return [
+        {
+            "kind": kind,
+            "name": name,
+            "settings": signature(kind, name),
+            "summary": summary(kind, name),
+            "reference": reference(kind, name),
+        }
+        for name in names(kind)
+    ]
+
+
 def suggest(word: str, known: Iterable[str], *, listed: bool = True) -> str:
     """Return ` Did you mean 'x'?` where a known word is near, and the list of all."""
     known = sorted(known)

@@ -206,12 +206,12 @@ LOSSY = (
 
 
 def find(name: str) -> VtabTask | None:
-    """Return the task that goes by a name: its id, an alias, or its title in tables."""
+    """Return the task that goes by a name, its id or an alias, in small letters or large.
+
+    Titles are no names: a folder called `pets` is more likely somebody's own.
+    """
     wanted = name.casefold()
-    for task in TASKS:
-        if wanted in (known.casefold() for known in (*task.names, task.title)):
-            return task
-    return None
+    return next((task for task in TASKS if wanted in map(str.casefold, task.names)), None)
 
 
 def find_folder(path: Path) -> Path | None:

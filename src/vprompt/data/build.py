@@ -51,6 +51,8 @@ def build(
         progress.say(f"{folder} is built already")
         return folder, meta
     with files.resumable_folder(folder, meta["identity"], overwrite=overwrite) as draft:
+        for torn in (draft / "images").rglob(".*"):  # what a killed process was writing
+            torn.unlink()
         lists = _write_images(draft, source, chosen, progress)
         _write_lists(draft, lists, source, chosen)
         files.write_json(draft / "meta.json", meta)
