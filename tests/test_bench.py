@@ -475,3 +475,70 @@ def test_every_method_of_every_recipe_is_sound(path, name):
     if not is_there(values["methods"][0]):
         pytest.xfail("this method is not written yet")
     recipe.check(recipe.from_values(values, where="it"), where="it")
+
+
+# Estimates
+
+
+def test_the_passes_are_those_that_a_backbone_sees(expand, monkeypatch, tiny, tmp_path):
+    """Every batch that enters the network is counted, and compared with what was announced."""
+    from vprompt.bench import estimate, work
+    from vprompt.bench.runner import run
+    from vprompt.bench.store import Store
+
+    seen, embed = [], type(tiny).embed
+
+    def counted(self, images):
+        seen.append(len(images))
+        return embed(self, images)
+
+    jobs = expand(methods=[LINEAR, VPT, UNIFORM], sources=SOURCES, seeds=[0, 1])
+    passes = estimate.total(estimate.count(jobs))
+    monkeypatch.setattr("vprompt.flow.training_estimate", lambda *a, **k: "")
+    monkeypatch.setattr("vprompt.flow.combining_estimate", lambda *a, **k: "")
+    work.load_backbone("tiny", 32, "auto")  # checked with images of its own
+    monkeypatch.setattr(type(tiny), "embed", counted)
+    run(jobs, Store(tmp_path / "out"))
+    announced = passes.both + passes.forward
+    assert announced == pytest.approx(sum(seen), rel=0.05), (announced, sum(seen))
+
+
+def test_hours_are_steps_over_speed():
+    from vprompt.bench.estimate import Passes, formula
+
+    work = Passes(3_600_000, 0) + Passes(0, 3 * 3_600_000)
+    assert work.steps == pytest.approx(7_200_000)
+    assert formula(work, 1000.0).startswith("2.0 h at 1000/s")
+
+
+def test_a_method_that_cannot_be_built_does_not_stop_the_estimate(expand, tiny):
+    from vprompt.bench import estimate
+
+    too_long = {"name": "Long", "learn": "vpt(num_virtual_tokens=[1, 2])"}  # of six blocks
+    found, problems = estimate.trials(expand(methods=[LINEAR, too_long]), tiny, None)
+    assert [*found] == ["linear"] and "cannot be built" in problems[0]
+    assert found["linear"].bytes_per_image > 0 and found["linear"].images_per_second > 0
+
+
+def test_memory_counts_what_autograd_keeps(tiny):
+    """For one matrix multiplication it is the input and nothing else."""
+    import torch
+
+    from vprompt.adapter import Adapter
+    from vprompt.bench.estimate import TRIAL_IMAGES, _try
+    from vprompt.train_config import TrainConfig
+
+    class Small(Adapter):
+        def __init__(self):
+            super().__init__()
+            self.backbone = tiny
+            self.weight = torch.nn.Parameter(torch.zeros(3 * 32 * 32, 5))
+
+        def features(self, images, *, generator=None):
+            return images.flatten(1) @ self.weight
+
+        def prompt(self):
+            return None
+
+    found = _try(Small(), TrainConfig(precision="fp32"))
+    assert found.bytes_per_image == 4 * 3 * 32 * 32, TRIAL_IMAGES
