@@ -60,6 +60,8 @@ def bench_run(
     finished = store.finished()
     left = [job for job in picked if not store.is_finished(job, finished)]
     print(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
+    if others := len(finished.keys() - {job.id for job in every}):
+        print(f"{others} runs in {output} are of other recipes, or of this one before it changed")
     for sentence in estimate.sentences(read, left, dry_run=dry_run, speed=speed):
         print(sentence)
     if dry_run:

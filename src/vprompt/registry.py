@@ -224,7 +224,16 @@ def _check_kind(kind: str) -> str:
 
 
 def _entry_points(kind: str) -> list[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=f"vprompt.{kind}"))
+    return _installed(importlib.metadata.entry_points, kind)
+
+
+@functools.cache
+def _installed(
+    read: Callable[..., Iterable[importlib.metadata.EntryPoint]], kind: str
+) -> list[importlib.metadata.EntryPoint]:
+    # Reading what is installed takes milliseconds, and a benchmark looks plug-ins up a thousand
+    # times.
+    return list(read(group=f"vprompt.{kind}"))
 
 
 def _singular(kind: str) -> str:

@@ -47,6 +47,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("prompt_init", "another start of the prompt"),
     ("tuning.parameters", "another number of trained parameters"),
     ("protocol", "another protocol"),
+    ("job.protocol", "another protocol"),
     ("machine.precision", "another precision"),
     ("machine.code", "another version of this code"),
     ("machine.versions", "another version of a library"),

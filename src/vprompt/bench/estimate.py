@@ -19,6 +19,7 @@ from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
 from vprompt.bench.work import load_backbone
 from vprompt.cost import images_per_second, words
+from vprompt.errors import VPromptError
 from vprompt.mix import Plan
 from vprompt.precision import autocast
 from vprompt.task import Examples
@@ -27,10 +28,14 @@ from vprompt.train_config import TrainConfig
 FORWARD_SHARE = 1 / 3  # a backward pass costs about two forward passes
 TRIAL_IMAGES = 16
 FEATURES_ONLY = ("linear", "mlp")  # never look into the backbone: its features are computed once
+COMBINE = "combine"  # the kind of every method that tunes a sum
 STAND_IN = "vpt(num_virtual_tokens=1, deep=False)"  # timed in place of those
-_SAME_COST = ("prompt_init", "prompt_init_seed", "seed")  # settings that change no time
-_CANDIDATES = {"learn": 2, "combine": 5}  # of one visit to the test split
-_STARTS = 2  # sums that `combine` passes all training images through, besides the sources
+_SAME_COST = (
+    "prompt_init",
+    "prompt_init_seed",
+    "init_seed",
+    "seed",
+)  # settings that change no time
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ def sentences(
     if dry_run and (speed is not None or not _at_hand(recipe.backbone.model)):
         return [formula(total(passes), speed)]
     backbone = load_backbone(jobs[0].model, jobs[0].image_size, jobs[0].device)
-    found = trials(jobs, backbone, None if recipe.sources is None else recipe.sources.learn)
+    learned = None if recipe.sources is None else recipe.sources.learn
+    found, problems = trials(jobs, backbone, learned)
+    if not found:
+        return problems
     speeds = [trial.images_per_second for trial in found.values()]
     batch = max(TrainConfig.checked(job.train).batch_size for job in jobs)
     return [
@@ -80,15 +88,16 @@ def sentences(
         f"{min(speeds):.0f} to {max(speeds):.0f} images/s a training step",
         f"about {memory(backbone, found, batch) / 1e9:.1f} GB: the weights, and what a step of "
         f"{batch} images keeps; Python and its libraries come on top",
+        *problems,
     ]
 
 
 def count(jobs: Iterable[Job]) -> dict[str, Passes]:
-    """Return the passes of all jobs by kind of adapter; shared evidence is counted once."""
+    """Return the passes of all jobs by kind of adapter; what the cache keeps is counted once."""
     found: dict[str, Passes] = {}
-    seen: set[tuple[Any, ...]] = set()
+    kept = _Kept()
     for job in jobs:
-        passes = _learning(job) if job.command == "learn" else _combining(job, seen)
+        passes = _learning(job, kept) if job.command == "learn" else _combining(job, kept)
         found[kind_of(job)] = found.get(kind_of(job), Passes()) + passes
     return found
 
@@ -96,35 +105,34 @@ def count(jobs: Iterable[Job]) -> dict[str, Passes]:
 def kind_of(job: Job) -> str:
     """Return what determines the time of one step: the adapter, without seeds and the like."""
     if job.command == "combine":
-        return "combine"
+        return COMBINE
     spec = registry.parse(job.spec)
     kept = {key: value for key, value in spec.settings.items() if key not in _SAME_COST}
     return str(registry.Spec(spec.name, kept))
 
 
-def trials(jobs: Sequence[Job], backbone: Backbone, learned: str | None) -> dict[str, Trial]:
-    """Time one small step for every kind of adapter among the jobs.
+def trials(
+    jobs: Sequence[Job], backbone: Backbone, learned: str | None
+) -> tuple[dict[str, Trial], list[str]]:
+    """Time one small step for every kind of adapter among the jobs, and say what cannot be timed.
 
     `learned` is the method of the sources where the pool is not there yet.
     """
-    found = {}
-    for job in jobs:
-        kind = kind_of(job)
-        if kind in found:
-            continue
-        if kind == "combine":
-            adapter = _pool_adapter(job, backbone, learned)
-        else:
-            adapter = registry.build("adapters", kind)(backbone)
-        if isinstance(adapter, FeatureAdapter):
-            adapter = registry.build("adapters", STAND_IN)(backbone)
-        found[kind] = _try(adapter, TrainConfig.checked(job.train))
-    return found
+    found, problems = {}, []
+    for kind, job in {kind_of(job): job for job in jobs}.items():
+        try:
+            adapter = _adapter(kind, job, backbone, learned)
+            if isinstance(adapter, FeatureAdapter):
+                adapter = registry.build("adapters", STAND_IN)(backbone)
+            found[kind] = _try(adapter, TrainConfig.checked(job.train))
+        except VPromptError as error:  # its runs will fail; the others need not
+            problems.append(f"{kind} cannot be built: {error}")
+    return found, problems
 
 
 def seconds(passes: Mapping[str, Passes], found: Mapping[str, Trial]) -> float:
-    """Return how long all passes take at the speed of the trials."""
-    return sum(work.steps / found[kind].images_per_second for kind, work in passes.items())
+    """Return how long all passes take at the speed of the trials; of other kinds, nothing."""
+    return sum(passes[kind].steps / trial.images_per_second for kind, trial in found.items())
 
 
 def memory(backbone: Backbone, found: Mapping[str, Trial], batch: int) -> float:
@@ -153,38 +161,61 @@ def _at_hand(model: str) -> bool:
     return name != "timm_vit" and name in registry.names("backbones")
 
 
-def _learning(job: Job) -> Passes:
+class _Kept:
+    """Remembers which features of which images were counted before."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[Any, ...]] = set()
+
+    def once(self, images: int, *key: Any) -> int:
+        """Return the number of images the first time, and 0 after that."""
+        if key in self.seen:
+            return 0
+        self.seen.add(key)
+        return images
+
+
+def _learning(job: Job, kept: _Kept) -> Passes:
     train, val, test = (job.counts[name] for name in ("train", "val", "test"))
     epochs = TrainConfig.checked(job.train).epochs
-    tests = _CANDIDATES["learn"] * test
+    forward = _plain(job, kept)
     if registry.parse(job.spec).name in FEATURES_ONLY:
-        return Passes(0, 2 * train + val + tests)  # once to train on, once for the plain head
-    return Passes(epochs * train, 2 * train + (epochs + 1) * val + tests)
+        return Passes(0, forward + kept.once(val, "val", *_images(job)))
+    return Passes(epochs * train, forward + train + (epochs + 1) * val + test)
 
 
-def _combining(job: Job, seen: set[tuple[Any, ...]]) -> Passes:
+def _combining(job: Job, kept: _Kept) -> Passes:
     train, val, test = (job.counts[name] for name in ("train", "val", "test"))
-    epochs = TrainConfig.checked(job.train).epochs
     ask = registry.beside("transfer", job.spec, "plan")
     plan = Plan() if ask is None else ask()
-    tuned = epochs + plan.target_epochs + plan.refine
-    both = tuned * train
-    forward = train * (1 + _STARTS) + (tuned + 1) * val + _CANDIDATES["combine"] * test
-    evidence = (job.task, job.seed, job.train_on, plan.gradient_head)
-    if evidence not in seen:
-        seen.add(evidence)
-        sources = job.counts["sources"] * train
-        both += 0 if plan.gradient_head is None else sources
-        forward += sources if plan.gradient_head is None else 0
+    tuned = TrainConfig.checked(job.train).epochs + plan.target_epochs + plan.refine
+    both, forward = tuned * train, (tuned + 1) * val + _plain(job, kept)
+    evidence = kept.once(job.counts["sources"] * train, plan.gradient_head, *_images(job))
+    both += 0 if plan.gradient_head is None else evidence
+    forward += evidence if plan.gradient_head is None else 0
+    forward += train + test + kept.once(train, "uniform", *_images(job))  # the sum, untuned
+    forward += test + kept.once(2 * test, "uniform and best single", job.task)
     return Passes(both, forward)
 
 
-def _pool_adapter(job: Job, backbone: Backbone, learned: str | None) -> Adapter:
-    if learned is not None:
-        adapter: Adapter = registry.build("adapters", learned)(backbone)
-        return adapter
-    prompts = (artifact.load(entry.folder).prompt for entry in pool.entries(job.pools))
-    return PromptAdapter(backbone, next(p for p in prompts if p is not None))
+def _plain(job: Job, kept: _Kept) -> int:
+    """Count the features without a prompt, of training and test images."""
+    train = kept.once(job.counts["train"], "train", *_images(job))
+    return train + kept.once(job.counts["test"], "test", job.task)
+
+
+def _images(job: Job) -> tuple[Any, ...]:
+    """Return what determines the images that a job learns from and chooses by."""
+    return job.task, job.train_on, job.seed if job.shots else None
+
+
+def _adapter(kind: str, job: Job, backbone: Backbone, learned: str | None) -> Adapter:
+    if kind == COMBINE and learned is None:
+        prompts = (artifact.load(entry.folder).prompt for entry in pool.entries(job.pools))
+        return PromptAdapter(backbone, next(p for p in prompts if p is not None))
+    spec = learned if kind == COMBINE and learned is not None else kind
+    adapter: Adapter = registry.build("adapters", spec)(backbone)
+    return adapter
 
 
 def _try(adapter: Adapter, config: TrainConfig) -> Trial:

@@ -13,9 +13,11 @@
       - {name: HGPrompt, combine: hgprompt, safeguard: false, train: {lr: 0.001}}
 
 A task is a folder of `--data`, or what its `data` says. `{seed}` in a method stands for the run's
-seed. With `selection: {grid: {lr: [0.001, 0.01]}}` the training settings are chosen per task and
-method on validation images, then every seed is trained on `train800val200`. With `sources`, a
-prompt of every task is learned first and is the pool of the others.
+seed. Where `protocol` is a name of `vprompt list protocols`, every record says in which points the
+run departs from it; any other text just stands above the table. With `selection: {grid: {lr:
+[0.001, 0.01]}}` the training settings are chosen per task and method on validation images, then
+every seed is trained on `train800val200`. With `sources`, a prompt of every task is learned first
+and is the pool of the others.
 """
 
 import json

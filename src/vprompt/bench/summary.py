@@ -235,6 +235,9 @@ def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _notes(records: Sequence[Mapping[str, Any]], protocol: str) -> list[str]:
     """Say where the records behind a table are not alike in what should be one."""
     notes = [f"Protocol: {protocol}."] if protocol else []
+    trained = sorted({record["job"]["train_on"] for record in records})
+    kept = sorted({record["tuning"]["selection"] for record in records})
+    notes.append(f"Trained on {' and '.join(trained)}; kept: {'; or '.join(kept)}.")
     for what, values in (
         ("checkpoints", {record["backbone"]["fingerprint"] for record in records}),
         ("preprocessings", {str(record["backbone"]["data_config"]) for record in records}),

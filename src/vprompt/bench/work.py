@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vprompt import flow
+from vprompt import flow, protocols
 from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job
 from vprompt.errors import VPromptError
 from vprompt.opening import open_backbone, open_task
 from vprompt.progress import SILENT, Progress
+from vprompt.protocol import Protocol
 from vprompt.task import Task
 from vprompt.train_config import TrainConfig
 
@@ -39,7 +40,6 @@ def run_job(
         **outcome.run,
         "id": job.id,
         "job": {**job.identity(), "method": job.method},
-        "protocol": job.protocol,
         "total_seconds": round(time.perf_counter() - began, 2),
     }
 
@@ -86,6 +86,11 @@ def load_backbone(model: str, image_size: int | None, device: str) -> Backbone:
     return open_backbone(model, image_size=image_size, device=device)
 
 
+def _protocol(job: Job) -> Protocol | None:
+    """Return the published protocol of that name, so that the record says where a run departs."""
+    return next((each for each in protocols.ALL if each.name == job.protocol), None)
+
+
 def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> flow.Outcome:
     return flow.learn(
         open_task(job.data, allow_absent=job.allow_absent),
@@ -98,6 +103,7 @@ def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress
         output=job.output,
         overwrite=True,
         test=job.role == "final",
+        protocol=_protocol(job),
         skip_bad=job.skip_bad,
         progress=progress,
     )
@@ -112,6 +118,7 @@ def _combine(job: Job, backbone: Backbone, config: TrainConfig, progress: Progre
         config=config,
         exclude=job.exclude,
         test=job.role == "final",
+        protocol=_protocol(job),
         skip_bad=job.skip_bad,
         progress=progress,
         **job.options,
