@@ -15,7 +15,7 @@ LAYERS = [
     {"backbone", "heads", "linalg", "images"},
     {"task", "artifact", "train_config", "compose"},
     {"adapter", "checkpoint"},
-    {"classifier"},
+    {"classifier", "twin"},
     {
         "mix",
         "recipe",
