@@ -142,6 +142,16 @@ def test_a_grid_is_read_from_the_command_line(vprompt, images, tmp_path):
     assert code == 0 and recipe["grid"] == {"lr": [0.01, 0.02], "weight_decay": [0.0]}
 
 
+def test_a_freeze_report_lists_every_trained_tensor(vprompt, images):
+    words = ("--model", "tiny", "--epochs", 1, "--quiet", "--freeze-report")
+    _, out, _ = vprompt("learn", images, *words, "--method", "partial")
+    assert "twin.vit.blocks.5.mlp.fc1.weight" in out and "vit.blocks.4" not in out
+    [row] = [line for line in out.splitlines() if "blocks.5.norm1.bias" in line]
+    assert row.split()[-2:] == ["64", "64"]
+    [head] = [line for line in out.splitlines() if line.startswith("head")]
+    assert head.split()[-1] == "130" and "frozen: tiny, " in out
+
+
 def test_the_version_is_printed(vprompt):
     import vprompt as package
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"backbone", "heads", "linalg", "images", "ranking"},
     {"task", "artifact", "train_config", "compose"},
     {"adapter", "checkpoint", "features"},
-    {"classifier"},
+    {"classifier", "twin"},
     {
         "mix",
         "recipe",

@@ -92,6 +92,13 @@ class Backbone(nn.Module, abc.ABC):
             )
         return _join(self, tokens, prompt, index)[1]
 
+    def feed_forward(self, index: int) -> nn.Module:
+        """Return the module whose output a block adds to its residual last; here there is none."""
+        raise VPromptError(
+            f"The blocks of {self.name!r} cannot be looked into, so nothing can be put after block "
+            f"{index}'s feed-forward. Use a timm model of the `vit_*` or `deit*` families."
+        )
+
     @abc.abstractmethod
     def pool(self, tokens: Tokens) -> Features:
         """Apply the final norm and pool as the model was built to."""

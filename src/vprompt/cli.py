@@ -19,6 +19,7 @@ from vprompt.options import (
     EpochsOption,
     ExcludeOption,
     ForceOption,
+    FreezeReportOption,
     HeadLrOption,
     HeadOption,
     JsonOption,
@@ -116,6 +117,7 @@ def learn(
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     allow_absent_classes: AbsentOption = False,
+    freeze_report: FreezeReportOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
@@ -156,7 +158,7 @@ def learn(
             allow_absent=allow_absent_classes,
             progress=progress,
         )
-    terminal.show(outcome, output, report)
+    terminal.show(outcome, output, report, freeze_report)
 
 
 @app.command()

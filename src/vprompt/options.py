@@ -54,6 +54,9 @@ ExcludeOption = Annotated[
     list[str] | None, typer.Option(help="Leave out a source by name; may be repeated.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FreezeReportOption = Annotated[
+    bool, typer.Option("--freeze-report", help="Print every tensor that was trained.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 EpochsOption = Annotated[int | None, typer.Option(help="Default: 10.")]
 BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Default: 64; combine: 16.")]

@@ -1,6 +1,8 @@
 """Terminal: progress bars, tables and the summary of a run; nothing else prints."""
 
 import json
+import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,7 +74,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column, head in enumerate(heads):
         cells = [row[column] for row in rows]
         numeric = all(
-            cell.rstrip(" %").replace(".", "").lstrip("-").isdecimal() for cell in cells if cell
+            re.sub("[.,]", "", cell.rstrip(" %")).lstrip("-").isdecimal() for cell in cells if cell
         )
         drawn.add_column(head, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
@@ -92,8 +94,10 @@ def _gain(gain: Any) -> str:
     return f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def show(outcome: Any, output: Path | None, report: Path | None) -> None:
-    """Print what a run found, and where it is."""
+def show(
+    outcome: Any, output: Path | None, report: Path | None, freeze_report: bool = False
+) -> None:
+    """Print what a run found, where it is, and, where asked, every tensor that was trained."""
     from vprompt.report import write_report
 
     run = outcome.run
@@ -127,11 +131,26 @@ def show(outcome: Any, output: Path | None, report: Path | None) -> None:
         f"trainable params: {sum(parameters.values()):,} ({parts}) || "
         f"backbone params: {run['backbone']['parameters']:,} (frozen)"
     )
+    if freeze_report:
+        _freeze_report(run)
     if output is not None:
         print(f"artefact: {output}")
     if report is not None:
         write_report(run, report)
         print(f"report:   {report}")
+
+
+def _freeze_report(run: dict[str, Any]) -> None:
+    """Print the shape and size of every tensor that was trained, and what stayed frozen."""
+    tuning, backbone = run["tuning"], run["backbone"]
+    rows = [
+        [name, " x ".join(map(str, shape)) or "1", f"{math.prod(shape):,}"]
+        for name, shape in tuning["trained"].items()
+    ]
+    rows.append(["head", "", f"{tuning['parameters']['head']:,}"])
+    print()
+    table(["trained", "shape", "numbers"], rows)
+    print(f"frozen: {backbone['name']}, {backbone['parameters']:,} numbers")
 
 
 def rankings(found: Mapping[str, Any], as_json: bool) -> None:

@@ -87,6 +87,11 @@ class TimmViT(Backbone):
         tokens = tokens + block.ls1(attention.proj(mixed))
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
+    def feed_forward(self, index: int) -> nn.Module:
+        """Return the layer scale after the MLP of a plain block; an identity where it has none."""
+        block = self.vit.blocks[index]
+        return block.ls2 if _is_plain(block) else super().feed_forward(index)
+
     def pool(self, tokens: Tokens) -> Features:
         """Pool as the model was built to: class token, average or attention."""
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)

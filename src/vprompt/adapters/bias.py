@@ -1,0 +1,25 @@
+"""Bias: every bias of the backbone is trained, as BitFit does, and nothing else but the head.
+
+Reference: Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based
+Masked Language-models", ACL 2022, arXiv 2106.10199.
+"""
+
+from typing import Any
+
+from vprompt.adapter import Adapter
+from vprompt.backbone import Backbone
+from vprompt.errors import VPromptError
+from vprompt.twin import TwinAdapter
+
+
+def build(backbone: Backbone) -> Adapter:
+    """Train the biases of a twin: of projections, of norms and of the patch embedding."""
+    names = [name for name, _ in backbone.named_parameters() if "bias" in name.rpartition(".")[2]]
+    if not names:
+        raise VPromptError(f"{backbone.name!r} has no biases to train. Use another method.")
+    return TwinAdapter(backbone, names)
+
+
+def training() -> dict[str, Any]:
+    """Return the rate that the biases want."""
+    return {"lr": 1e-3}

@@ -1,0 +1,17 @@
+"""Full: the whole backbone is trained, in a copy; the cost that all other methods avoid."""
+
+from typing import Any
+
+from vprompt.adapter import Adapter
+from vprompt.backbone import Backbone
+from vprompt.twin import TwinAdapter
+
+
+def build(backbone: Backbone) -> Adapter:
+    """Train every parameter of a twin, position embeddings and class token included."""
+    return TwinAdapter(backbone, [name for name, _ in backbone.named_parameters()])
+
+
+def training() -> dict[str, Any]:
+    """Return a rate at which pre-trained weights survive."""
+    return {"lr": 1e-4}

@@ -1,0 +1,84 @@
+"""MLP: a head of several layers on the frozen features, which are computed once.
+
+Reference: MLP-k in Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vprompt.adapter import Adapter, FeatureAdapter
+from vprompt.backbone import Backbone
+from vprompt.errors import VPromptError
+from vprompt.randomness import stream
+from vprompt.registry import suggest
+from vprompt.types import Features
+
+NORMS = ("batch", "layer")
+
+
+def build(
+    backbone: Backbone,
+    *,
+    num_layers: int = 3,
+    norm: str = "batch",
+    dropout: float = 0.1,
+    init_seed: int = 0,
+) -> Adapter:
+    """Train `num_layers` linear layers, the last of which is the head.
+
+    Each of the others is as wide as the features and followed by ReLU, norm and dropout. `batch`
+    is the published norm; `layer` does not depend on which images share a batch.
+    """
+    if num_layers < 1:
+        raise VPromptError(f"mlp has at least one layer, but got num_layers={num_layers}.")
+    if norm not in NORMS:
+        raise VPromptError(f"mlp has no norm {norm!r}.{suggest(norm, NORMS)}")
+    if not 0 <= dropout < 1:
+        raise VPromptError(f"The dropout of mlp lies in [0, 1), but got {dropout}.")
+    return HiddenLayers(backbone, num_layers - 1, norm, dropout, init_seed)
+
+
+def training() -> dict[str, Any]:
+    """Return the rate that the hidden layers want."""
+    return {"lr": 1e-3}
+
+
+class HiddenLayers(FeatureAdapter):
+    """Linear, ReLU, norm and dropout, `count` times, at the width of the features."""
+
+    def __init__(
+        self, backbone: Backbone, count: int, norm: str, dropout: float, seed: int
+    ) -> None:
+        super().__init__(backbone)
+        self.norm, self.dropout, width = norm, dropout, backbone.feature_dim
+        generator = stream(seed, "mlp")
+        layers, norms = [], []
+        for _ in range(count):
+            layer = nn.Linear(width, width)
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", generator=generator)
+            nn.init.zeros_(layer.bias)
+            layers.append(layer)
+            norms.append(nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width))
+        self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
+        self.layers.to(backbone.device)
+        self.norms.to(backbone.device)
+
+    def transform(
+        self, features: Features, *, generator: torch.Generator | None = None
+    ) -> Features:
+        """Return the last hidden layer; with a generator, in training state."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            features = functional.relu(layer(features))
+            # A batch of one image has no variance of its own.
+            features = norm.train(generator is not None and len(features) > 1)(features)
+            if generator is not None and self.dropout > 0:
+                kept = torch.rand(features.shape, generator=generator) >= self.dropout
+                features = features * kept.to(features) / (1 - self.dropout)
+        return features
+
+    def identity(self) -> dict[str, Any]:
+        """Add norm and dropout."""
+        return {**super().identity(), "norm": self.norm, "dropout": self.dropout}

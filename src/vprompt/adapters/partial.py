@@ -1,0 +1,45 @@
+"""Partial: the last blocks and all that comes after them are trained, the rest stays frozen.
+
+Reference: Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014,
+arXiv 1411.1792; as PARTIAL-k in Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119.
+"""
+
+from typing import Any
+
+import torch
+
+from vprompt.adapter import Adapter
+from vprompt.backbone import Backbone
+from vprompt.errors import VPromptError
+from vprompt.twin import TwinAdapter, twin_of
+
+
+def build(backbone: Backbone, *, num_blocks: int = 1) -> Adapter:
+    """Train the last `num_blocks` blocks, the final norm and, where there is one, the pooling."""
+    if not 1 <= num_blocks <= backbone.depth:
+        raise VPromptError(
+            f"partial trains between 1 and all {backbone.depth} blocks of {backbone.name!r}, but "
+            f"got num_blocks={num_blocks}."
+        )
+    return TwinAdapter(backbone, last_parameters(backbone, num_blocks))
+
+
+def training() -> dict[str, Any]:
+    """Return a rate at which pre-trained weights survive."""
+    return {"lr": 1e-4}
+
+
+def last_parameters(backbone: Backbone, num_blocks: int) -> list[str]:
+    """Return the names of what the last blocks and the pooling use.
+
+    They are found by a gradient and not by name, so any backbone will do.
+    """
+    twin = twin_of(backbone, [name for name, _ in backbone.named_parameters()])
+    with torch.no_grad():
+        images = torch.zeros(1, *backbone.data_config.input_size, device=backbone.device)
+        tokens = twin.embed(images)
+    for index in range(backbone.depth - num_blocks, backbone.depth):
+        tokens = twin.block(index, tokens)
+    names, parameters = zip(*twin.named_parameters(), strict=True)
+    found = torch.autograd.grad(twin.pool(tokens).sum(), parameters, allow_unused=True)
+    return [name for name, slope in zip(names, found, strict=True) if slope is not None]
