@@ -682,3 +682,16 @@ def test_a_name_from_a_strangers_file_opens_no_place_on_disk_or_hub(refused):
         }
         with refused("asks for the backbone", "--model"):
             open_named_backbone(config)
+
+
+def test_an_equal_training_finds_itself_done_where_states_are_kept(tiny, count_images, cache):
+    from vprompt import learn
+
+    def call():
+        count_images.clear()
+        outcome = learn(few(), model=tiny, config=quick(), test=False, keep_states=True)
+        return outcome.artifact.prompt.tokens.tolist(), outcome.run["tuning"]["history"]
+
+    first, images = call(), sum(count_images)
+    assert len(list((cache / "checkpoints").iterdir())) == 1
+    assert call() == first and sum(count_images) < images

@@ -67,6 +67,7 @@ def learn(
     output: Path | str | None = None,
     overwrite: bool = False,
     test: bool = True,
+    keep_states: bool = False,
     device: str = "auto",
     skip_bad: bool = False,
     allow_absent: bool = False,
@@ -79,6 +80,8 @@ def learn(
     settings to choose from on validation (ties: the smaller rate). `shots` draws that many images
     per class with the seed `draw`. `train_on="trainval"` adds the validation images, so nothing is
     left to choose by and the last epoch is kept. `test=False` leaves the test split closed.
+    `keep_states` keeps the state of the finished training in the cache, so that an equal one costs
+    nothing.
     `protocol` sets nothing: it is recorded, with every point in which the run departs from it.
     """
     _check_output(output, overwrite)
@@ -95,6 +98,7 @@ def learn(
         draw,
         train_on=train_on,
         skip_bad=skip_bad,
+        keep_states=keep_states,
         progress=progress,
     )
     progress.say(
@@ -136,6 +140,7 @@ def combine(
     output: Path | str | None = None,
     overwrite: bool = False,
     test: bool = True,
+    keep_states: bool = False,
     device: str = "auto",
     force: bool = False,
     skip_bad: bool = False,
@@ -163,7 +168,14 @@ def combine(
         sources = combining.without_self(sources, opened, progress)
     config = config or TrainConfig.checked(COMBINE)
     setting = stages.prepare(
-        backbone, opened, config, shots, draw, skip_bad=skip_bad, progress=progress
+        backbone,
+        opened,
+        config,
+        shots,
+        draw,
+        skip_bad=skip_bad,
+        keep_states=keep_states,
+        progress=progress,
     )
     prompts, moved = combining.align_sources(sources, plan.align)
     trial = PromptAdapter(backbone, prompts[0])

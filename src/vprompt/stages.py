@@ -31,11 +31,15 @@ class Setting:
     clock: runs.Clock
     progress: Progress
     skip_bad: bool
+    keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
     def forget_checkpoints(self) -> None:
-        """Drop the states of finished training runs, once their result is safe."""
-        for checkpoint in self.checkpoints:
+        """Drop the states of finished training runs, once their result is safe.
+
+        With `keep_states` they stay in the cache, where an equal training run finds itself done.
+        """
+        for checkpoint in self.checkpoints if not self.keep_states else ():
             checkpoint.remove()
 
 
@@ -48,6 +52,7 @@ def prepare(
     *,
     train_on: str = "train",
     skip_bad: bool,
+    keep_states: bool = False,
     progress: Progress,
 ) -> Setting:
     """Draw the few shots, decode the images, and start the clock."""
@@ -68,7 +73,9 @@ def prepare(
         progress.say(f"left out {skipped} unreadable images")
         _check_no_class_lost(task, train)
         task = replace(task, facts={**task.facts, "skipped_unreadable": skipped})
-    return Setting(backbone, task, train, val, config or TrainConfig(), clock, progress, skip_bad)
+    return Setting(
+        backbone, task, train, val, config or TrainConfig(), clock, progress, skip_bad, keep_states
+    )
 
 
 def _check_no_class_lost(task: Task, train: Examples) -> None:

@@ -103,6 +103,7 @@ def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress
         output=job.output,
         overwrite=True,
         test=job.role == "final",
+        keep_states=True,  # several methods may start from one prompt
         protocol=_protocol(job),
         skip_bad=job.skip_bad,
         progress=progress,
@@ -118,6 +119,7 @@ def _combine(job: Job, backbone: Backbone, config: TrainConfig, progress: Progre
         config=config,
         exclude=job.exclude,
         test=job.role == "final",
+        keep_states=True,  # several methods may start from one prompt
         protocol=_protocol(job),
         skip_bad=job.skip_bad,
         progress=progress,
