@@ -153,7 +153,17 @@ def _freeze_report(run: dict[str, Any]) -> None:
     print(f"frozen: {backbone['name']}, {backbone['parameters']:,} numbers")
 
 
-def rankings(found: Mapping[str, Any], as_json: bool) -> None:
+def scores(found: Any, metric: str, as_json: bool) -> None:
+    """Print the sources by one metric, best first, or by several."""
+    if isinstance(found, dict):
+        _rankings(found, as_json)
+    elif as_json:
+        print(json.dumps([{"source": name, "score": value} for name, value in found], indent=2))
+    else:
+        table(["source", metric], [[name, f"{value:.4f}"] for name, value in found])
+
+
+def _rankings(found: Mapping[str, Any], as_json: bool) -> None:
     """Print every metric's score and rank of every source, and why there is none where not."""
     if as_json:
         plain = {
