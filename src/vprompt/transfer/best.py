@@ -26,8 +26,8 @@ def weigh(evidence: Evidence, *, metric: str = "hscore") -> Mix:
     """Return a one for the best source under `metric`, any of `vprompt list metrics`."""
     known = {name: scoring.inputs_of(evidence, row) for row, name in enumerate(evidence.names)}
     found = scoring.rank(metric, known)
-    for reason in found.missing.values():
-        raise VPromptError(reason)
+    if found.missing:
+        raise VPromptError(next(iter(found.missing.values())))
     scores = dict(found.ranked)
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[evidence.names.index(found.ranked[0][0])] = 1.0
