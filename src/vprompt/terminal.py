@@ -176,16 +176,16 @@ def _rankings(found: Mapping[str, Any], as_json: bool) -> None:
     rows = []
     for source in order:
         cells = [source]
-        for scores in found.values():
-            place = [name for name, _ in scores.ranked]
+        for each in found.values():
+            place = [name for name, _ in each.ranked]
             held = source in place
-            value = dict(scores.ranked)[source] if held else 0.0
+            value = dict(each.ranked)[source] if held else 0.0
             cells.append(f"{value:.4g} ({place.index(source) + 1})" if held else "")
         rows.append(cells)
     table(["source", *found], rows)
-    for metric, scores in found.items():
+    for metric, each in found.items():
         reasons: dict[str, list[str]] = {}
-        for source, reason in scores.missing.items():
+        for source, reason in each.missing.items():
             reasons.setdefault(reason, []).append(source)
         for reason, sources in reasons.items():
             print(printable(f"no {metric} for {', '.join(sources)}: {reason}"))
