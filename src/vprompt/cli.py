@@ -40,6 +40,7 @@ from vprompt.options import (
     SeedOption,
     ShotsOption,
     SkipBadOption,
+    SourceDataOption,
     TaskArgument,
 )
 
@@ -281,10 +282,7 @@ def score(
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     exclude: ExcludeOption = None,
-    source_data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the sources' own tasks, for metrics that need source data."),
-    ] = None,
+    source_data: SourceDataOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     skip_bad: SkipBadOption = False,
@@ -312,12 +310,7 @@ def score(
             allow_absent=allow_absent_classes,
             progress=progress,
         )
-    if isinstance(ranked, dict):
-        terminal.rankings(ranked, as_json)
-    elif as_json:
-        print(json.dumps([{"source": name, "score": value} for name, value in ranked], indent=2))
-    else:
-        terminal.table(["source", metric], [[name, f"{value:.4f}"] for name, value in ranked])
+    terminal.scores(ranked, metric, as_json)
 
 
 @app.command()

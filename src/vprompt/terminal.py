@@ -153,7 +153,17 @@ def _freeze_report(run: dict[str, Any]) -> None:
     print(f"frozen: {backbone['name']}, {backbone['parameters']:,} numbers")
 
 
-def rankings(found: Mapping[str, Any], as_json: bool) -> None:
+def scores(found: Any, metric: str, as_json: bool) -> None:
+    """Print the sources by one metric, best first, or by several."""
+    if isinstance(found, dict):
+        _rankings(found, as_json)
+    elif as_json:
+        print(json.dumps([{"source": name, "score": value} for name, value in found], indent=2))
+    else:
+        table(["source", metric], [[name, f"{value:.4f}"] for name, value in found])
+
+
+def _rankings(found: Mapping[str, Any], as_json: bool) -> None:
     """Print every metric's score and rank of every source, and why there is none where not."""
     if as_json:
         plain = {
@@ -166,16 +176,16 @@ def rankings(found: Mapping[str, Any], as_json: bool) -> None:
     rows = []
     for source in order:
         cells = [source]
-        for scores in found.values():
-            place = [name for name, _ in scores.ranked]
+        for each in found.values():
+            place = [name for name, _ in each.ranked]
             held = source in place
-            value = dict(scores.ranked)[source] if held else 0.0
+            value = dict(each.ranked)[source] if held else 0.0
             cells.append(f"{value:.4g} ({place.index(source) + 1})" if held else "")
         rows.append(cells)
     table(["source", *found], rows)
-    for metric, scores in found.items():
+    for metric, each in found.items():
         reasons: dict[str, list[str]] = {}
-        for source, reason in scores.missing.items():
+        for source, reason in each.missing.items():
             reasons.setdefault(reason, []).append(source)
         for reason, sources in reasons.items():
             print(printable(f"no {metric} for {', '.join(sources)}: {reason}"))
