@@ -124,6 +124,15 @@ def test_an_adapter_starts_the_same_every_time(adapters, adapter, tiny):
     assert all(torch.equal(p, others[name]) for name, p in own)
 
 
+def test_what_it_trains_best_with_are_training_settings(adapters):
+    from vprompt import registry, stages
+    from vprompt.train_config import TrainConfig
+
+    defaults = registry.settings("adapters", adapters)
+    for given in ({}, {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}):
+        TrainConfig.checked(stages.training_defaults(str(registry.Spec(adapters, given))))
+
+
 # Transfer: weigh(evidence, *, settings) -> Weights
 
 

@@ -14,6 +14,7 @@ from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.prompt import Prompt
 from vprompt.task import Examples
+from vprompt.train_config import TrainConfig
 from vprompt.types import Features, Images, Weights
 
 
@@ -80,6 +81,9 @@ class Adapter(nn.Module, abc.ABC):
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return the trained parameters, each group with its multiple of the learning rate."""
         return [([p for p in self.parameters() if p.requires_grad], 1.0)]
+
+    def begin(self, train: Examples, config: TrainConfig) -> None:
+        """See the training images once, before the head is fitted; for what depends on data."""
 
     def begin_epoch(self, training: Training) -> None:
         """Do what comes before the steps of an epoch."""

@@ -102,6 +102,7 @@ def tune(
         once = feature_examples(adapter, train, config)
         assert once is not None
         train, val = once, feature_examples(adapter, val, config)
+    adapter.begin(train, config)
     first_head, whitening = start_head(adapter, train, num_classes, config)
     classifier = Classifier(adapter, first_head, whitening)
     loop = _Loop(classifier, _optimizer(classifier, config))
