@@ -55,14 +55,18 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
 def open_backbone(
     text: str | Backbone, *, image_size: int | None = None, device: str = "auto"
 ) -> Backbone:
-    """Return a backbone from a plug-in (`demo`), a spec, or anything that timm can name."""
+    """Return a backbone from a plug-in (`demo`), a spec, or anything that timm can name.
+
+    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's.
+    """
     if isinstance(text, Backbone):
         return text
     sizes: dict[str, Any] = {"image_size": image_size} if image_size else {}
     if registry.is_spec(text) or text in registry.names("backbones"):
         backbone = registry.build("backbones", text)(**sizes)
     else:
-        backbone = registry.find("backbones", "timm_vit")(model=text, **sizes)
+        family = "open_clip" if "," in text else "timm_vit"
+        backbone = registry.find("backbones", family)(model=text, **sizes)
     return backbone.to(resolve_device(device))
 
 
@@ -70,13 +74,13 @@ def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Back
     """Return the backbone that an artefact names.
 
     The name comes from a stranger's file, so it may be a plug-in without settings or a plain timm
-    name; a place on disk or on a hub has to be allowed by naming it oneself.
+    or open_clip name; a place on disk or on a hub has to be allowed by naming it oneself.
     """
     name = config["base_model_name_or_path"]
     size = int(config["data_config"]["input_size"][1])
     spec = registry.parse(name) if registry.is_spec(name) else None
     harmless = spec is not None and set(spec.settings) <= {"model", "seed"}
-    if not harmless and not re.fullmatch(r"\w+(\.\w+)?", name):
+    if not harmless and not re.fullmatch(r"\w+(\.\w+)?|[\w-]+,\w+", name):
         raise VPromptError(
             f"The artefact asks for the backbone {name!r}. To allow that, name it yourself: "
             f"--model {name!r}."
