@@ -13,7 +13,7 @@ LAYERS = [
     {"files", "randomness", "progress", "precision", "registry", "prompt", "vtab"},
     {"attention"},
     {"backbone", "heads", "linalg", "images", "ranking"},
-    {"two_tower"},
+    {"two_tower", "codec"},
     {"task", "artifact", "train_config", "compose"},
     {"adapter", "checkpoint", "features"},
     {"classifier", "twin"},

@@ -20,6 +20,7 @@ from vprompt import sentences
 from vprompt.attention import Attend
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
+from vprompt.heads import Head
 from vprompt.prompt import Prompt
 from vprompt.types import ClassFeatures, Features, PromptRows, TextEnds, TextIds, Tokens
 
@@ -101,6 +102,29 @@ class ClassTexts:
     def to(self, device: torch.device) -> "ClassTexts":
         """Return the same texts on another device."""
         return ClassTexts(self.ids.to(device), self.ends.to(device), self.classes, self.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class TextPrompt:
+    """How class names are read: the sentences they stand in, and learned tokens among the words."""
+
+    templates: tuple[str, ...]
+    prompt: Prompt | None = None
+
+
+def text_head(backbone: TwoTower, classes: Sequence[str], text: TextPrompt) -> Head:
+    """Return the classifier that a text tower makes of class names, any that one likes.
+
+    Its rows are `scale` times the classes' features, so texts are encoded here and never again.
+    """
+    device = backbone.device
+    texts = class_texts(backbone.text, classes, text.templates).to(device)
+    prompt = text.prompt
+    if prompt is not None:
+        prompt = Prompt(prompt.tokens.to(device), prompt.blocks.to(device), prompt.persist)
+    with torch.no_grad():
+        weight = (backbone.scale * class_features(backbone.text, texts, prompt)).cpu()
+    return Head(weight, torch.zeros(len(weight)), "text", cosine=True)
 
 
 def class_texts(tower: TextTower, classes: Sequence[str], templates: Sequence[str]) -> ClassTexts:
