@@ -10,13 +10,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 PLUGINS = {"backbones", "tasks", "adapters", "transfer", "metrics"}
 LAYERS = [
     {"types", "errors"},
-    {"files", "randomness", "progress", "precision", "registry", "prompt", "vtab"},
+    {"files", "randomness", "progress", "precision", "registry", "prompt", "sentences", "vtab"},
     {"attention"},
     {"backbone", "heads", "linalg", "images", "ranking"},
     {"two_tower", "codec"},
     {"task", "artifact", "train_config", "compose"},
     {"adapter", "checkpoint", "features"},
-    {"classifier", "twin"},
+    {"classifier", "twin", "text_adapter"},
     {
         "mix",
         "recipe",
@@ -32,6 +32,7 @@ LAYERS = [
         "cards",
         "opening",
         "prediction",
+        "evaluation",
         "protocol",
         "protocols",
     },

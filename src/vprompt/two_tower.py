@@ -80,6 +80,10 @@ class TwoTower(Backbone):
     def scale(self) -> Tensor:
         """The factor of the cosine in a logit, as the model was trained with; near 100 in CLIP."""
 
+    def enter(self, tokens: Tokens) -> Tokens:
+        """Do to rows what the image tower does to its tokens after their positions: nothing."""
+        return tokens
+
     @abc.abstractmethod
     def template_set(self, name: str) -> tuple[str, ...]:
         """Return a named set of templates; an unknown name is answered with those there are."""

@@ -117,6 +117,10 @@ class OpenClip(TwoTower):
         pooled, _ = self.clip.visual._pool(tokens)
         return _project(pooled, self.clip.visual.proj)
 
+    def enter(self, tokens: Tokens) -> Tokens:
+        """Apply `ln_pre`, where the model has it."""
+        return self.clip.visual.ln_pre(tokens)
+
     @property
     def scale(self) -> Tensor:
         """The exponential of the checkpoint's logit scale."""
