@@ -8,7 +8,7 @@ import torch
 
 from vprompt import registry, vtab
 from vprompt.adapter import Adapter
-from vprompt.artifact import Artifact
+from vprompt.artifact import Artifact, check_fits
 from vprompt.backbone import Backbone
 from vprompt.checkpoint import restore
 from vprompt.errors import VPromptError
@@ -86,6 +86,23 @@ def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Back
             f"--model {name!r}."
         )
     return open_backbone(name, image_size=size, device=device)
+
+
+def open_for(
+    artifact: Artifact, model: str | Backbone | None, *, device: str = "auto", force: bool = False
+) -> Backbone:
+    """Return the backbone that an artefact names, or the one given in its place.
+
+    It is checked against the artefact's fingerprint and preprocessing, unless `force`.
+    """
+    if model is None:
+        backbone = open_named_backbone(artifact.config, device=device)
+    else:
+        size = artifact.data_config.input_size[1]
+        backbone = open_backbone(model, image_size=size, device=device)
+    if not force:
+        check_fits(artifact.config, backbone)
+    return backbone
 
 
 def open_adapter(artifact: Artifact, backbone: Backbone) -> Prompt | Adapter | None:
