@@ -128,19 +128,24 @@ def test_ivlp_and_maple_place_tokens_at_the_first_blocks_of_both_towers(clip, bu
             assert adapter.prompt().persist and read.persist
 
 
-def test_parameters_are_as_published():
-    """IVLP 2 + 2 at 12 blocks and MaPLe with 2 tokens at 9 blocks, at the widths of ViT-B/16."""
-    from vprompt import registry
-    from vprompt.backbones import open_clip
+def test_parameters_are_as_published(clip, build):
+    """The count that holds at tiny widths gives the published ones at those of ViT-B/16."""
 
-    vision = {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 16}
-    text = {"layers": 12, "width": 512, "heads": 8, "vocab_size": 49408}
-    slim = {"mlp_ratio": 0.01}  # the blocks' own sizes play no part
-    config = {"embed_dim": 512, "vision_cfg": vision | slim, "text_cfg": text | slim}
-    clip = open_clip.from_config(config, name="wide")
-    for method, count in (("ivlp", 30_720), ("maple", 3_555_072)):
-        adapter = registry.build("adapters", method)(clip)
-        assert sum(p.numel() for p in adapter.parameters() if p.requires_grad) == count
+    def ivlp(count, blocks, width):
+        return count * blocks * width
+
+    def maple(count, depth, image, text):
+        return depth * (count * text + (text + 1) * image)
+
+    def trained(method):
+        return sum(p.numel() for p in build(method).parameters() if p.requires_grad)
+
+    assert trained("ivlp") == ivlp(2, clip.depth, clip.dim) + ivlp(
+        2, clip.text.depth, clip.text.dim
+    )
+    assert trained("maple(depth=3)") == maple(2, 3, clip.dim, clip.text.dim)
+    assert ivlp(2, 12, 768) + ivlp(2, 12, 512) == 30_720
+    assert maple(2, 9, 768, 512) == 3_555_072
 
 
 def test_a_method_that_reads_needs_two_towers(tiny, refused, build, clip):
