@@ -15,6 +15,7 @@ from vprompt.files import digest
 from vprompt.prompt import Prompt
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
+from vprompt.two_tower import TextPrompt
 from vprompt.types import Features, Images, Weights
 
 
@@ -48,6 +49,7 @@ class Adapter(nn.Module, abc.ABC):
     """
 
     backbone: Backbone
+    cosine: bool = False  # where true, the adapter's own head sees features at unit length
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,6 +73,14 @@ class Adapter(nn.Module, abc.ABC):
 
         None, the default, leaves the head to the training loop.
         """
+        return None
+
+    def name_classes(self, classes: Sequence[str], templates: Sequence[str]) -> None:
+        """Learn the names of the task's classes, before training; for models that read."""
+        del classes, templates
+
+    def text(self) -> TextPrompt | None:
+        """Return how class names are read, where the method has a text tower."""
         return None
 
     def extra_loss(self, logits: Tensor, rows: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import cli_bench, cli_data, cli_pool, options, terminal
+from vprompt import cli_bench, cli_data, cli_pool, cli_use, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -92,6 +92,10 @@ def learn(
     deep: Annotated[
         bool | None, typer.Option("--deep/--shallow", help="Tokens in every block, or the first.")
     ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(help="For a CLIP: a sentence with {}, imagenet, simple, or a file of them."),
+    ] = None,
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     train_on: Annotated[
@@ -124,7 +128,7 @@ def learn(
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
     from vprompt import flow, stages
 
-    extra = {"num_virtual_tokens": prompt_length, "deep": deep}
+    extra = {"num_virtual_tokens": prompt_length, "deep": deep, "templates": templates}
     method = options.with_settings(method, extra)
     with terminal.progress(quiet) as progress:
         outcome = flow.learn(
@@ -313,47 +317,8 @@ def score(
     terminal.scores(ranked, metric, as_json)
 
 
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    artifact: Annotated[Path, typer.Option(help="Artefact folder.")],
-    output: Annotated[
-        Path | None, typer.Option(help="A .csv or .json file; default: print.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "--backbone")] = None,
-    device: DeviceOption = "auto",
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp32.")] = "auto",
-    force: ForceOption = False,
-    skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Label images with an artefact."""
-    from vprompt import prediction
-
-    if output is not None and output.suffix not in (".csv", ".json"):
-        raise VPromptError(f"--output is a .csv or .json file, but got {str(output)!r}.")
-    with terminal.progress(quiet) as progress:
-        found = prediction.predict(
-            images,
-            artifact=artifact,
-            model=model,
-            device=device,
-            precision=precision,
-            force=force,
-            skip_bad=skip_bad,
-            progress=progress,
-        )
-    if output is not None:
-        prediction.write(found, output)
-        print(f"{len(found)} predictions in {output}")
-    elif as_json:
-        print(prediction.as_json(found))
-    else:
-        terminal.table(
-            ["image", "label", "probability"],
-            [[p.image, p.label, f"{p.probability:.3f}"] for p in found],
-        )
+app.command()(cli_use.predict)
+app.command()(cli_use.evaluate)
 
 
 @app.command("list")

@@ -109,6 +109,8 @@ def learn(
     with setting.clock.stage("head"):
         baseline = closed_form(plain, setting.train.labels, len(setting.task.classes))
     candidates: dict[str, Candidate] = {"no prompt": (None, baseline)}
+    if tuned.adapter.text() is not None:
+        candidates = {"zero-shot": (None, stages.zero_shot_head(setting)), **candidates}
     run: dict[str, Any] = {
         "command": "learn",
         "method": str(registry.parse(method)),
@@ -328,7 +330,7 @@ def _finish(
     test: bool,
 ) -> Outcome:
     """Measure on the test split, once, and write artefact, card and record."""
-    backbone, prompt = setting.backbone, tuned.adapter.prompt()
+    backbone, prompt, text = setting.backbone, tuned.adapter.prompt(), tuned.adapter.text()
     name = "tuned" if run["command"] == "combine" else "learned"
     measured: dict[str, Measurement] = {}
     if test and setting.task.test is not None:
@@ -362,12 +364,13 @@ def _finish(
         "recipe": {key: run[key] for key in keys if key in run},
         "metrics": run["test"].get(name),
     }
-    state = {} if prompt is not None else tuned.adapter.state()
+    state = tuned.adapter.state() if prompt is None and text is None else {}
     if state:
         facts["method"] = run["method"]
-    config_json = artifact.make_config(backbone, prompt, setting.task.classes, **facts)
+    head = tuned.head
+    config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
     card = cards.render(config_json, run)
-    made = Artifact(prompt, tuned.head, plain.mean(0), config_json, card, state=state)
+    made = Artifact(prompt, head, plain.mean(0), config_json, card, state=state, text=text)
     if output is not None:
         artifact.save(made, Path(output), overwrite=overwrite, run=run)
         made = replace(made, folder=Path(output))

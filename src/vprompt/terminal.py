@@ -109,18 +109,7 @@ def show(
         )
         print()
     if outcome.test:
-        rows = [
-            [
-                name,
-                f"{100 * m.acc1:.1f} %",
-                f"{100 * m.low:.1f} to {100 * m.high:.1f} %",
-                "" if m.gain is None else _gain(m.gain),
-            ]
-            for name, m in outcome.test.items()
-        ]
-        first, found = next(iter(outcome.test.items()))
-        heads = [f"{run['task']['name']}, {found.images} test images", "accuracy"]
-        table([*heads, "95 % interval", f"over {first}, paired"], rows)
+        measurements(run["task"]["name"], outcome.test)
     tuning = run["tuning"]
     if "started_from" in run:
         print(f"\nstarted from: {run['started_from']}", end="")
@@ -138,6 +127,22 @@ def show(
     if report is not None:
         write_report(run, report)
         print(f"report:   {report}")
+
+
+def measurements(task: str, found: dict[str, Any]) -> None:
+    """Print accuracies on a test split, each with its gain over the first."""
+    rows = [
+        [
+            name,
+            f"{100 * m.acc1:.1f} %",
+            f"{100 * m.low:.1f} to {100 * m.high:.1f} %",
+            "" if m.gain is None else _gain(m.gain),
+        ]
+        for name, m in found.items()
+    ]
+    first, images = next((name, m.images) for name, m in found.items())
+    heads = [f"{task}, {images} test images", "accuracy", "95 % interval"]
+    table([*heads, f"over {first}, paired"], rows)
 
 
 def _freeze_report(run: dict[str, Any]) -> None:

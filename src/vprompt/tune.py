@@ -105,6 +105,8 @@ def tune(
     adapter.begin(train, config)
     first_head, whitening = start_head(adapter, train, num_classes, config)
     classifier = Classifier(adapter, first_head, whitening)
+    if not any(p.requires_grad for p in classifier.parameters()):
+        config = config.model_copy(update={"epochs": 0})
     loop = _Loop(classifier, _optimizer(classifier, config))
     store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
     if not store.load(loop):
@@ -266,6 +268,8 @@ def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optim
             )
     for group in groups:
         group["lr"] = group["peak_lr"]
+    if not groups:  # nothing is trained, but torch wants something to optimise
+        groups = [{"params": [nn.Parameter(torch.zeros(()))], "peak_lr": 0.0, "lr": 0.0}]
     if config.opt == "sgd":
         return torch.optim.SGD(groups, momentum=0.9)
     return torch.optim.AdamW(groups)
