@@ -15,6 +15,7 @@ from vprompt.errors import VPromptError
 from vprompt.prompt import Prompt
 from vprompt.task import Task
 
+_PLAIN_MODEL = re.compile(r"\w+(\.\w+)?|[\w-]+,\w+")  # no place on a hub or on disk
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
@@ -79,8 +80,9 @@ def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Back
     name = config["base_model_name_or_path"]
     size = int(config["data_config"]["input_size"][1])
     spec = registry.parse(name) if registry.is_spec(name) else None
-    harmless = spec is not None and set(spec.settings) <= {"model", "seed"}
-    if not harmless and not re.fullmatch(r"\w+(\.\w+)?|[\w-]+,\w+", name):
+    settings = {"model": name} if spec is None else spec.settings
+    harmless = set(settings) <= {"model", "seed"}
+    if not harmless or not _PLAIN_MODEL.fullmatch(str(settings.get("model", "none"))):
         raise VPromptError(
             f"The artefact asks for the backbone {name!r}. To allow that, name it yourself: "
             f"--model {name!r}."
