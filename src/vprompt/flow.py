@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vprompt import artifact, cards, combining, compose, measure, pool, registry, runs, stages
-from vprompt.adapter import PromptAdapter
+from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.cost import combining_estimate, training_estimate
@@ -95,7 +95,7 @@ def learn(
         "command": "learn",
         "method": str(registry.parse(method)),
         "settings": registry.complete("adapters", method),
-        "prompt_init": _prompt_init(method),
+        "prompt_init": _prompt_init(method, tuned.adapter),
         "train": chosen.model_dump(),
         "grid": {name: list(values) for name, values in (grid or {}).items()},
         "grid_reached": reached if grid else [],
@@ -352,10 +352,10 @@ def _finish(
     return Outcome(made, measured, run)
 
 
-def _prompt_init(method: str) -> dict[str, Any] | None:
+def _prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
     """Say from which initialisation a method's prompt starts, so that pools know what matches."""
     chosen = registry.complete("adapters", method)
-    if "prompt_init" not in chosen:
+    if not chosen.get("prompt_init") or not adapter.keeps_places:
         return None
     return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
 
