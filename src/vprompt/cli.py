@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import cli_pool, options, terminal
+from vprompt import cli_place, cli_pool, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -50,6 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_pool.app, name="pool")
+app.command("placement")(cli_place.placement)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -181,7 +182,8 @@ def combine(
         typer.Option("--include-self/--exclude-self", help="Keep sources learned on the target."),
     ] = None,
     align: Annotated[
-        str | None, typer.Option(help="auto, none, hungarian. Default: as the method asks.")
+        str | None,
+        typer.Option(help="auto, none, hungarian, placement. Default: as the method asks."),
     ] = None,
     scale: Annotated[
         str | None, typer.Option(help="auto, none, token_norm, ln. Default: as the method asks.")

@@ -130,11 +130,12 @@ def combine(
     """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head.
 
     `method` is a plug-in of `transfer/`. Sources that were learned on the target itself, a task of
-    its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`, or
-    `auto`: match tokens unless all sources grew from one initialisation. `scale` is one of
-    `compose.SCALES`. With `safeguard`, tuning starts from the mix, the plain average or the best
-    single source, whichever has the least cross-validated loss on the training images. Left out,
-    the three are as the method asks. `config` defaults to `COMBINE`.
+    its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`,
+    `auto` (match tokens unless all sources grew from one initialisation), or `placement`: bring
+    deep prompts of different placements to one first. `scale` is one of `compose.SCALES`. With
+    `safeguard`, tuning starts from the mix, the plain average or the best single source, whichever
+    has the least cross-validated loss on the training images. Left out, the three are as the
+    method asks. `config` defaults to `COMBINE`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
