@@ -68,6 +68,14 @@ class Adapter(nn.Module, abc.ABC):
         """Width of the features."""
         return self.backbone.feature_dim
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether every token still stands where its initialisation put it.
+
+        Only then do the tokens of two prompts with one initialisation correspond.
+        """
+        return True
+
     def own_head(self) -> tuple[Tensor, Tensor] | None:
         """Return weight `[classes, feature_dim]` and bias `[classes]`, with their graph.
 
@@ -209,12 +217,17 @@ class PromptAdapter(Adapter):
     def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
         """Return the features under the prompt; dropout draws a mask for every image, as VPT."""
         prompt = Prompt(self.tokens, self.blocks, self.persist)
-        rows = None
-        if generator is not None and self.prompt_dropout > 0:
-            shape = (len(images), *self.tokens.shape)
-            kept = torch.rand(shape, generator=generator) >= self.prompt_dropout
-            rows = self.tokens * kept.to(self.tokens) / (1 - self.prompt_dropout)
+        rows = self.dropped(self.tokens, len(images), generator)
         return extract(self.backbone, images, prompt, rows)
+
+    def dropped(
+        self, tokens: Tensor, images: int, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Return tokens `[images, count, dim]` after dropout, or None where there is none."""
+        if generator is None or not self.prompt_dropout:
+            return None
+        kept = torch.rand((images, *tokens.shape), generator=generator) >= self.prompt_dropout
+        return tokens * kept.to(tokens) / (1 - self.prompt_dropout)
 
     def prompt(self) -> Prompt:
         """Return the tokens as they are now, detached."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import cli_bench, cli_data, cli_pool, cli_use, options, terminal
+from vprompt import cli_bench, cli_data, cli_place, cli_pool, cli_use, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -54,6 +54,7 @@ app = typer.Typer(
 app.add_typer(cli_pool.app, name="pool")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
+app.command("placement")(cli_place.placement)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -190,7 +191,8 @@ def combine(
         typer.Option("--include-self/--exclude-self", help="Keep sources learned on the target."),
     ] = None,
     align: Annotated[
-        str | None, typer.Option(help="auto, none, hungarian. Default: as the method asks.")
+        str | None,
+        typer.Option(help="auto, none, hungarian, placement. Default: as the method asks."),
     ] = None,
     scale: Annotated[
         str | None, typer.Option(help="auto, none, token_norm, ln. Default: as the method asks.")

@@ -61,12 +61,17 @@ def without_self(sources: Sequence[Artifact], target: Task, progress: Progress) 
     return left
 
 
-def align_sources(sources: Sequence[Artifact], align: str) -> tuple[list[Prompt], bool]:
-    """Return prompts whose tokens correspond, and whether any token was moved for it.
+def align_sources(
+    sources: Sequence[Artifact], align: str
+) -> tuple[list[Prompt], bool | dict[str, Any]]:
+    """Return prompts whose tokens correspond, and whether (or how) tokens were moved for it.
 
     `auto` matches tokens unless all sources say that they grew from one initialisation.
+    `placement` also brings prompts of different placements to one.
     """
     prompts = [source.prompt for source in sources if source.prompt is not None]
+    if align == "placement":
+        return compose.align_places(prompts)
     compose.check_same_place(prompts, [source.name for source in sources])
     inits = {str(source.config.get("prompt_init")) for source in sources}
     if align == "none" or (align == "auto" and len(inits) == 1 and "None" not in inits):
@@ -104,7 +109,9 @@ def gather_evidence(
     heads = [source.head for source in sources]
     evidence = replace(evidence, probabilities=_own_probabilities(heads, evidence.features))
     if plan.target_epochs:
-        return replace(evidence, target=_learn_target(setting, sources, plan.target_epochs))
+        return replace(
+            evidence, target=_learn_target(setting, sources[0], prompts[0], plan.target_epochs)
+        )
     return evidence
 
 
@@ -114,14 +121,12 @@ def _own_probabilities(heads: Sequence[Head], features: SourceFeatures) -> tuple
     return tuple(each.softmax(1) for each in logits)
 
 
-def _learn_target(setting: Setting, sources: Sequence[Artifact], epochs: int) -> PromptTokens:
+def _learn_target(setting: Setting, first: Artifact, placed: Prompt, epochs: int) -> PromptTokens:
     """Learn a prompt on the target for a few epochs, from the start that the sources share."""
-    first = sources[0]
-    assert first.prompt is not None
-    counts = first.prompt.counts(setting.backbone.depth)
+    counts = placed.counts(setting.backbone.depth)
     init = first.config.get("prompt_init") or {}
     settings = {"prompt_init": init.get("kind", "blank"), "prompt_init_seed": init.get("seed", 0)}
-    if first.prompt.persist:
+    if placed.persist:
         settings |= {"num_virtual_tokens": sum(counts), "deep": False}
     else:
         settings |= {"num_virtual_tokens": counts, "deep": True}

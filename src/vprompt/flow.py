@@ -20,7 +20,7 @@ from vprompt import (
     scoring,
     stages,
 )
-from vprompt.adapter import PromptAdapter
+from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.cost import combining_estimate, training_estimate
@@ -115,7 +115,7 @@ def learn(
         "command": "learn",
         "method": str(registry.parse(method)),
         "settings": registry.complete("adapters", method),
-        "prompt_init": _prompt_init(method),
+        "prompt_init": _prompt_init(method, tuned.adapter),
         "train": chosen.model_dump(),
         "grid": {name: list(values) for name, values in (grid or {}).items()},
         "grid_reached": reached if grid else [],
@@ -153,12 +153,12 @@ def combine(
     """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head.
 
     `method` is a plug-in of `transfer/`. Sources that were learned on the target itself, a task of
-    its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`, or
-    `auto`: match tokens unless all sources grew from one initialisation. `scale` is one of
-    `compose.SCALES`. With `safeguard`, tuning starts from the mix, unless the plain average or
-    the best single source has a clearly smaller cross-validated loss on the training images.
-    Left out, the three are as the method asks. `config` defaults to `COMBINE`; `protocol` is as
-    for `learn`.
+    its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`,
+    `auto` (match tokens unless all sources grew from one initialisation), or `placement`: bring
+    deep prompts of different placements to one first. `scale` is one of `compose.SCALES`. With
+    `safeguard`, tuning starts from the mix, unless the plain average or the best single source
+    has a clearly smaller cross-validated loss on the training images. Left out, the three are as
+    the method asks. `config` defaults to `COMBINE`; `protocol` is as for `learn`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
@@ -378,10 +378,10 @@ def _finish(
     return Outcome(made, measured, run)
 
 
-def _prompt_init(method: str) -> dict[str, Any] | None:
+def _prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
     """Say from which initialisation a method's prompt starts, so that pools know what matches."""
     chosen = registry.complete("adapters", method)
-    if "prompt_init" not in chosen:
+    if not chosen.get("prompt_init") or not adapter.keeps_places:
         return None
     return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
 

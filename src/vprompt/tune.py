@@ -255,9 +255,10 @@ def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: 
 
 
 def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build one optimiser that honours weight decay everywhere but on the head's bias."""
+    """Build one optimiser that honours weight decay everywhere, on the head's bias if asked."""
     groups: list[dict[str, Any]] = []
-    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, 0.0)):
+    of_bias = config.weight_decay if config.decay_bias else 0.0
+    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, of_bias)):
         if parameter is not None:
             groups.append({"params": [parameter], "peak_lr": config.head_lr, "weight_decay": decay})
     for parameters, factor in classifier.adapter.groups():
