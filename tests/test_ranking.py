@@ -303,3 +303,16 @@ def test_records_that_cannot_be_judged_are_refused(spoil, words, refused):
     spoil(made)
     with refused(words):
         judge(made, resamples=10)
+
+
+def test_the_command_judges_a_folder_of_records(vprompt, fails, tmp_path):
+    import json
+
+    made = records()
+    for part, name in ((made[::2], "a.json"), (made[1::2], "b.json")):
+        (tmp_path / name).write_text(json.dumps({"records": part}))
+    code, out, _ = vprompt("bench", "metrics", tmp_path)
+    assert code == 0 and "| metric |" in out and "random ranking" in out
+    code, out, _ = vprompt("bench", "metrics", tmp_path, "--json")
+    assert code == 0 and {"rows", "targets", "own"} == set(json.loads(out))
+    fails("bench", "metrics", tmp_path / "nowhere", saying=["no scored sources", "records"])

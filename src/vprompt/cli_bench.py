@@ -146,6 +146,31 @@ def bench_check(
         raise typer.Exit(1)
 
 
+@app.command("metrics")
+def bench_metrics(
+    results: Annotated[
+        Path, typer.Argument(help="Folder of .json files that hold `records` of scored sources.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Judge metrics by the accuracy after tuning: rank correlations, regret and intervals."""
+    from vprompt import judging
+    from vprompt.files import read_json
+
+    found = [read_json(path) for path in sorted(results.glob("*.json"))]
+    records = [record for each in found for record in each["records"]]
+    if not records:
+        raise VPromptError(
+            f"{results} holds no scored sources. Each .json file there has the key `records`, a "
+            "list of {target, source, scores, accuracy_after_tuning, seconds}."
+        )
+    judgement = judging.judge(records)
+    if as_json:
+        print(json.dumps(judgement.to_json(), indent=2))
+    else:
+        print(terminal.printable(judging.markdown(judgement)), end="")
+
+
 def _finding(found: "Finding") -> list[str]:
     anchor = found.anchor
     numbers = [f"{found.result.mean:.1f}", f"{anchor.accuracy:.1f}", f"{found.difference:+.1f}"]
