@@ -125,6 +125,7 @@ def transfer(run: Run) -> dict[str, Any]:
         "left_out": max(0, len(sources) - plots.MOST_SOURCES),
         "annotated": len(sources) <= plots.MOST_ANNOTATED,
         "agreement": _agreement(matrix),
+        "silent": any(not row[index] for index, row in enumerate(matrix)),
         "with_intervals": any(source.get("interval") for source in sources),
         "optima": _optima(facts),
         "surrogate": _surrogate(run),
