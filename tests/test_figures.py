@@ -486,3 +486,132 @@ def test_figures_are_the_same_in_another_process_order(fill, draw, tmp_path):
         path.write_text(text)
     (store.folder / "bench.json").write_text(json.dumps(manifest))
     assert draw("ablation", store).svg() == before
+
+
+# Maps
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A benchmark that was really run on a tiny model: `(store, data)`; two tasks, two methods."""
+    from vprompt.bench import jobs, recipe, runner
+    from vprompt.bench.store import Store
+
+    folder = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(0)
+    for task, label in itertools.product(("cold", "warm", "wet"), range(3)):
+        place = folder / "data" / task / f"class{label}"
+        place.mkdir(parents=True)
+        for index in range(15):
+            pixels = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+            pixels[..., label] += 90
+            Image.fromarray(pixels).save(place / f"{index:02d}.png")
+    values = {
+        "name": "little",
+        "backbone": {"model": "tiny", "image_size": 32},
+        "train": {"epochs": 1, "precision": "fp32"},
+        "tasks": [{"name": name, "shots": 4} for name in ("cold", "warm", "wet")],
+        "methods": [
+            {"name": "U", "combine": "uniform"},
+            {"name": "H", "combine": "hgprompt(bootstrap=0)", "safeguard": False},
+        ],
+        "sources": {"learn": "vpt(num_virtual_tokens=2)", "train": {"epochs": 1}},
+    }
+    store = Store(folder / "out")
+    every = jobs.expand(
+        recipe.from_values(values, where="it"), data=folder / "data", output=store.folder
+    )
+    store.start(recipe.from_values(values, where="it"), every)
+    needed = [j for j in every if j.role == "source" or (j.task == "cold" and j.role == "final")]
+    assert not runner.run(needed, store).failed
+    return store, folder / "data"
+
+
+def test_a_map_shows_the_prompts_that_were_combined_and_the_sum_that_was_made(trained, monkeypatch):
+    from vprompt.artifact import prompt_digest
+    from vprompt.bench import embedding
+    from vprompt.features import features_of
+
+    store, data = trained
+    seen = []
+
+    def watched(backbone, prompt, examples, **options):
+        seen.append(prompt)
+        return features_of(backbone, prompt, examples, use_cache=False, **options)
+
+    monkeypatch.setattr(embedding, "features_of", watched)
+    found = embedding.embed(store, data=data, task="cold")
+    assert (found.cell.method, found.cell.task) == ("H", "cold")  # not uniform
+    assert sorted(found.features) == ["warm", "weighted sum", "wet"]
+    assert found.labels == [0] * 4 + [1] * 4 + [2] * 4  # the shots of the run, nothing else
+    record = store.read(found.cell.id)
+    assert prompt_digest(seen[-1]) == record["transfer"]["start_digest"]
+    scores = {each["name"]: each["hscore"] for each in record["transfer"]["sources"]}
+    for name in ("warm", "wet"):
+        ours = embedding.hscore(found.features[name], found.labels)
+        assert ours == pytest.approx(scores[name], abs=1e-6)
+
+
+def test_the_map_is_drawn_by_one_command(trained, vprompt, tmp_path):
+    store, data = trained
+    target = tmp_path / "map.svg"
+    code, out, err = vprompt(
+        *("bench", "figure", "tsne", store.folder, "--data", data, "--output", target),
+        *("--method", "U", "--source", "wet", "--quiet"),
+    )
+    assert code == 0, err
+    assert "t-SNE of 12 training images under 2 prompts: wet, weighted sum; cold, U, seed 0" in out
+    text = target.read_text()
+    assert ">class2</text>" in text and text.count("H-score") == 2
+
+
+def test_a_map_needs_the_images_and_the_pool_of_the_run(trained, refused, tmp_path):
+    import shutil
+
+    from vprompt.bench import embedding
+    from vprompt.bench.store import Store
+
+    store, data = trained
+    with refused("say where they are, --data DIR"):
+        embedding.embed(store)
+    with refused("no source 'dry'", "warm"):
+        embedding.embed(store, data=data, source=["dry"])
+    shutil.copytree(data, tmp_path / "other")
+    (tmp_path / "other" / "cold" / "class0" / "00.png").unlink()
+    with refused("'cold'", "are not those of the run", "--data"):
+        embedding.embed(store, data=tmp_path / "other")
+    copy = shutil.copytree(store.folder, tmp_path / "copy")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copy(copy / "pool" / "warm" / name, copy / "pool" / "wet" / name)
+    with refused("The pool's 'wet' is not the prompt that was combined"):
+        embedding.embed(Store(copy), data=data)
+
+
+def test_places_are_the_same_every_time_and_keep_far_groups_apart():
+    import torch
+
+    from vprompt.bench import embedding
+
+    features = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    features[20:] += 30
+    first, second = (np.array(embedding.plane(features)) for _ in range(2))
+    assert np.array_equal(first, second) and first.shape == (40, 2)
+    centres = first[:20].mean(0), first[20:].mean(0)
+    within = max(np.linalg.norm(first[:20] - centres[0], axis=1).max(), 1e-9)
+    assert np.linalg.norm(centres[0] - centres[1]) > within
+    assert np.array(embedding.plane(features[:5])).shape == (5, 2)  # the fewest
+
+
+def test_many_classes_leave_ten_with_colours_and_no_label_overlaps():
+    from vprompt.report.maps import Panel, embedding
+
+    rng = np.random.default_rng(0)
+    labels = [index % 13 for index in range(60)] + [12, 12]
+    panels = [Panel(LONG, "H-score 0.52", rng.standard_normal((62, 2)).tolist()) for _ in range(3)]
+    classes = [f"{index} {LONG}" for index in range(13)]
+    drawing = embedding(panels, labels, classes, method="t-SNE")
+    shown = words(drawing)
+    assert "other classes" in shown and shown.count("\N{HORIZONTAL ELLIPSIS}") == 3 + 10
+    assert "12 a method" in shown  # it has the most images
+    assert_legible(drawing)
+    assert_legible(embedding(panels[:1], [0, 1] * 31, ["a", "b"], method="t-SNE"))

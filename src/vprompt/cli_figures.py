@@ -1,16 +1,20 @@
 """Command line of `vprompt bench figure` and `bench report`: pictures of what came out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vprompt import terminal
+from vprompt.options import DeviceOption, QuietOption
 
 KindArgument = Annotated[
     str, typer.Argument(help="cosines, weights, tsne, lambda, ablation or pareto.")
 ]
 FolderArgument = Annotated[Path, typer.Argument(help="The --output of `bench run`.")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Folder that holds the image sets, for tsne.")
+]
 
 
 def bench_figure(
@@ -30,6 +34,12 @@ def bench_figure(
         typer.Option(help="Another candidate of the records, such as `combined, untuned`."),
     ] = None,
     cost: Annotated[str | None, typer.Option(help="seconds or parameters, for pareto.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="A source to show, for tsne; may be repeated.")
+    ] = None,
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
 ) -> None:
     """Draw a figure of a benchmark, of whatever is finished, as .svg or .png."""
     from vprompt.bench import figures
@@ -37,15 +47,17 @@ def bench_figure(
     from vprompt.report.canvas import check_suffix
 
     check_suffix(output)
-    drawing = figures.draw(
-        kind,
-        Store(folder),
-        method=method,
-        task=task,
-        seed=seed,
-        baseline=baseline,
-        candidate=candidate,
-        cost=cost,
-    )
+    given: dict[str, Any] = {
+        "method": method,
+        "task": task,
+        "seed": seed,
+        "source": source,
+        "data": data,
+    }
+    given |= {"baseline": baseline, "candidate": candidate, "cost": cost}
+    with terminal.progress(quiet) as progress:
+        if kind == "tsne":
+            given |= {"device": device, "progress": progress}
+        drawing = figures.draw(kind, Store(folder), **given)
     drawing.save(output)
     print(terminal.printable(f"{drawing.description}: {output}"))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vprompt import registry
-from vprompt.bench import suite, sweep
+from vprompt.bench import embedding, suite, sweep
 from vprompt.bench.store import Store
 from vprompt.bench.summary import Row, Run, differences, summarise
 from vprompt.errors import VPromptError
-from vprompt.report import comparisons, matrices, pareto, plots
+from vprompt.report import comparisons, maps, matrices, pareto, plots
 from vprompt.report.canvas import Drawing
+from vprompt.report.wording import signed
 
 MOST_MAPS = 4  # as many methods as the paper compares
 
@@ -25,7 +26,8 @@ def draw(kind: str, store: Store, **options: Any) -> Drawing:
     if kind not in KINDS:
         raise VPromptError(f"No figure called {kind!r}.{registry.suggest(kind, KINDS)}")
     given = {key: value for key, value in options.items() if value not in (None, [], ())}
-    known = [*inspect.signature(KINDS[kind]).parameters][1:]
+    asked = embedding.embed if kind == "tsne" else KINDS[kind]
+    known = [*inspect.signature(asked).parameters][1:]
     for key in given:
         if key not in known:
             takes = ", ".join(f"--{name}" for name in known) or "no options"
@@ -87,12 +89,12 @@ def weights(store: Store, *, method: Sequence[str] = ()) -> Drawing:
     shown = {key: row for key, row in cells.items() if key[0] in drawn}
     targets = [t for t in suite.ordered(groups, groups) if any(t == key[1] for key in shown)]
     sources = suite.ordered({name for row in shown.values() for name in row}, groups)
-    maps = []
+    matrix_of = []
     for name in drawn:
         rows = [shown.get((name, target), {}) for target in targets]
-        maps.append((name, [[_mean(row.get(source)) for source in sources] for row in rows]))
+        matrix_of.append((name, [[_mean(row.get(source)) for source in sources] for row in rows]))
     labels = [suite.label_of(source) for source in sources]
-    return matrices.weight_maps(maps, [suite.label_of(t) for t in targets], labels)
+    return matrices.weight_maps(matrix_of, [suite.label_of(t) for t in targets], labels)
 
 
 def ablation(store: Store, *, baseline: str | None = None, candidate: str | None = None) -> Drawing:
@@ -152,9 +154,29 @@ def by_lambda(store: Store, *, method: Sequence[str] = (), candidate: str | None
     return comparisons.sweep(found, "lambda", limit="uniform weights")
 
 
+def tsne(store: Store, **options: Any) -> Drawing:
+    """Draw a run's training images under single sources and under their sum (Figure 5).
+
+    `options` are those of `embedding.embed`. The images are needed: `data`.
+    """
+    found = embedding.embed(store, **options)
+    panels = [
+        maps.Panel(
+            suite.label_of(name),
+            f"H-score {signed(embedding.hscore(features, found.labels), 2)}",
+            embedding.plane(features),
+        )
+        for name, features in found.features.items()
+    ]
+    drawn = maps.embedding(panels, found.labels, found.classes, method="t-SNE")
+    about = f"{drawn.description}; {found.cell.task}, {found.cell.method}, seed {found.cell.seed}"
+    return Drawing(drawn.name, drawn.figure, about)
+
+
 KINDS: dict[str, Callable[..., Drawing]] = {
     "cosines": cosines,
     "weights": weights,
+    "tsne": tsne,
     "lambda": by_lambda,
     "ablation": ablation,
     "pareto": over_cost,
