@@ -79,12 +79,12 @@ def test_a_picture_is_a_file_of_its_own(record, tmp_path, epochs):
     place["distribution"] = place["distribution"][:1] * (epochs + 1)
     place["decisions"] = [decision(e, e % 3, (e + 1) % 3) for e in range(2, epochs)]
     record["tuning"]["kept_epoch"] = epochs // 2
-    placement.save(record, tmp_path / "one.svg")
-    placement.save(record, tmp_path / "one.png")
+    placement.drawing(record).save(tmp_path / "one.svg")
+    placement.drawing(record).save(tmp_path / "one.png")
     assert ElementTree.parse(tmp_path / "one.svg").getroot().tag.endswith("svg")
     assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
     again = tmp_path / "two.svg"
-    placement.save(record, again)
+    placement.drawing(record).save(again)
     assert again.read_bytes() == (tmp_path / "one.svg").read_bytes()
 
 

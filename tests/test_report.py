@@ -374,7 +374,7 @@ def test_a_negative_weight_is_drawn_and_written_with_a_real_minus(combined):
     from vprompt.report import plots
 
     combined["transfer"]["sources"][0]["weight"] = -0.1
-    assert f"{MINUS}0.100" in plots.weights(combined["transfer"]["sources"], [])
+    assert f"{MINUS}0.100" in plots.weights(combined["transfer"]["sources"], []).svg()
 
 
 def test_a_large_pool_is_drawn_in_part_and_listed_whole(combined, monkeypatch):

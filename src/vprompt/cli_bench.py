@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vprompt import terminal
+from vprompt import cli_figures, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import DeviceOption, JsonOption, QuietOption
 
@@ -17,6 +17,8 @@ app = typer.Typer(
     help="Compare methods over tasks and seeds: a recipe, many runs, one table.",
     no_args_is_help=True,
 )
+
+app.command("figure")(cli_figures.bench_figure)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A .yaml recipe (docs/benchmarks.md).")]
 FolderArgument = Annotated[Path, typer.Argument(help="The --output of `bench run`.")]

@@ -28,7 +28,7 @@ def placement(
         raise VPromptError(f"{path} is not the record of a run. Give a run.json or an artefact.")
     rows, summary = pictures.flows(record), pictures.summary(record)
     if output is not None:
-        pictures.save(record, output)
+        pictures.drawing(record).save(output)
     if as_json:
         print(json.dumps({"summary": summary, "blocks": rows}, indent=2))
         return

@@ -21,6 +21,7 @@ and is the pool of the others.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -236,3 +237,11 @@ def _check_method(recipe: BenchRecipe, method: MethodEntry) -> None:
             raise VPromptError(f"The grid names no values for {key!r}.")
         for value in values:
             TrainConfig.checked({**train, key: value})
+
+
+def check_known(what: str, asked: Iterable[Any], known: Sequence[Any]) -> None:
+    """Raise VPromptError where something is asked for that the recipe does not have."""
+    for each in asked:
+        if each not in known:
+            listing = ", ".join(str(name) for name in dict.fromkeys(known))
+            raise VPromptError(f"The recipe has no {what} {each!r}. It has: {listing}.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vprompt.bench.jobs import Job
+from vprompt.bench.recipe import check_known
 from vprompt.bench.store import Store
 from vprompt.bench.work import choose, run_job
 from vprompt.errors import VPromptError
@@ -37,9 +38,9 @@ def pick(
     Shard `(i, n)` is the i-th of n parts, counted from 1; runs of one method on one task stay
     together.
     """
-    _check_known("method", methods, [job.method for job in jobs if job.role == "final"])
-    _check_known("task", tasks, [job.task for job in jobs])
-    _check_known("seed", seeds, [job.seed for job in jobs if job.role == "final"])
+    check_known("method", methods, [job.method for job in jobs if job.role == "final"])
+    check_known("task", tasks, [job.task for job in jobs])
+    check_known("seed", seeds, [job.seed for job in jobs if job.role == "final"])
     by_id = {job.id: job for job in jobs}
     wanted: set[str] = set()
 
@@ -130,10 +131,3 @@ def _failure(error: Exception) -> dict[str, Any]:
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or "no message"
     return text if isinstance(error, VPromptError) else f"{type(error).__name__}: {text}"
-
-
-def _check_known(what: str, asked: Sequence[Any], known: Sequence[Any]) -> None:
-    for each in asked:
-        if each not in known:
-            listing = ", ".join(str(name) for name in dict.fromkeys(known))
-            raise VPromptError(f"The recipe has no {what} {each!r}. It has: {listing}.")

@@ -8,14 +8,14 @@ OUTPUT/
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vprompt import artifact
 from vprompt.bench.jobs import Job
-from vprompt.bench.recipe import BenchRecipe, from_values
+from vprompt.bench.recipe import BenchRecipe, check_known, from_values
 from vprompt.errors import VPromptError
 from vprompt.files import read_json, write_json
 
@@ -73,6 +73,24 @@ class Store:
         """Return the records of all cells that are finished."""
         finished = self.finished()
         return {cell: read_json(finished[cell.id]) for cell in cells if cell.id in finished}
+
+    def select(
+        self,
+        *,
+        methods: Sequence[str] | None = None,
+        task: str | None = None,
+        seed: int | None = None,
+    ) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Yield the finished runs of the table that are asked for, read one at a time."""
+        recipe, finished = self.recipe(), self.finished()
+        check_known("method", methods or (), [each.name for each in recipe.methods])
+        check_known("task", () if task is None else [task], [each.name for each in recipe.tasks])
+        check_known("seed", () if seed is None else [seed], recipe.seeds)
+        for cell in self.cells():
+            asked = methods is None or cell.method in methods
+            asked &= task in (None, cell.task) and seed in (None, cell.seed)
+            if asked and cell.id in finished:
+                yield cell, read_json(finished[cell.id])
 
     def write(self, job: Job, record: dict[str, Any]) -> None:
         """Keep a finished run; a failure of the same run before is forgotten."""

@@ -1,27 +1,35 @@
-"""Canvas: empty figures in the report's style, and their text as SVG that lives inside a page.
+"""Canvas: empty figures in the report's style, and what becomes of them: part of a page, or a file.
 
-Colours and fonts belong to the page: every named colour leaves here as a CSS variable, so a figure
-follows the reader's light or dark theme, and stays legible outside the page through its fallback.
+In a page, colours and fonts belong to the page: every named colour leaves here as a CSS variable,
+so a figure follows the reader's light or dark theme. A file has plain colours on white paper.
 """
 
 import html
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import TextPath
 
 from vprompt.errors import VPromptError
 from vprompt.files import atomic_file
-from vprompt.report.wording import Number
+from vprompt.report.wording import Number, signed
 
 WIDTH = 560  # user units, which are CSS pixels at full size
+WIDE = 900  # for what needs the whole page
+PAPER = "#ffffff"
+SHARPNESS = 4  # pixels of a PNG per unit: 320 to the inch at 7 inches
+SUFFIXES = (".svg", ".png")
 
 # The same names as the variables in report.css.
 INK, MUTED, RULE, CARD = "#1c2530", "#5f6b7a", "#dfe3e8", "#fefefe"
@@ -36,6 +44,7 @@ _VARIABLES = {
     QUIET: "quiet",
 }
 
+_NOTHING = {key: None for key in ("Date", "Creator", "Format", "Type")}  # the same in every run
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "text.parse_math": False,  # a class may be called $5
@@ -70,18 +79,62 @@ def style(name: str) -> Iterator[None]:
         yield
 
 
-def new_figure(height: Number) -> Figure:
-    """Return a figure of the full width whose units are CSS pixels."""
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A finished figure: `name` makes its identifiers, `description` is for who cannot see it."""
+
+    name: str
+    figure: Figure
+    description: str
+
+    def svg(self, place: str = "") -> str:
+        """Return an SVG element that scales with its container, in the colours of the page.
+
+        Two figures of one name on a page need a `place` each, which keeps their identifiers apart.
+        """
+        with style(f"{self.name}{place}"):
+            return to_svg(self.figure, self.description)
+
+    def __html__(self) -> str:
+        """Stand in a template as the SVG element."""
+        return self.svg()
+
+    def save(self, path: Path | str) -> None:
+        """Write a file of its own, whole or not at all: `.svg` with text as text, or `.png`."""
+        path = Path(path)
+        check_suffix(path)
+        data, kind = io.BytesIO(), path.suffix[1:]
+        facts = _NOTHING | {"Title": self.description} if kind == "svg" else {"Software": None}
+        with style(self.name), _glyphs_of_others():
+            self.figure.savefig(
+                data, format=kind, facecolor=PAPER, dpi=72 * SHARPNESS, metadata=facts
+            )
+        with atomic_file(path) as draft:
+            draft.write_bytes(data.getvalue())
+
+
+def check_suffix(path: Path) -> None:
+    """Raise VPromptError unless a figure can be written under this name."""
+    if path.suffix not in SUFFIXES:
+        raise VPromptError(
+            f"A figure is written as {' or '.join(SUFFIXES)}, but got {path.name!r}."
+        )
+
+
+def new_figure(height: Number, width: Number = WIDTH) -> Figure:
+    """Return a figure whose units are CSS pixels."""
     layout = ConstrainedLayoutEngine(w_pad=3 / 72, h_pad=4 / 72, wspace=0.05)
-    return Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout=layout)
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
 
 
-def fixed_figure(height: Number) -> tuple[Figure, Callable[[Number, Number, Number, Number], Axes]]:
+def fixed_figure(
+    height: Number, width: Number = WIDTH
+) -> tuple[Figure, Callable[[Number, Number, Number, Number], Axes]]:
     """Return a figure, and a function that adds axes at `(left, top, width, height)` in pixels."""
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
 
     def place(left: Number, top: Number, wide: Number, high: Number) -> Axes:
-        box = (left / WIDTH, 1 - (top + high) / height, wide / WIDTH, high / height)
+        box = (left / width, 1 - (top + high) / height, wide / width, high / height)
         return figure.add_axes(box)
 
     return figure, place
@@ -107,7 +160,7 @@ def write_after(axes: Axes, row: Number, value: Number, text: str) -> None:
     )
 
 
-def write_beside(axes: Axes, row: int, text: str, *, bold: bool) -> None:
+def write_beside(axes: Axes, row: Number, text: str, *, bold: bool) -> None:
     """Write a number in a column to the right of the axes."""
     axes.annotate(
         text,
@@ -128,31 +181,62 @@ def widen(axes: Axes, span: Number) -> None:
     axes.set_xlim(low - extra, high + extra)
 
 
+def width_of(text: str, size: Number) -> float:
+    """Return how wide a text is in matplotlib's font, which is wider than the fonts of most pages.
+
+    Only within `style`, where a dollar sign is a dollar sign.
+    """
+    with _glyphs_of_others():
+        # Small letters are set on whole pixels, which takes a little more than their outlines.
+        return 1.08 * float(TextPath((0, 0), text, size=float(size)).get_extents().width)
+
+
 def shorten(name: str, limit: int = 26) -> str:
     """Return a name that fits beside a plot: one line, no control characters."""
     name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     return name if len(name) <= limit else name[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a file of its own, SVG or PNG by its ending, on the report's paper."""
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in ("svg", "png"):
-        raise VPromptError(f"A picture is a .svg or .png file, but got {str(path)!r}.")
-    plain = {"Date": None} if kind == "svg" else {"Software": None}
-    with atomic_file(path) as draft, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure.savefig(draft, format=kind, metadata=plain, facecolor=CARD, dpi=144)
+def colour_scale(axes: Axes, mesh: QuadMesh, ticks: Mapping[float, str]) -> None:
+    """Draw the colours of a heat map as a bar; the first and last tick stay within it."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    bar = figure.colorbar(mesh, cax=axes, orientation="horizontal")
+    assert bar.solids is not None
+    bar.solids.set_edgecolor("face")  # otherwise hair lines show between the steps
+    bar.outline.set_visible(False)
+    bar.set_ticks([*ticks], labels=[*ticks.values()])
+    axes.tick_params(length=0, pad=5, labelcolor=MUTED)
+    first, *_, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
+
+
+def write_cell(
+    axes: Axes, mesh: QuadMesh, row: int, column: int, value: Number | None, size: Number
+) -> None:
+    """Write a number into its cell of a heat map, to two digits; None is a dash."""
+    middle = (column + 0.5, row + 0.5)
+    if value is None:
+        axes.text(*middle, "\N{EN DASH}", color=MUTED, fontsize=size, ha="center", va="center")
+        return
+    red, green, blue, _ = mesh.to_rgba(np.array(value))
+    # Not from the palette of the page: the cells have the same colours in both themes.
+    light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+    axes.text(
+        *(*middle, signed(value, 2).replace("0.", ".", 1)),
+        color="#222222" if light else "#ffffff",
+        fontsize=size,
+        ha="center",
+        va="center_baseline",
+    )
 
 
 def to_svg(figure: Figure, description: str) -> str:
     """Return the figure as an SVG element that scales with its container."""
     target = io.StringIO()
-    nothing = {key: None for key in ("Date", "Creator", "Format", "Type")}
-    with warnings.catch_warnings():
-        # Text is measured with matplotlib's font but drawn with the reader's, which has the glyph.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure.savefig(target, format="svg", metadata=nothing)
+    with _glyphs_of_others():
+        figure.savefig(target, format="svg", metadata=_NOTHING)
     text = target.getvalue()
     text = text[text.index("<svg") :]
     # Group names such as figure_1 repeat in every figure, and nothing refers to them.
@@ -163,3 +247,11 @@ def to_svg(figure: Figure, description: str) -> str:
     assert box is not None
     opening = f'<svg role="img" aria-label="{html.escape(description)}" {box[0]}>'
     return opening + text[text.index(">") + 1 :].strip()
+
+
+@contextmanager
+def _glyphs_of_others() -> Iterator[None]:
+    """Allow text that is measured with matplotlib's font, but drawn with the reader's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        yield

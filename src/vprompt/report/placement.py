@@ -5,7 +5,6 @@ cannot tell red from green, and an arrow says the same as a change of colour.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
@@ -59,16 +58,10 @@ def figure(run: Run) -> Figure:
     return drawn
 
 
-def svg(run: Run) -> str:
-    """Return the figure as SVG for a page."""
+def drawing(run: Run) -> canvas.Drawing:
+    """Return the figure, ready for a page or a file."""
     with canvas.style("placement"):
-        return canvas.to_svg(figure(run), summary(run))
-
-
-def save(run: Run, path: Path) -> None:
-    """Write the figure as a .svg or .png file, whole or not at all."""
-    with canvas.style("placement"):
-        canvas.save(figure(run), path)
+        return canvas.Drawing("placement", figure(run), summary(run))
 
 
 def summary(run: Run) -> str:

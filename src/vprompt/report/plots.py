@@ -1,15 +1,17 @@
-"""Plots: every figure of the report, each a function from recorded numbers to inline SVG."""
+"""Plots: every figure of the report, each a function from recorded numbers to a drawing."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from vprompt.report import canvas
-from vprompt.report.canvas import ACCENT, CARD, INK, MUTED, QUIET, RULE, SECOND
+from vprompt.report.canvas import ACCENT, CARD, INK, MUTED, QUIET, RULE, SECOND, Drawing
 from vprompt.report.wording import Number, duration, percent, signed
 
 MOST_SOURCES = 40  # more rows than this are a table, not a picture
@@ -27,7 +29,7 @@ _REFERENCES: dict[str, tuple[str, Any]] = {
 Row = Mapping[str, Any]
 
 
-def accuracies(tests: Sequence[tuple[str, Row]], final: str) -> str:
+def accuracies(tests: Sequence[tuple[str, Row]], final: str) -> Drawing:
     """Draw the test accuracy of every candidate as a dot on its interval."""
     names = [name for name, _ in tests]
     with canvas.style("accuracies"):
@@ -49,10 +51,10 @@ def accuracies(tests: Sequence[tuple[str, Row]], final: str) -> str:
         axes.set_xlabel("test images classified correctly, in per cent")
         best = max(tests, key=lambda pair: pair[1]["acc1"])
         text = f"Test accuracy of {len(tests)} candidates; the highest is {best[0]} with "
-        return canvas.to_svg(figure, text + percent(best[1]["acc1"]))
+        return Drawing("accuracies", figure, text + percent(best[1]["acc1"]))
 
 
-def weights(sources: Sequence[Row], references: Sequence[tuple[str, Number]]) -> str:
+def weights(sources: Sequence[Row], references: Sequence[tuple[str, Number]]) -> Drawing:
     """Draw the weight of every source, and next to it the H-score of the source alone."""
     sources = sources[:MOST_SOURCES]
     count = len(sources)
@@ -82,22 +84,30 @@ def weights(sources: Sequence[Row], references: Sequence[tuple[str, Number]]) ->
                 axes.axhline(count - 0.5, color=RULE, linewidth=1)
         canvas.widen(right, 0.05)
         text = f"Weights and H-scores of {count} sources; the heaviest is {names[0]} with "
-        return canvas.to_svg(figure, text + signed(sources[0]["weight"], 3))
+        return Drawing("weights", figure, text + signed(sources[0]["weight"], 3))
 
 
-def cosines(names: Sequence[str], matrix: Sequence[Sequence[Number]]) -> str:
-    """Draw how far the sources' gradients agree, as a matrix coloured around zero."""
+def cosines(names: Sequence[str], matrix: Sequence[Sequence[Number]]) -> Drawing:
+    """Draw how far the sources' gradients agree, as a matrix coloured around zero.
+
+    A source without a gradient, whose cosine with itself is 0, has a dash in place of numbers.
+    """
+    silent = {index for index, row in enumerate(matrix) if not row[index]}
+    shown = [
+        [None if {row, column} & silent else value for column, value in enumerate(values)]
+        for row, values in enumerate(matrix)
+    ]
     labels = [canvas.shorten(name, 18) for name in names[:MOST_SOURCES]]
     count = len(labels)
     with canvas.style("cosines"):
         size, turn = (12.5, 40) if count <= 20 else (9, 90)
-        margin = 14 + 0.62 * size * max(len(label) for label in labels)
+        margin = 12 + max(canvas.width_of(label, size) for label in labels)
         side = min(46 * count, canvas.WIDTH - margin - 12)
-        below = margin * math.sin(math.radians(turn)) + 4
+        below = margin * math.sin(math.radians(turn)) + 10
         figure, place = canvas.fixed_figure(56 + side + below)
         axes = place(margin, 56, side, side)
         mesh = axes.pcolormesh(
-            [row[:count] for row in matrix[:count]],
+            np.array([row[:count] for row in shown[:count]], dtype=float),
             cmap=colormaps["RdBu"].resampled(41),
             vmin=-1,
             vmax=1,
@@ -113,12 +123,16 @@ def cosines(names: Sequence[str], matrix: Sequence[Sequence[Number]]) -> str:
             label.set(rotation_mode="anchor", va="center" if turn == 90 else "top")
         axes.invert_yaxis()
         if count <= MOST_ANNOTATED:
-            _annotate(axes, matrix, 12 if count <= 8 else 10.5)
-        _colour_scale(place(margin, 6, 240, 12), mesh)
-        return canvas.to_svg(figure, f"Cosines between the prompt gradients of {count} sources")
+            for row, column in itertools.product(range(count), repeat=2):
+                value = shown[row][column]
+                canvas.write_cell(axes, mesh, row, column, value, 12 if count <= 8 else 10.5)
+        ends = {-1.0: signed(-1, 0) + " opposite", 0.0: "0", 1.0: "1 same"}
+        canvas.colour_scale(place(margin, 6, 240, 12), mesh, ends)
+        text = f"Cosines between the prompt gradients of {count} sources"
+        return Drawing("cosines", figure, text)
 
 
-def curve(history: Sequence[Row], kept_epoch: int) -> str:
+def curve(history: Sequence[Row], kept_epoch: int) -> Drawing:
     """Draw validation accuracy and the losses by epoch, with the kept epoch marked."""
     accuracy = _points(history, "val_accuracy")
     losses = {
@@ -153,10 +167,10 @@ def curve(history: Sequence[Row], kept_epoch: int) -> str:
             FuncFormatter(lambda value, _: "start" if value == 0 else f"{value:g}")
         )
         stack[-1].set_xlabel("epoch")
-        return canvas.to_svg(figure, f"Training curve over {last} epochs; {kept}")
+        return Drawing("curve", figure, f"Training curve over {last} epochs; {kept}")
 
 
-def seconds(stages: Sequence[tuple[str, Number]]) -> str:
+def seconds(stages: Sequence[tuple[str, Number]]) -> Drawing:
     """Draw the time of every stage."""
     with canvas.style("seconds"):
         figure = canvas.new_figure(20 + 26 * len(stages))
@@ -169,7 +183,7 @@ def seconds(stages: Sequence[tuple[str, Number]]) -> str:
         axes.set_xlim(0, 1.18 * max(*(value for _, value in stages), 0.01))
         axes.set_xticks([])
         total = duration(sum(value for _, value in stages))
-        return canvas.to_svg(figure, f"Time of {len(stages)} stages, {total} together")
+        return Drawing("seconds", figure, f"Time of {len(stages)} stages, {total} together")
 
 
 def _weight_bars(axes: Axes, sources: Sequence[Row]) -> None:
@@ -211,33 +225,6 @@ def _limit_to_what_differs(axes: Axes, found: Sequence[Row]) -> None:
         va="bottom",
         color=MUTED,
     )
-
-
-def _annotate(axes: Axes, matrix: Sequence[Sequence[Number]], size: Number) -> None:
-    for row, values in enumerate(matrix):
-        for column, value in enumerate(values):
-            # Not from the palette of the page: the cells have the same colours in both themes.
-            colour = "#ffffff" if abs(value) > 0.6 else "#222222"
-            text = signed(value, 2).replace("0.", ".", 1)
-            axes.text(
-                *(column + 0.5, row + 0.5, text),
-                color=colour,
-                fontsize=size,
-                ha="center",
-                va="center_baseline",
-            )
-
-
-def _colour_scale(axes: Axes, mesh: Any) -> None:
-    bar = axes.figure.colorbar(mesh, cax=axes, orientation="horizontal")
-    assert bar.solids is not None
-    bar.solids.set_edgecolor("face")  # otherwise hair lines show between the steps
-    bar.outline.set_visible(False)
-    bar.set_ticks([-1, 0, 1], labels=[signed(-1, 0) + " opposite", "0", "1 same"])
-    axes.tick_params(length=0, pad=5, labelcolor=MUTED)
-    left, _, right = axes.get_xticklabels()
-    left.set_horizontalalignment("left")
-    right.set_horizontalalignment("right")
 
 
 def _points(history: Sequence[Row], key: str) -> list[tuple[int, Number]]:

@@ -126,6 +126,7 @@ def transfer(run: Run) -> dict[str, Any]:
         "left_out": max(0, len(sources) - plots.MOST_SOURCES),
         "annotated": len(sources) <= plots.MOST_ANNOTATED,
         "agreement": _agreement(matrix),
+        "silent": any(not row[index] for index, row in enumerate(matrix)),
         "with_intervals": any(source.get("interval") for source in sources),
         "optima": _optima(facts),
         "surrogate": _surrogate(run),
@@ -193,7 +194,7 @@ def placed(run: Run) -> dict[str, Any] | None:
     if not (run["tuning"].get("memory") or {}).get("placement"):
         return None
     return {
-        "plot": Markup(placement.svg(run)),
+        "plot": Markup(placement.drawing(run).svg()),
         "summary": placement.summary(run),
         "flows": placement.flows(run),
         "decisions": placement.history(run)["decisions"],
