@@ -124,6 +124,35 @@ def test_the_card_holds_a_recipe_that_makes_the_same_artefact_again(write, tmp_p
     assert json.loads(json.dumps(first.run["replay"])) == first.run["replay"]
 
 
+def test_other_training_images_than_the_recipes_are_refused(write, tmp_path, tiny, refused):
+    from vprompt import flow, recipe
+
+    outcome = flow.combine(
+        **{**recipe.read(write()).arguments(), "model": tiny}, output=tmp_path / "one", test=False
+    )
+    target = outcome.run["replay"]["target"]
+    assert target["digest"] == outcome.run["task"]["splits"]["train"]["digest"]
+    again = recipe.read(tmp_path / "one").arguments()
+    assert again["train_digest"] == target["digest"]
+    with refused("not those of the recipe", target["digest"], "name the TASK", "leave `digest`"):
+        flow.combine(**{**again, "model": tiny, "draw": 1}, test=False)
+    # A digest of other images in a file is refused in the same way, before any source is passed.
+    with refused("not those of the recipe", "sha256:abc"):
+        path = write(target={"data": "digits", "shots": 3, "digest": "sha256:abc"})
+        flow.combine(**{**recipe.read(path).arguments(), "model": tiny}, test=False)
+
+
+@pytest.mark.parametrize("given", [{"task": "elpv"}, {"shots": 5}, {"draw": 2}, {"model": "tiny"}])
+def test_whoever_names_other_images_means_them(write, given):
+    from vprompt import recipe
+
+    path = write(target={"data": "digits", "shots": 3, "digest": "sha256:abc"})
+    assert recipe.read(path).arguments(method="uniform")["train_digest"] == "sha256:abc"
+    found = recipe.read(path).arguments(**given)
+    assert found["train_digest"] is None
+    assert all(found[key] == value for key, value in given.items())
+
+
 def test_a_learned_artefact_holds_no_recipe_to_run_again(folder, refused):
     from vprompt import recipe
 

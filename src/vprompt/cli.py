@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -222,8 +222,7 @@ def combine(
     from vprompt import recipe as recipes
     from vprompt.train_config import COMBINE
 
-    start = {} if recipe is None else recipes.read(recipe).arguments()
-    given = {
+    typed: dict[str, Any] = {
         "task": task,
         "pool_folder": pool,
         "method": method,
@@ -235,7 +234,8 @@ def combine(
         "safeguard": safeguard,
         "include_self": include_self,
     }
-    arguments = {**start, **{key: value for key, value in given.items() if value is not None}}
+    given = {key: value for key, value in typed.items() if value is not None}
+    arguments = given if recipe is None else recipes.read(recipe).arguments(**given)
     if "task" not in arguments or "pool_folder" not in arguments:
         raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
     start_config = arguments.get("config")

@@ -339,7 +339,7 @@ def describe_transfer(
 
 def replay(
     task: str | None,
-    draw: Mapping[str, int | None],
+    draw: Mapping[str, int | str | None],
     backbone: str,
     method: str,
     parameters: Mapping[str, Any],

@@ -132,6 +132,7 @@ def combine(
     config: TrainConfig | None = None,
     shots: int | None = None,
     draw: int = 0,
+    train_digest: str | None = None,
     exclude: tuple[str, ...] = (),
     include_self: bool = False,
     align: str | None = None,
@@ -156,7 +157,7 @@ def combine(
     `compose.SCALES`. With `safeguard`, tuning starts from the mix, unless the plain average or
     the best single source has a clearly smaller cross-validated loss on the training images.
     Left out, the three are as the method asks. `config` defaults to `COMBINE`; `protocol` is as
-    for `learn`.
+    for `learn`. Training images of another digest than `train_digest` are refused.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
@@ -173,6 +174,7 @@ def combine(
         config,
         shots,
         draw,
+        digest=train_digest,
         skip_bad=skip_bad,
         keep_states=keep_states,
         progress=progress,
@@ -220,7 +222,7 @@ def combine(
         "prompt_init": None,
         "replay": combining.replay(
             task if isinstance(task, str) else None,
-            {"shots": shots, "draw": draw},
+            {"shots": shots, "draw": draw, "digest": f"sha256:{setting.train.digest}"},
             backbone.name,
             method,
             {

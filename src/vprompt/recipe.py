@@ -46,12 +46,16 @@ class Model(_Strict):
 
 
 class Target(_Strict):
-    """The task that the sum is for, and how many of its images are drawn."""
+    """The task that the sum is for, and how many of its images are drawn.
+
+    `digest` is that of the drawn images and labels at the backbone's size, checked where given.
+    """
 
     data: str | None
     split: Literal["train", "train800"] = "train"
     shots: int | None = Field(None, ge=1)
     draw: int = 0
+    digest: str | None = None
 
 
 class Recipe(_Strict):
@@ -65,8 +69,12 @@ class Recipe(_Strict):
     train: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32"] = "float32"
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `flow.combine`, every one of them checked."""
+    def arguments(self, **given: Any) -> dict[str, Any]:
+        """Return the arguments of `flow.combine`, every one of them checked.
+
+        What is `given` goes first; whoever names other images means them, so their digest is not
+        held against the recipe's.
+        """
         config = TrainConfig.checked({**COMBINE, **self.train})
         method = self._method()
         registry.build("transfer", method)
@@ -79,6 +87,7 @@ class Recipe(_Strict):
             )
         for model in self.models:
             _check_digest(model)
+        other = {"task", "shots", "draw", "model"} & set(given)
         return {
             "task": self.target.data,
             "pool_folder": [model.model for model in self.models],
@@ -87,7 +96,9 @@ class Recipe(_Strict):
             "config": config,
             "shots": self.target.shots,
             "draw": self.target.draw,
+            "train_digest": None if other else self.target.digest,
             **{key: self.parameters[key] for key in _FLOW if key in self.parameters},
+            **given,
         }
 
     def _method(self) -> str:
