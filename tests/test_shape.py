@@ -20,6 +20,7 @@ LAYERS = [
         "mix",
         "recipe",
         "probe",
+        "hub",
         "scoring",
         "judging",
         "pool",
@@ -183,6 +184,13 @@ def test_plug_ins_do_not_import_one_another(path):
 def test_timm_is_known_to_backbones_alone(path):
     if "backbones" not in path.parts:
         assert not {name for name in imported(path) if name.split(".")[0] == "timm"}
+
+
+@every_file
+def test_the_network_is_known_to_the_hub_and_to_backbones_alone(path):
+    network = {"huggingface_hub", "requests", "httpx", "urllib", "socket", "http"}
+    if path.name != "hub.py" and "backbones" not in path.parts:
+        assert not {name for name in imported(path) if name.split(".")[0] in network}
 
 
 @every_file

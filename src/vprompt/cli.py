@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vprompt import cli_bench, cli_data, cli_pool, options, terminal
+from vprompt import cli_bench, cli_data, cli_pool, cli_share, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -53,6 +53,7 @@ app = typer.Typer(
 app.add_typer(cli_pool.app, name="pool")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_share.app, name="share")
 
 
 def _print_version(wanted: bool) -> bool:
@@ -323,7 +324,7 @@ def score(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    artifact: Annotated[Path, typer.Option(help="Artefact folder.")],
+    artifact: Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")],
     output: Annotated[
         Path | None, typer.Option(help="A .csv or .json file; default: print.")
     ] = None,
@@ -357,10 +358,8 @@ def predict(
     elif as_json:
         print(prediction.as_json(found))
     else:
-        terminal.table(
-            ["image", "label", "probability"],
-            [[p.image, p.label, f"{p.probability:.3f}"] for p in found],
-        )
+        rows = [[each.image, each.label, f"{each.probability:.3f}"] for each in found]
+        terminal.table(["image", "label", "probability"], rows)
 
 
 @app.command("list")

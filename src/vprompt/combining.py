@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt import compose, measure, registry, scoring
+from vprompt import compose, hub, measure, registry, scoring
 from vprompt.adapter import WeightedSum
 from vprompt.artifact import Artifact, prompt_digest
 from vprompt.errors import VPromptError
@@ -20,7 +20,7 @@ from vprompt.prompt import Prompt
 from vprompt.stages import Setting, run_tuning
 from vprompt.task import Task
 from vprompt.train_config import TrainConfig
-from vprompt.types import Features, PromptTokens, SourceFeatures, Weights
+from vprompt.types import Features, LayerWeights, PromptTokens, SourceFeatures, Weights
 
 DUPLICATE = 0.9999  # cosine between the features of two sources that are one
 SWITCH = 2.0  # standard errors by which another start has to be better than the mix
@@ -156,9 +156,13 @@ def weigh_sources(
     mix.check(method, len(kept))
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[kept] = mix.weights.double()
+    layers = None
+    if mix.layers is not None:
+        layers = torch.zeros(len(mix.layers), len(evidence), dtype=torch.float64)
+        layers[:, kept] = mix.layers.double()
     names = evidence.names
     facts = {**mix.facts, "weighed": [names[row] for row in kept]}
-    return replace(mix, weights=weights, facts=facts), {
+    return replace(mix, weights=weights, facts=facts, layers=layers), {
         names[a]: names[b] for a, b in twins.items()
     }
 
@@ -184,6 +188,18 @@ def remarks(mix: Mix, twins: Mapping[str, str], evidence: Evidence) -> list[str]
     return found
 
 
+def shares(mix: Mix, weights: Weights, prompts: Sequence[Prompt]) -> Weights | LayerWeights:
+    """Return what the sum is made with: the weights, or a row of them for every block."""
+    if mix.layers is None:
+        return weights
+    if len(prompts[0].blocks.unique()) == 1:
+        raise VPromptError(
+            "All tokens of these prompts enter one block, so weights that change over the layers "
+            "have no meaning. Give every source one number, or combine deep prompts."
+        )
+    return mix.layers
+
+
 def refine(
     setting: Setting,
     prompts: Sequence[Prompt],
@@ -197,6 +213,8 @@ def refine(
     The surrogate adds up features; what is used in the end adds up prompts. Only M numbers are
     trained, judged like any other training on the validation images.
     """
+    if mix.layers is not None:
+        raise VPromptError("refine trains one weight per source, not one per layer. Use refine=0.")
     if bool((mix.weights < 0).any()):
         raise VPromptError(
             "refine keeps weights above 0, but the solver returned negative ones. Use another "
@@ -309,14 +327,15 @@ def describe_transfer(
     spans = dict(zip(facts.pop("weighed", ()), facts.pop("intervals", ()), strict=False))
     refined = not torch.equal(weights, mix.weights)
     described = []
-    for source, weight, solved, features in zip(
-        sources, weights, mix.weights, evidence.features, strict=True
+    for row, (source, weight, solved, features) in enumerate(
+        zip(sources, weights, mix.weights, evidence.features, strict=True)
     ):
         described.append(
             {
                 "name": source.name,
                 "weight": float(weight),
                 "weight_before_refining": float(solved),
+                "layer_weights": None if mix.layers is None else mix.layers[:, row].tolist(),
                 "interval": None if refined else spans.get(source.name),
                 "hscore": hscore(features, evidence.labels),
                 "task": source.config.get("task", {}).get("name"),
@@ -353,8 +372,12 @@ def replay(
     return {
         "merge_method": str(registry.parse(method)),
         "base_model": backbone,
-        "models": [{"model": str(s.folder), "digest": s.digest} for s in sources],
+        "models": [{"model": _origin(s), "digest": s.digest} for s in sources],
         "target": {"data": task, **draw},
         "parameters": dict(parameters),
         "train": config.model_dump(),
     }
+
+
+def _origin(source: Artifact) -> str:
+    return str(source.folder) if source.folder is None else hub.origin(source.folder)

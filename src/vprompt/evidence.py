@@ -42,7 +42,8 @@ class Evidence:
     `half_gradients` over the first half of the images, and `reference`, the gradient at the
     sources' plain average over the second; `variances` of single images' gradients; `target`, the
     tokens learned briefly on the target itself. `prompts` are the sources' own tokens, where all
-    have as many. `probabilities` are what every source's own head says of the images.
+    have as many. `probabilities` are what every source's own head says of the images. `layers`
+    counts the backbone's blocks.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,7 @@ class Evidence:
     prompts: SourceTokens | None = None
     target: TargetTokens | None = None
     probabilities: tuple[SourceProbabilities, ...] | None = None
+    layers: int = 1
 
     def __len__(self) -> int:
         """Count the sources."""
@@ -135,6 +137,7 @@ def gather(
         reference=reference,
         variances=torch.stack([s.variance for s in slopes]) if plan.variances else None,
         prompts=_stacked(sources),
+        layers=backbone.depth,
     )
 
 

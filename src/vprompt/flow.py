@@ -196,7 +196,7 @@ def combine(
     if plan.refine:
         with setting.clock.stage("refine"):
             weights = combining.refine(setting, prompts, mix, kept, scale, plan.refine)
-    start = compose.combine(prompts, weights, scale=scale)
+    start = compose.combine(prompts, combining.shares(mix, weights, prompts), scale=scale)
     with setting.clock.stage("starts"):
         starts = combining.make_starts(setting, evidence, prompts, weights, start, scale, kept)
     chosen = setting.config

@@ -19,6 +19,7 @@ SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]
 PromptRows: TypeAlias = Float[Tensor, "#batch count dim"]  # one set for all images, or one each
 Blocks: TypeAlias = Int[Tensor, " count"]
 Weights: TypeAlias = Float[Tensor, " sources"]
+LayerWeights: TypeAlias = Float[Tensor, "layers sources"]
 SourceFeatures: TypeAlias = Float[Tensor, "sources batch feature_dim"]
 SourceTokens: TypeAlias = Float[Tensor, "sources tokens dim"]
 TargetTokens: TypeAlias = Float[Tensor, "tokens dim"]
