@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import threading
+import time
 import urllib.parse
 
 import pytest
@@ -60,11 +61,12 @@ class StandIn:
             if asked["organization"] == "stranger":
                 return 403, {}, b"{}"
             if repo in self.repos:
-                return 409, {}, b"{}"
+                return 409, {}, json.dumps({"url": f"{self.address}/{repo}"}).encode()
             self.visibility[repo] = asked.get("visibility")
             self.commit(repo, {})
-            return reply({"url": f"http://hub/{repo}"})
+            return reply({"url": f"{self.address}/{repo}"})
         found = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(?:/(\w+)/(.+))?", path)
+        assert found, f"nothing answers {method} {path}"
         repo, verb, rest = found.groups()
         ref = rest.split("/")[0] if rest else "main"
         commit = ref if ref in self.repos.get(repo, {}) else self.refs.get((repo, ref))
@@ -89,7 +91,7 @@ class StandIn:
         given = {v["path"]: base64.b64decode(v["content"]) for v in values(lines, "file")}
         [header] = values(lines, "header")
         made = self.commit(repo, {**self.repos[repo][commit], **given}, ref, header["summary"])
-        url = f"http://hub/{repo}/commit/{made}"
+        url = f"{self.address}/{repo}/commit/{made}"
         return reply({"success": True, "commitOid": made, "commitUrl": url})
 
 
@@ -148,7 +150,6 @@ def hub_server(monkeypatch, tmp_path):
         monkeypatch.delenv(variable.lower(), raising=False)
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -158,7 +159,7 @@ def hub_server(monkeypatch, tmp_path):
         server.server_close()
         thread.join()
 
-    stand_in.stop = stop
+    stand_in.stop, stand_in.address = stop, address
     yield stand_in
     if thread.is_alive():
         stop()
@@ -229,7 +230,9 @@ def test_only_the_files_of_an_artefact_are_fetched(hub_server, made):
     assert artifact.load(folder).classes == ["x", "y"]
 
 
-def test_without_a_network_the_last_copy_is_used_and_it_is_said(hub_server, made, refused):
+def test_without_a_network_the_last_copy_is_used_and_it_is_said(
+    hub_server, made, refused, monkeypatch
+):
     from vprompt import hub
     from vprompt.progress import Progress
 
@@ -243,12 +246,15 @@ def test_without_a_network_the_last_copy_is_used_and_it_is_said(hub_server, made
     commit = hub.push(made["birds"], "me/birds").partition("@")[2]
     folder = hub.pull("hf-hub:me/birds")
     hub_server.stop()
-    heard = Heard()
+    heard, began = Heard(), time.monotonic()
     assert hub.pull("hf-hub:me/birds", progress=heard) == folder
     assert "cannot be reached" in heard.said[0] and commit[:12] in heard.said[0]
     with refused("hf-hub:me/other cannot be fetched", "in the cache", "vprompt share pull"):
         hub.pull("hf-hub:me/other")
-    with refused("cannot be searched"):
+    assert time.monotonic() - began < 5  # refused connections are not tried again and again
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub.pull("hf-hub:me/birds") == folder
+    with refused("cannot be searched", "offline"):
         hub.find("birds")
 
 

@@ -187,13 +187,19 @@ def _fetch(spec: str, repo: str, revision: str | None, progress: Progress) -> Pa
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn what the hub's library raises into one sentence."""
+    """Turn what the hub's library raises into one sentence, and show no bars for kilobytes."""
+    from huggingface_hub import utils
+
+    shown = not utils.are_progress_bars_disabled()
+    if shown:
+        utils.disable_progress_bars()
     try:
         yield
-    except VPromptError:
-        raise
     except Exception as error:
         raise VPromptError(_refusal(what, error)) from None
+    finally:
+        if shown:
+            utils.enable_progress_bars()
 
 
 def _refusal(what: str, error: Exception) -> str:
