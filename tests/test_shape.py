@@ -13,7 +13,7 @@ LAYERS = [
     {"files", "randomness", "progress", "precision", "registry", "prompt", "vtab"},
     {"attention"},
     {"backbone", "heads", "linalg", "images", "ranking"},
-    {"task", "artifact", "train_config", "compose"},
+    {"task", "artifact", "train_config", "compose", "matching"},
     {"adapter", "checkpoint", "features"},
     {"classifier", "twin"},
     {

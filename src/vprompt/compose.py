@@ -58,6 +58,8 @@ def combine(
     """Return the weighted sum of prompts whose tokens correspond.
 
     `weights` are one per source, or `[layers, sources]`: a row for every block of the backbone.
+    A token of NaN is a slot that its source leaves empty (`matching.fill_slots`): the sum there is
+    over the others, their weights divided by their sum; a slot that no weight fills is left out.
     Averaging tokens that point in different directions shrinks them; `scale` mends that:
     `none` (as published), `token_norm` (each token gets the weighted mean of its sources' norms),
     `ln` (sources are standardised first, then the weighted mean standard deviation is restored;
@@ -75,12 +77,35 @@ def combine(
         shares = weights.double()[prompts[0].blocks].T
     else:
         shares = weights.double()[:, None].expand(stacked.shape[:2])
+    filled = ~stacked.isnan().any(2)
+    if not bool(filled.all()):
+        return _sum_of_filled(prompts[0], stacked, shares, filled, scale)
+    return prompts[0].with_tokens(_sum(stacked, shares, scale))
+
+
+def _sum(stacked: Tensor, shares: Tensor, scale: str) -> PromptTokens:
     if scale == "ln":
-        return prompts[0].with_tokens(_standardised_sum(stacked, shares).float())
+        return _standardised_sum(stacked, shares).float()
     mixed = torch.einsum("sc,sct->ct", shares, stacked)
     if scale == "token_norm":
         mixed = _restore_norm(mixed, stacked, shares)
-    return prompts[0].with_tokens(mixed.float())
+    return mixed.float()
+
+
+def _sum_of_filled(
+    first: Prompt, stacked: Tensor, shares: Tensor, filled: Tensor, scale: str
+) -> Prompt:
+    """Return the sum over the sources that fill a slot, their weights made to have sum 1."""
+    if bool((shares < 0).any()):
+        raise VPromptError(
+            "Prompts of different lengths are averaged over those that have a token, which needs "
+            "weights of at least 0. Use another solver than leave_one_out_sgd."
+        )
+    shares = shares * filled
+    kept = shares.sum(0) > 1e-12
+    shares = shares[:, kept] / shares[:, kept].sum(0)
+    tokens = _sum(stacked.nan_to_num()[:, kept], shares, scale)
+    return Prompt(tokens, first.blocks[kept], first.persist)
 
 
 def _restore_norm(mixed: PromptTokens, stacked: Tensor, shares: Tensor) -> PromptTokens:

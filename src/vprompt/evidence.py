@@ -90,6 +90,7 @@ def gather(
     plan: Plan,
     *,
     average: Prompt | None = None,
+    filled: Tensor | None = None,
     source_heads: Mapping[str, Head] | None = None,
     batch_size: int = 64,
     precision: str = "auto",
@@ -101,7 +102,8 @@ def gather(
     The cache is keyed by content (images, labels, weights, tokens, precision), so a pool can grow
     without recomputing, and other settings of a transfer method cost nothing. `average` is the
     prompt at which a plan's reference gradient is taken; `source_heads` are for the plan's
-    `gradient_head="source"`.
+    `gradient_head="source"`. `filled [sources, slots]` says which slots the tokens of prompts of
+    different lengths stand in: a source has no gradient in a slot that it leaves empty.
     """
     if not sources:
         raise VPromptError("There is no source prompt to gather evidence on.")
@@ -112,7 +114,8 @@ def gather(
     with progress.step("evidence", passes * len(examples)) as step:
         plain = kept.features(None, step.advance)
         loss_of = _losses(kept, plan, plain, source_heads or {}, step.advance)
-        features, slopes = [], []
+        features: list[Features] = []
+        slopes: list[Slopes] = []
         for name, prompt in sources.items():
             advance = functools.partial(step.advance, note=name)
             if plan.gradient_head is None:
@@ -120,7 +123,7 @@ def gather(
                 continue
             own, found = kept.slopes(prompt, plan, loss_of(name, prompt), advance)
             features.append(own)
-            slopes.append(found)
+            slopes.append(found if filled is None else _on_slots(found, filled[len(slopes)]))
         reference = None
         if plan.reference and average is not None:
             halved = Plan("base", reference=True)
@@ -160,6 +163,17 @@ def features_of(
 def _stacked(sources: Mapping[str, Prompt]) -> SourceTokens | None:
     tokens = [prompt.tokens for prompt in sources.values()]
     return torch.stack(tokens) if len({t.shape for t in tokens}) == 1 else None
+
+
+def _on_slots(slopes: Slopes, filled: Tensor) -> Slopes:
+    def spread(rows: Tensor) -> Tensor:
+        if not rows.numel():
+            return rows
+        full = rows.new_zeros(*rows.shape[:-2], len(filled), rows.shape[-1])
+        full[..., filled, :] = rows
+        return full
+
+    return Slopes(spread(slopes.halves), spread(slopes.variance))
 
 
 def _losses(

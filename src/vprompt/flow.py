@@ -179,11 +179,11 @@ def combine(
         keep_states=keep_states,
         progress=progress,
     )
-    prompts, moved = combining.align_sources(sources, plan.align)
+    prompts, slots, moved = combining.align_sources(sources, plan.align)
     trial = PromptAdapter(backbone, prompts[0])
     progress.say(combining_estimate(trial, setting.train, setting.config, sources=len(sources)))
     with setting.clock.stage("evidence"):
-        evidence = combining.gather_evidence(setting, sources, prompts, plan)
+        evidence = combining.gather_evidence(setting, sources, prompts, plan, slots)
     with setting.clock.stage("weigh"):
         mix, twins = combining.weigh_sources(weigh, method, evidence, merge_twins=plan.merge_twins)
     kept = combining.kept_rows(evidence, twins)
@@ -195,10 +195,12 @@ def combine(
     weights = mix.weights
     if plan.refine:
         with setting.clock.stage("refine"):
-            weights = combining.refine(setting, prompts, mix, kept, scale, plan.refine)
-    start = compose.combine(prompts, combining.shares(mix, weights, prompts), scale=scale)
+            weights = combining.refine(setting, slots, mix, kept, scale, plan.refine)
+    start = compose.combine(slots, combining.shares(mix, weights, slots), scale=scale)
     with setting.clock.stage("starts"):
-        starts = combining.make_starts(setting, evidence, prompts, weights, start, scale, kept)
+        starts = combining.make_starts(
+            setting, evidence, prompts, slots, weights, start, scale, kept
+        )
     chosen = setting.config
     begin = combining.safest_start(starts) if plan.safeguard else combining.MIXED
     (first, _), _ = starts[begin]
@@ -215,27 +217,16 @@ def combine(
         "safeguard": plan.safeguard,
         "include_self": include_self,
         "train": chosen.model_dump(),
-        "transfer": combining.describe_transfer(sources, evidence, mix, twins, weights, start),
+        "transfer": runs.describe_transfer(sources, evidence, mix, twins, weights, start),
         "aligned": moved,
         "started_from": begin,
         "starts": {name: facts for name, (_, facts) in starts.items()},
         "prompt_init": None,
-        "replay": combining.replay(
-            task if isinstance(task, str) else None,
-            {"shots": shots, "draw": draw, "digest": f"sha256:{setting.train.digest}"},
-            backbone.name,
-            method,
-            {
-                "align": plan.align,
-                "scale": scale,
-                "safeguard": plan.safeguard,
-                "include_self": include_self,
-            },
-            sources,
-            chosen,
-        ),
         "protocol": protocol,
+        "backbone": runs.describe_backbone(backbone),
     }
+    drawn = {"shots": shots, "draw": draw, "digest": f"sha256:{setting.train.digest}"}
+    run["replay"] = runs.replay(run, task if isinstance(task, str) else None, drawn, sources)
     candidates = {name: candidate for name, (candidate, _) in starts.items()}
     return _finish(setting, tuned, chosen, evidence.plain, candidates, run, output, overwrite, test)
 
