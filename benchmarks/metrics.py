@@ -4,7 +4,8 @@
     python benchmarks/metrics.py table                 # Markdown, from what has been collected
 
 Six targets, three draws of about 200 training images each. Sources are the prompts of the other
-twelve sets (`pools/demo` and `pools/extra`), never the target's own. Every metric sees the same
+twelve sets (`pools/mini` at 70 px; at 112 px `pools/demo` and `pools/extra`), never the target's
+own. Every metric sees the same
 features of the same training images; then every source alone is tuned with the same budget, and all
 are measured on the test split in one visit. What is in `results/metrics` is not run again; a target
 that was stopped half-way continues with the source it was at.
@@ -31,6 +32,7 @@ from vprompt import (
 )
 from vprompt.adapter import PromptAdapter
 from vprompt.artifact import Artifact
+from vprompt.errors import VPromptError
 from vprompt.files import read_json, write_json
 from vprompt.heads import closed_form
 from vprompt.mix import Plan
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--image-size", type=int, default=70, choices=list(POOLS))
     parser.add_argument("--sources", nargs="+", help="names of sources; default: all")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files")
     options = parser.parse_args()
@@ -61,10 +64,12 @@ def main() -> None:
         parser.error("collect needs --data DIR")
     for seed in options.seeds:
         for target in options.targets:
-            path = options.results / f"{target}_epochs{options.epochs}_seed{seed}.json"
+            name = f"{target}_{options.image_size}px_epochs{options.epochs}_seed{seed}.json"
+            path = options.results / name
             if path.is_file():
                 continue
-            found = collect(options.data, target, seed, options.epochs, options.sources)
+            config = TrainConfig.checked({**COMBINE, "epochs": options.epochs, "seed": seed})
+            found = collect(options.data, target, config, options.image_size, options.sources)
             write_json(path, found)
             reached = {r["source"]: r["accuracy_after_tuning"] for r in found["records"]}
             print(path.name, json.dumps(reached), flush=True)
@@ -76,27 +81,31 @@ def table(results: Path) -> str:
     records = [record for each in found for record in each["records"]]
     if not records:
         return ""
-    budgets = {(each["train"]["epochs"], each["train"]["lr"]) for each in found}
-    told = ", ".join(f"{epochs} epochs at rate {lr:g}" for epochs, lr in sorted(budgets))
+    budgets = {(e["image_size"], e["train"]["epochs"], e["train"]["lr"]) for e in found}
+    if len(budgets) > 1:
+        raise VPromptError(f"{results} holds results of several budgets: {sorted(budgets)}.")
+    [(size, epochs, rate)] = budgets
     draws = len({each["seed"] for each in found})
     intro = (
-        f"Accuracy on the test split after tuning each source alone ({told}); {draws} draws of the "
-        "training images a target, averaged within it.\n\n"
+        f"Backbone `demo` at {size} px. Accuracy on the test split after tuning each source alone "
+        f"({epochs} epochs at rate {rate:g}); draws of about 200 training images of each target, "
+        f"n = {draws}, averaged within it.\n\n"
     )
     return intro + judging.markdown(judging.judge(records))
 
 
 def collect(
-    data: Path, target: str, seed: int, epochs: int, only: list[str] | None
+    data: Path, target: str, config: TrainConfig, image_size: int, only: list[str] | None
 ) -> dict[str, Any]:
     """Return the scores of every source on one target and draw, and what it reaches when tuned."""
-    config = TrainConfig.checked({**COMBINE, "epochs": epochs, "seed": seed})
-    backbone, whole = open_backbone("demo"), open_task(str(data / target))
+    seed = config.seed
+    backbone = open_backbone("demo", image_size=image_size)
+    whole = open_task(str(data / target))
     with terminal.progress(quiet=True) as progress:
         setting = stages.prepare(
             backbone, whole, config, TARGETS[target], seed, skip_bad=False, progress=progress
         )
-    sources = load_sources(target, only)
+    sources = load_sources(target, image_size, only)
     scores = score_all(setting, sources, data)
     reached = tune_all(setting, sources, whole)
     records = [
@@ -120,6 +129,7 @@ def collect(
         "target": target,
         "seed": seed,
         "shots": TARGETS[target],
+        "image_size": image_size,
         "train": config.model_dump(),
         "metrics": {name: registry.complete("metrics", name) for name in scores},
         "no prompt": reached["no prompt"],
@@ -131,9 +141,9 @@ def collect(
     }
 
 
-def load_sources(target: str, only: list[str] | None) -> list[Artifact]:
+def load_sources(target: str, image_size: int, only: list[str] | None) -> list[Artifact]:
     """Return the prompts of all other sets, or of those that were named."""
-    folders = [f for pool in POOLS for f in sorted(pool.iterdir()) if f.name != target]
+    folders = [f for pool in POOLS[image_size] for f in sorted(pool.iterdir()) if f.name != target]
     return [artifact.load(f) for f in folders if only is None or f.name in only]
 
 

@@ -442,7 +442,7 @@ def test_a_config_with_a_wrong_value_is_refused(change, saved, key, value):
 def test_a_newer_format_says_what_to_type(change, refused):
     from vprompt import load_artifact
 
-    with refused("format version 99", "up to 1", "pip install --upgrade vprompt"):
+    with refused("format version 99", "up to 2", "pip install --upgrade vprompt"):
         load_artifact(change(format_version=99))
 
 

@@ -120,3 +120,37 @@ def test_a_block_that_cannot_be_looked_into_refuses_gates(tiny, images, generato
     rows = torch.randn(1, 2, tiny.dim, generator=generator)
     with refused("cannot be reached", "vit_"):
         Backbone.prompted_block(tiny, 0, tiny.embed(images), rows, gated(torch.ones(2)))
+
+
+def test_exact_slopes_are_the_whole_change_of_an_output_when_a_gate_is_turned_over(sets, mask):
+    from vprompt.attention import gated
+
+    start = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    query, own, prompt = sets
+    before = gated(start)(query, own, prompt, 0.5, mask)
+    direction = torch.randn(before.shape, generator=torch.Generator().manual_seed(3)).double()
+    gates = start.clone().requires_grad_()
+    found = gated(gates, exact=True)(query, own, prompt, 0.5, mask)
+    assert torch.equal(found, before)  # the forward pass is that of plain gates
+    (found * direction).sum().backward()
+    for index in range(4):
+        turned = start.clone()
+        turned[index] = 1 - turned[index]
+        change = ((gated(turned)(query, own, prompt, 0.5, mask) - before) * direction).sum()
+        sign = 1 if start[index] == 0 else -1
+        assert sign * gates.grad[index].item() == pytest.approx(change.item(), rel=1e-9)
+
+
+def test_exact_slopes_leave_the_gradients_of_keys_and_values_as_they_are(sets):
+    from vprompt.attention import KeyValue, gated
+
+    query, own, prompt = sets
+    grads = []
+    for exact in (False, True):
+        leaves = [query, own.key, own.value, prompt.key, prompt.value]
+        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        gates = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
+        attend = gated(gates, exact=exact)
+        out = attend(leaves[0], KeyValue(*leaves[1:3]), KeyValue(*leaves[3:]), 0.5, None)
+        grads.append(torch.autograd.grad(out.square().sum(), leaves))
+    assert all(relative(a, b) < 1e-12 for a, b in zip(*grads, strict=True))

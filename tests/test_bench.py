@@ -121,6 +121,8 @@ def record_of(job, chosen=None, **changes):
         ({"selection": {"grid": {"lr": []}}}, ("methods.0", "no values", "lr")),
         ({"selection": {"grid": {}, "then": "test"}}, ("selection.then", "trainval")),
         ({"sources": {"learn": "vtp"}}, ("sources", "'vpt'")),
+        ({"methods": [{**VPT, "grid": {"lr": [0.1]}}]}, ("methods.0", "no `selection`")),
+        ({"train": {"seed": 3}}, ("train.seed", "seeds:")),
         ({"seeds": [1, 1]}, ("seeds: 1 is there twice",)),
         ({"tasks": [{"name": "warm", "shots": 0}]}, ("tasks.0.shots", "greater than")),
         ({"baseline": "VTP"}, ("baseline", "VTP")),
@@ -542,3 +544,15 @@ def test_memory_counts_what_autograd_keeps(tiny):
 
     found = _try(Small(), TrainConfig(precision="fp32"))
     assert found.bytes_per_image == 4 * 3 * 32 * 32, TRIAL_IMAGES
+
+
+def test_the_recipes_in_the_documents_are_sound():
+    from vprompt.bench import recipe
+
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "benchmarks.md").read_text()
+    told = recipe.__doc__.split("runs.\n\n")[1].split("\n\nA task")[0]
+    for text in (page.split("```yaml\n")[1].split("```")[0], told):
+        found = recipe.from_values(yaml.safe_load(text), where="it")
+        recipe.check(found, where="it")
+        assert len(found.methods) >= 2

@@ -14,7 +14,7 @@ from PIL import Image
 
 torch.set_num_threads(1)  # steps this small only wait for a second thread
 COMMANDS = ["learn", "combine", "score", "predict", "list", "pool", "pool ls", "pool check"]
-COMMANDS += ["pool show"]
+COMMANDS += ["pool show", "placement"]
 
 
 @pytest.fixture(scope="module")

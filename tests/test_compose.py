@@ -347,3 +347,91 @@ def test_a_negative_weight_of_a_large_source_does_not_turn_the_sum(scale, genera
         assert cosine > 0.99  # each token has a length of its own
     raw = combine(prompts, weights, scale="none" if scale == "token_norm" else "ln").tokens
     assert (torch.cosine_similarity(found, raw, dim=1) > 0.99).all()
+
+
+# Prompts of different placements
+
+
+def moved(prompt, moves, generator):
+    """Return a prompt in which some rows stand in other blocks with new vectors."""
+    from vprompt.prompt import Prompt
+
+    tokens, blocks = prompt.tokens.clone(), prompt.blocks.clone()
+    for row, block in moves:
+        tokens[row] = torch.randn(tokens.shape[1], generator=generator)
+        blocks[row] = block
+    order = torch.argsort(blocks, stable=True)
+    return Prompt(tokens[order], blocks[order], False)
+
+
+@pytest.fixture
+def family(generator):
+    """Four prompts that grew from one start of three tokens in each of four blocks."""
+    from vprompt.prompt import Prompt, place
+
+    blocks = place(3, 4, deep=True)
+    start = torch.randn(len(blocks), 16, generator=generator)
+    grown = [start + 0.1 * torch.randn(start.shape, generator=generator) for _ in range(4)]
+    return [Prompt(tokens, blocks, False) for tokens in grown]
+
+
+def test_one_placement_in_another_order_is_matched_and_every_token_is_its_source_s_own(
+    family, generator
+):
+    from vprompt.compose import align_places, match_tokens
+
+    shuffled = []
+    for prompt in family:
+        order = torch.cat([torch.randperm(3, generator=generator) + 3 * b for b in range(4)])
+        shuffled.append(prompt.with_tokens(prompt.tokens[order]))
+    aligned, facts = align_places(shuffled)
+    assert facts == {"slots": 12, "kept": 12, "own": [1.0] * 4}
+    orders = match_tokens(aligned)  # nothing is left to match
+    assert all(order.tolist() == [*range(12)] for order in orders)
+    for before, after in zip(shuffled, aligned, strict=True):
+        assert torch.equal(before.blocks, after.blocks)
+        assert sorted(before.tokens.tolist()) == sorted(after.tokens.tolist())
+
+
+def test_slots_that_most_sources_fill_are_kept_and_others_take_their_mean(family, generator):
+    from vprompt.compose import align_places, check_same_place
+
+    # Two of four moved a token from block 0 to block 3; one of them moved another to block 1.
+    sources = list(family)
+    sources[2] = moved(family[2], [(0, 3)], generator)
+    sources[3] = moved(family[3], [(0, 3), (7, 1)], generator)
+    aligned, facts = align_places(sources)
+    check_same_place(aligned, "abcd")
+    assert facts["slots"] == 14 and facts["kept"] == 12
+    # Block 0's third slot has support 2, block 3's fourth 2, block 1's fourth only 1, block 2's
+    # third 3: eleven slots of support 3 or more, and the better agreeing of two with support 2.
+    assert aligned[0].counts(4) in ([3, 3, 3, 3], [2, 3, 3, 4])
+    assert aligned[0].counts(4) == [3, 3, 3, 3]  # two that grew from one start agree better
+    assert facts["own"] == pytest.approx([1.0, 1.0, 11 / 12, 10 / 12])
+    own = {tuple(token) for token in sources[3].tokens.tolist()}
+    [lost] = [token for token in aligned[3].tokens[:3] if tuple(token.tolist()) not in own]
+    givers = torch.stack([family[0].tokens[0], family[1].tokens[0]])
+    mean = (givers - givers.mean(1, keepdim=True)).mean(0)  # as a LayerNorm sees them
+    assert torch.nn.functional.cosine_similarity(lost, mean, dim=0) > 0.999
+
+
+def test_the_order_of_the_pool_does_not_matter_to_the_common_placement(family, generator):
+    from vprompt.compose import align_places
+
+    sources = [moved(p, [(i, 3)], generator) for i, p in enumerate(family)]
+    aligned, _ = align_places(sources)
+    turned, _ = align_places(sources[::-1])
+    for one, other in zip(aligned, turned[::-1], strict=True):
+        assert torch.equal(one.blocks, other.blocks)
+        torch.testing.assert_close(one.tokens.sum(0), other.tokens.sum(0))
+
+
+def test_the_refusal_of_different_placements_says_how_to_align_them(family, generator, refused):
+    from vprompt.compose import align_places, check_same_place
+    from vprompt.prompt import Prompt, place
+
+    with refused("same placement", "--align placement"):
+        check_same_place([family[0], moved(family[1], [(0, 2)], generator)], ["a", "b"])
+    shallow = Prompt(torch.randn(3, 16, generator=generator), place(3, 4, deep=False))
+    with refused("Only deep prompts", "--exclude"):
+        align_places([family[0], shallow])

@@ -675,7 +675,13 @@ def test_more_blank_tokens_than_patches_still_differ(tiny):
 def test_a_name_from_a_strangers_file_opens_no_place_on_disk_or_hub(refused):
     from vprompt.opening import open_named_backbone
 
-    for name in ("local-dir:/etc", "hf-hub:evil/x", "timm_vit(checkpoint='/etc/passwd')"):
+    for name in (
+        "local-dir:/etc",
+        "hf-hub:evil/x",
+        "timm_vit(checkpoint='/etc/passwd')",
+        "timm_vit(model='hf-hub:evil/x', seed=1)",
+        "open_clip(model='local-dir:/etc')",
+    ):
         config = {
             "base_model_name_or_path": name,
             "data_config": {"input_size": [3, 32, 32]},

@@ -214,6 +214,13 @@ def test_alignments_work_on_slots(mixed_pool, tiny, alignment):
     assert len(outcome.run["transfer"]["gradient_cosines"]) == 3
 
 
+def test_a_pool_of_different_lengths_is_scored(mixed_pool, tiny):
+    from vprompt import flow
+
+    ranked = flow.score("digits", pool_folder=mixed_pool, model=tiny, shots=2)
+    assert {"apples", "birds", "cars"} <= {name for name, _ in ranked}
+
+
 @pytest.mark.parametrize(
     "method, align, words",
     [

@@ -397,6 +397,20 @@ def test_a_last_batch_of_one_image_is_no_problem(build, run):
     assert np.isfinite(tuned.history[-1].train_loss)
 
 
+def test_batch_norm_starts_with_the_statistics_of_the_training_images(build, run, tiny):
+    from vprompt.measure import features_of
+
+    adapter, train = build("mlp(num_layers=3)"), draw(22, 1)
+    run(adapter, train=train, epochs=0)
+    features = features_of(tiny, None, train, precision="fp32")
+    for layer, norm in zip(adapter.layers, adapter.norms, strict=True):
+        hidden = functional.relu(layer(features))
+        torch.testing.assert_close(norm.running_mean, hidden.mean(0))
+        torch.testing.assert_close(norm.running_var, hidden.var(0))
+        features = (hidden - hidden.mean(0)) / (hidden.var(0) + norm.eps).sqrt()
+    torch.testing.assert_close(features_of(tiny, adapter, train, precision="fp32"), features)
+
+
 def test_an_mlp_computes_the_frozen_features_once(build, run, tiny, monkeypatch):
     seen, embed = [], type(tiny).embed
     monkeypatch.setattr(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vprompt.artifact import load as load_artifact
     from vprompt.artifact import save as save_artifact
     from vprompt.backbone import Backbone, extract, walk
+    from vprompt.evaluation import evaluate
     from vprompt.flow import Outcome, combine, learn, score
     from vprompt.opening import open_backbone, open_task
     from vprompt.prediction import Prediction, predict
@@ -33,6 +34,7 @@ _HOMES = {
     "Task": ("vprompt.task", "Task"),
     "TrainConfig": ("vprompt.train_config", "TrainConfig"),
     "combine": ("vprompt.flow", "combine"),
+    "evaluate": ("vprompt.evaluation", "evaluate"),
     "extract": ("vprompt.backbone", "extract"),
     "learn": ("vprompt.flow", "learn"),
     "load_artifact": ("vprompt.artifact", "load"),
@@ -56,6 +58,7 @@ __all__ = [
     "TrainConfig",
     "VPromptError",
     "combine",
+    "evaluate",
     "extract",
     "learn",
     "load_artifact",

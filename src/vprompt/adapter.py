@@ -14,6 +14,8 @@ from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.prompt import Prompt
 from vprompt.task import Examples
+from vprompt.train_config import TrainConfig
+from vprompt.two_tower import TextPrompt
 from vprompt.types import Features, Images, Weights
 
 
@@ -47,6 +49,7 @@ class Adapter(nn.Module, abc.ABC):
     """
 
     backbone: Backbone
+    cosine: bool = False  # where true, the adapter's own head sees features at unit length
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,11 +68,27 @@ class Adapter(nn.Module, abc.ABC):
         """Width of the features."""
         return self.backbone.feature_dim
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether every token still stands where its initialisation put it.
+
+        Only then do the tokens of two prompts with one initialisation correspond.
+        """
+        return True
+
     def own_head(self) -> tuple[Tensor, Tensor] | None:
         """Return weight `[classes, feature_dim]` and bias `[classes]`, with their graph.
 
         None, the default, leaves the head to the training loop.
         """
+        return None
+
+    def name_classes(self, classes: Sequence[str], templates: Sequence[str]) -> None:
+        """Learn the names of the task's classes, before training; for models that read."""
+        del classes, templates
+
+    def text(self) -> TextPrompt | None:
+        """Return how class names are read, where the method has a text tower."""
         return None
 
     def extra_loss(self, logits: Tensor, rows: Tensor) -> Tensor | None:
@@ -80,6 +99,9 @@ class Adapter(nn.Module, abc.ABC):
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return the trained parameters, each group with its multiple of the learning rate."""
         return [([p for p in self.parameters() if p.requires_grad], 1.0)]
+
+    def begin(self, train: Examples, config: TrainConfig) -> None:
+        """See the training images once, before the head is fitted; for what depends on data."""
 
     def begin_epoch(self, training: Training) -> None:
         """Do what comes before the steps of an epoch."""
@@ -195,12 +217,17 @@ class PromptAdapter(Adapter):
     def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
         """Return the features under the prompt; dropout draws a mask for every image, as VPT."""
         prompt = Prompt(self.tokens, self.blocks, self.persist)
-        rows = None
-        if generator is not None and self.prompt_dropout > 0:
-            shape = (len(images), *self.tokens.shape)
-            kept = torch.rand(shape, generator=generator) >= self.prompt_dropout
-            rows = self.tokens * kept.to(self.tokens) / (1 - self.prompt_dropout)
+        rows = self.dropped(self.tokens, len(images), generator)
         return extract(self.backbone, images, prompt, rows)
+
+    def dropped(
+        self, tokens: Tensor, images: int, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Return tokens `[images, count, dim]` after dropout, or None where there is none."""
+        if generator is None or not self.prompt_dropout:
+            return None
+        kept = torch.rand((images, *tokens.shape), generator=generator) >= self.prompt_dropout
+        return tokens * kept.to(tokens) / (1 - self.prompt_dropout)
 
     def prompt(self) -> Prompt:
         """Return the tokens as they are now, detached."""

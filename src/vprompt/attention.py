@@ -48,12 +48,17 @@ def joint(*, fused: bool) -> Attend:
     return attend
 
 
-def gated(gates: Tensor) -> Attend:
+def gated(gates: Tensor, *, exact: bool = False) -> Attend:
     """Return attention in which the weight of prompt key k is multiplied by `gates[..., k]`.
 
     The factor stands on exp(logit), before normalisation: 1 is the plain key, 0 is its exact
     removal, and the slope at either end is the first-order effect of removing or inserting it.
     `gates` is `[count]`, or `[batch, count]` for gates per image. Softmax statistics are in fp32.
+
+    With `exact`, for gates of 0 and 1, the slope at a gate is (up to its sign) the whole change of
+    the heads' outputs when that gate is turned over, not the slope of that change: the weight A of
+    a key becomes A / (1 - A) where the key is present and A / (1 + A) where it is not. Outputs and
+    all other gradients stay as they are.
     """
     factors = gates if gates.dim() == 1 else gates[:, None, None]
 
@@ -63,13 +68,25 @@ def gated(gates: Tensor) -> Attend:
         left = logits(query, prompt.key, scale)
         right = logits(query, own.key, scale, mask)
         peak = torch.maximum(_peak(left), _peak(right))
-        left, right = (left - peak).exp() * factors, (right - peak).exp()
+        left, right = (left - peak).exp(), (right - peak).exp()
+        weight = factors
+        if exact:
+            weight = _turned_over(left.detach(), right.detach(), factors)
+        left = left * weight
         total = left.sum(-1, keepdim=True) + right.sum(-1, keepdim=True)
         dtype = own.value.dtype
         mixed = (left / total).to(dtype) @ prompt.value.to(dtype)
         return mixed + (right / total).to(dtype) @ own.value
 
     return attend
+
+
+def _turned_over(left: Tensor, right: Tensor, factors: Tensor) -> Tensor:
+    """Return the factors, with slopes stretched to the change when each is turned over alone."""
+    here = factors.detach()
+    total = (left * here).sum(-1, keepdim=True) + right.sum(-1, keepdim=True)
+    stretch = total / (total + (1 - 2 * here) * left)
+    return here + (factors - here) * stretch
 
 
 def logits(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:

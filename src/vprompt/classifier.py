@@ -17,6 +17,8 @@ from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
 from vprompt.types import Features, Images
 
+OWN = "own"  # the family of a head that its adapter brings
+
 
 class Classifier(nn.Module):
     """An adapter and a linear head: what is trained.
@@ -35,7 +37,7 @@ class Classifier(nn.Module):
         self.adapter, device = adapter, adapter.backbone.device
         self.weight: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
-        if adapter.own_head() is not None:
+        if head.family == OWN:
             return
         mean, whiten = whitening
         self.register_buffer("mean", mean.to(device))
@@ -50,7 +52,10 @@ class Classifier(nn.Module):
         if self.weight is None:
             own = self.adapter.own_head()
             assert own is not None
-            return functional.linear(features.float(), own[0].float(), own[1].float())
+            seen = features.float()
+            if self.adapter.cosine:
+                seen = functional.normalize(seen, dim=1)
+            return functional.linear(seen, own[0].float(), own[1].float())
         return functional.linear(
             (features.float() - self.mean) @ self.whiten, self.weight, self.bias
         )
@@ -58,7 +63,9 @@ class Classifier(nn.Module):
     def head(self) -> Head:
         """Return the head as a plain linear layer on features."""
         if self.weight is None or self.bias is None:
-            return _own_head(self.adapter)
+            own = _own_head(self.adapter)
+            assert own is not None
+            return own
         weight = (self.weight.detach() @ self.whiten).cpu()
         return Head(weight, self.bias.detach().cpu() - weight @ self.mean.cpu())
 
@@ -131,9 +138,9 @@ def start_head(
     """Return the head at the start, and the mean and whitening map of its coordinates."""
     width = adapter.feature_dim
     plain = (torch.zeros(width), torch.eye(width))
-    if adapter.own_head() is not None:
-        with torch.no_grad():
-            return _own_head(adapter), plain
+    own = _own_head(adapter)
+    if own is not None:
+        return own, plain
     if config.head == "closed_form":
         features = compute_features(adapter, train, config)
         return closed_form(features, train.labels, num_classes), _whitening(features)
@@ -154,7 +161,10 @@ def _whitening(features: Features, shrinkage: float = 0.1) -> tuple[Tensor, Tens
     return data.mean(0).float(), ((vectors * shrunk.rsqrt()) @ vectors.T).float()
 
 
-def _own_head(adapter: Adapter) -> Head:
+@torch.no_grad()
+def _own_head(adapter: Adapter) -> Head | None:
     own = adapter.own_head()
-    assert own is not None
-    return Head(own[0].detach().float().cpu(), own[1].detach().float().cpu(), "own")
+    if own is None:
+        return None
+    weight, bias = (part.detach().clone().float().cpu() for part in own)
+    return Head(weight, bias, OWN, cosine=adapter.cosine)

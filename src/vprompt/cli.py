@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from vprompt import cli_bench, cli_data, cli_pool, cli_share, options, terminal
+from vprompt import (
+    cli_bench,
+    cli_data,
+    cli_place,
+    cli_pool,
+    cli_share,
+    cli_use,
+    options,
+    terminal,
+)
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -40,6 +49,7 @@ from vprompt.options import (
     SeedOption,
     ShotsOption,
     SkipBadOption,
+    SourceDataOption,
     TaskArgument,
 )
 
@@ -54,6 +64,7 @@ app.add_typer(cli_pool.app, name="pool")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_share.app, name="share")
+app.command("placement")(cli_place.placement)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -92,6 +103,10 @@ def learn(
     deep: Annotated[
         bool | None, typer.Option("--deep/--shallow", help="Tokens in every block, or the first.")
     ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(help="For a CLIP: a sentence with {}, imagenet, simple, or a file of them."),
+    ] = None,
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     train_on: Annotated[
@@ -124,7 +139,7 @@ def learn(
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
     from vprompt import flow, stages
 
-    extra = {"num_virtual_tokens": prompt_length, "deep": deep}
+    extra = {"num_virtual_tokens": prompt_length, "deep": deep, "templates": templates}
     method = options.with_settings(method, extra)
     with terminal.progress(quiet) as progress:
         outcome = flow.learn(
@@ -186,7 +201,8 @@ def combine(
         typer.Option("--include-self/--exclude-self", help="Keep sources learned on the target."),
     ] = None,
     align: Annotated[
-        str | None, typer.Option(help="auto, none, hungarian. Default: as the method asks.")
+        str | None,
+        typer.Option(help="auto, none, hungarian, placement. Default: as the method asks."),
     ] = None,
     scale: Annotated[
         str | None, typer.Option(help="auto, none, token_norm, ln. Default: as the method asks.")
@@ -282,10 +298,7 @@ def score(
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     exclude: ExcludeOption = None,
-    source_data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the sources' own tasks, for metrics that need source data."),
-    ] = None,
+    source_data: SourceDataOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     skip_bad: SkipBadOption = False,
@@ -313,53 +326,11 @@ def score(
             allow_absent=allow_absent_classes,
             progress=progress,
         )
-    if isinstance(ranked, dict):
-        terminal.rankings(ranked, as_json)
-    elif as_json:
-        print(json.dumps([{"source": name, "score": value} for name, value in ranked], indent=2))
-    else:
-        terminal.table(["source", metric], [[name, f"{value:.4f}"] for name, value in ranked])
+    terminal.scores(ranked, metric, as_json)
 
 
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    artifact: Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")],
-    output: Annotated[
-        Path | None, typer.Option(help="A .csv or .json file; default: print.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "--backbone")] = None,
-    device: DeviceOption = "auto",
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp32.")] = "auto",
-    force: ForceOption = False,
-    skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Label images with an artefact."""
-    from vprompt import prediction
-
-    if output is not None and output.suffix not in (".csv", ".json"):
-        raise VPromptError(f"--output is a .csv or .json file, but got {str(output)!r}.")
-    with terminal.progress(quiet) as progress:
-        found = prediction.predict(
-            images,
-            artifact=artifact,
-            model=model,
-            device=device,
-            precision=precision,
-            force=force,
-            skip_bad=skip_bad,
-            progress=progress,
-        )
-    if output is not None:
-        prediction.write(found, output)
-        print(f"{len(found)} predictions in {output}")
-    elif as_json:
-        print(prediction.as_json(found))
-    else:
-        rows = [[each.image, each.label, f"{each.probability:.3f}"] for each in found]
-        terminal.table(["image", "label", "probability"], rows)
+app.command()(cli_use.predict)
+app.command()(cli_use.evaluate)
 
 
 @app.command("list")

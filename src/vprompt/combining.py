@@ -68,9 +68,12 @@ def align_sources(
 
     The two are the same prompts with tokens that correspond, unless lengths differ: then the
     second leave slots empty. `auto` matches tokens unless all sources say that they grew from one
-    initialisation.
+    initialisation. `placement` brings prompts of different placements to one.
     """
     prompts = [source.prompt for source in sources if source.prompt is not None]
+    if align == "placement":
+        placed, facts = compose.align_places(prompts)
+        return placed, placed, facts
     names = [source.name for source in sources]
     if align != "none" and matching.differ_in_length(prompts):
         slots, facts = matching.fill_slots(prompts, names)
@@ -96,9 +99,10 @@ def gather_evidence(
 
     `slots` are what is added up, where that is not the prompts themselves.
     """
-    slots = prompts if slots is None else slots
-    filled = matching.filled(slots)
-    if plan.target_epochs and not bool(filled.all()):
+    filled = None if slots is None else matching.filled(slots)
+    if filled is None or bool(filled.all()):
+        filled = None
+    elif plan.target_epochs:
         raise VPromptError(
             "This method compares the sources with a prompt learned on the target, token by token, "
             "but they have different lengths. Leave the others out with --exclude, or use another "
@@ -108,7 +112,7 @@ def gather_evidence(
     average = None
     if plan.reference:
         uniform = torch.full((len(prompts),), 1 / len(prompts), dtype=torch.float64)
-        average = compose.combine(slots, uniform)
+        average = compose.combine(prompts if slots is None else slots, uniform)
     same = {
         source.name: source.head
         for source in sources
@@ -121,7 +125,7 @@ def gather_evidence(
         len(setting.task.classes),
         plan,
         average=average,
-        filled=None if bool(filled.all()) else filled,
+        filled=filled,
         source_heads=same,
         precision=setting.config.precision,
         progress=setting.progress,
@@ -129,7 +133,9 @@ def gather_evidence(
     heads = [source.head for source in sources]
     evidence = replace(evidence, probabilities=_own_probabilities(heads, evidence.features))
     if plan.target_epochs:
-        return replace(evidence, target=_learn_target(setting, sources, plan.target_epochs))
+        return replace(
+            evidence, target=_learn_target(setting, sources[0], prompts[0], plan.target_epochs)
+        )
     return evidence
 
 
@@ -139,14 +145,12 @@ def _own_probabilities(heads: Sequence[Head], features: SourceFeatures) -> tuple
     return tuple(each.softmax(1) for each in logits)
 
 
-def _learn_target(setting: Setting, sources: Sequence[Artifact], epochs: int) -> PromptTokens:
+def _learn_target(setting: Setting, first: Artifact, placed: Prompt, epochs: int) -> PromptTokens:
     """Learn a prompt on the target for a few epochs, from the start that the sources share."""
-    first = sources[0]
-    assert first.prompt is not None
-    counts = first.prompt.counts(setting.backbone.depth)
+    counts = placed.counts(setting.backbone.depth)
     init = first.config.get("prompt_init") or {}
     settings = {"prompt_init": init.get("kind", "blank"), "prompt_init_seed": init.get("seed", 0)}
-    if first.prompt.persist:
+    if placed.persist:
         settings |= {"num_virtual_tokens": sum(counts), "deep": False}
     else:
         settings |= {"num_virtual_tokens": counts, "deep": True}

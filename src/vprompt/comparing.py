@@ -8,7 +8,7 @@ from torch import Tensor
 from vprompt import scoring
 from vprompt.artifact import Artifact
 from vprompt.combining import gather_evidence
-from vprompt.evidence import features_of
+from vprompt.features import features_of
 from vprompt.mix import Plan
 from vprompt.opening import open_task
 from vprompt.stages import Setting
@@ -48,11 +48,6 @@ def own_images(setting: Setting, source: Artifact, folder: Path) -> dict[str, Te
         progress=setting.progress,
     )
     features = features_of(
-        setting.backbone,
-        source.prompt,
-        examples,
-        len(task.classes),
-        precision=setting.config.precision,
-        progress=setting.progress,
+        setting.backbone, source.prompt, examples, precision=setting.config.precision
     )
     return {"source_features": features, "source_labels": examples.labels}

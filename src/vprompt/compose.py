@@ -5,6 +5,8 @@ once tokens correspond: because they grew from one initialisation, or because th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -15,7 +17,7 @@ from vprompt.linalg import unit_rows
 from vprompt.prompt import Prompt
 from vprompt.types import LayerWeights, PromptTokens, Weights
 
-ALIGNS = ("auto", "none", "hungarian")
+ALIGNS = ("auto", "none", "hungarian", "placement")
 SCALES = ("auto", "none", "token_norm", "ln")
 
 
@@ -28,7 +30,8 @@ def check_same_place(prompts: Sequence[Prompt], names: Sequence[str]) -> None:
             raise VPromptError(
                 f"Prompts combine token by token, so all need the same placement, but {name!r} "
                 f"has {_describe(prompt)} and {names[0]!r} has {_describe(first)}. Leave one of "
-                "them out with --exclude."
+                "them out with --exclude, or bring deep prompts to one placement with --align "
+                "placement."
             )
 
 
@@ -50,6 +53,76 @@ def match_tokens(prompts: Sequence[Prompt]) -> list[Tensor]:
             order[rows] = rows[torch.as_tensor(chosen)]
         orders.append(order)
     return orders
+
+
+def align_places(prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, Any]]:
+    """Bring deep prompts of different placements to one, so that their tokens correspond.
+
+    In every block the source with most tokens there offers its tokens as slots; those of the other
+    sources are matched to them one to one, by cosine (Hungarian algorithm). A slot's support is
+    how many sources fill it. As many slots are kept as the largest source has tokens: those of
+    most support, among equals those that agree best. A source without a token for a kept slot
+    takes the mean of those that have one, so that every sum there stays among theirs.
+
+    Also returns how many slots there were, and the share of its slots that each source fills.
+    """
+    if any(prompt.persist for prompt in prompts) or len({p.dim for p in prompts}) > 1:
+        raise VPromptError(
+            "Only deep prompts of one width can be brought to one placement: a shallow prompt's "
+            "tokens travel on through all blocks. Leave the others out with --exclude."
+        )
+    depth = max(int(prompt.blocks[-1]) for prompt in prompts) + 1
+    slots = [slot for block in range(depth) for slot in _slots(prompts, block)]
+    budget = max(len(prompt.tokens) for prompt in prompts)
+    ranked = sorted(slots, key=lambda slot: (-len(slot.rows), -slot.agreement))[:budget]
+    kept = sorted(ranked, key=lambda slot: slot.block)
+    blocks = torch.tensor([slot.block for slot in kept])
+    aligned = [
+        Prompt(torch.stack([_filled(prompts, slot, index) for slot in kept]), blocks, persist=False)
+        for index in range(len(prompts))
+    ]
+    own = [sum(index in slot.rows for slot in kept) / len(kept) for index in range(len(prompts))]
+    return aligned, {"slots": len(slots), "kept": len(kept), "own": own}
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A place in a block, and the row that each source puts there, by the source's number."""
+
+    block: int
+    rows: dict[int, int]
+    agreement: float  # mean cosine with the token that offered the slot
+
+
+def _slots(prompts: Sequence[Prompt], block: int) -> list[_Slot]:
+    rows = [(prompt.blocks == block).nonzero().flatten() for prompt in prompts]
+    units = [unit_rows(p.tokens[r].double()) for p, r in zip(prompts, rows, strict=True)]
+    count = max(len(each) for each in rows)
+    if not count:
+        return []
+    means = torch.stack([unit.sum(0) / max(len(unit), 1) for unit in units])
+    # Among sources with as many tokens the medoid offers the slots, whatever the pool's order.
+    nearness = (means @ means.T).sum(1)
+    offers = max(
+        (index for index, each in enumerate(rows) if len(each) == count),
+        key=lambda index: float(nearness[index]),
+    )
+    filled: list[dict[int, int]] = [{} for _ in range(count)]
+    cosines: list[list[float]] = [[] for _ in range(count)]
+    for index, unit in enumerate(units):
+        near = units[offers] @ unit.T
+        for slot, row in zip(*linear_sum_assignment(-near.numpy()), strict=True):
+            filled[slot][index] = int(rows[index][row])
+            cosines[slot].append(float(near[slot, row]))
+    return [_Slot(block, f, sum(c) / len(c)) for f, c in zip(filled, cosines, strict=True)]
+
+
+def _filled(prompts: Sequence[Prompt], slot: _Slot, index: int) -> Tensor:
+    if index in slot.rows:
+        return prompts[index].tokens[slot.rows[index]]
+    given = torch.stack([prompts[source].tokens[row] for source, row in slot.rows.items()])
+    shares = torch.full((len(given),), 1 / len(given), dtype=torch.float64)
+    return _standardised_sum(given.double()[:, None], shares)[0].to(given)
 
 
 def combine(

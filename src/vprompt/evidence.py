@@ -144,22 +144,6 @@ def gather(
     )
 
 
-def features_of(
-    backbone: Backbone,
-    prompt: Prompt | None,
-    examples: Examples,
-    num_classes: int,
-    *,
-    batch_size: int = 64,
-    precision: str = "auto",
-    progress: Progress = SILENT,
-) -> Features:
-    """Return the features of examples under a prompt, from the cache if they were computed."""
-    kept = _Kept(Probe(backbone, examples, num_classes, batch_size, precision), True)
-    with progress.step("features", len(examples)) as step:
-        return kept.features(prompt, step.advance)
-
-
 def _stacked(sources: Mapping[str, Prompt]) -> SourceTokens | None:
     tokens = [prompt.tokens for prompt in sources.values()]
     return torch.stack(tokens) if len({t.shape for t in tokens}) == 1 else None

@@ -20,7 +20,7 @@ from vprompt import (
     scoring,
     stages,
 )
-from vprompt.adapter import PromptAdapter
+from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.cost import combining_estimate, training_estimate
@@ -109,11 +109,13 @@ def learn(
     with setting.clock.stage("head"):
         baseline = closed_form(plain, setting.train.labels, len(setting.task.classes))
     candidates: dict[str, Candidate] = {"no prompt": (None, baseline)}
+    if tuned.adapter.text() is not None:
+        candidates = {"zero-shot": (None, stages.zero_shot_head(setting)), **candidates}
     run: dict[str, Any] = {
         "command": "learn",
         "method": str(registry.parse(method)),
         "settings": registry.complete("adapters", method),
-        "prompt_init": _prompt_init(method),
+        "prompt_init": _prompt_init(method, tuned.adapter),
         "train": chosen.model_dump(),
         "grid": {name: list(values) for name, values in (grid or {}).items()},
         "grid_reached": reached if grid else [],
@@ -152,12 +154,13 @@ def combine(
     """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head.
 
     `method` is a plug-in of `transfer/`. Sources that were learned on the target itself, a task of
-    its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`, or
-    `auto`: match tokens unless all sources grew from one initialisation. `scale` is one of
-    `compose.SCALES`. With `safeguard`, tuning starts from the mix, unless the plain average or
-    the best single source has a clearly smaller cross-validated loss on the training images.
-    Left out, the three are as the method asks. `config` defaults to `COMBINE`; `protocol` is as
-    for `learn`. Training images of another digest than `train_digest` are refused.
+    its name and classes, are left out unless `include_self`. `align` is `none`, `hungarian`,
+    `auto` (match tokens unless all sources grew from one initialisation), or `placement`: bring
+    deep prompts of different placements to one first. `scale` is one of `compose.SCALES`. With
+    `safeguard`, tuning starts from the mix, unless the plain average or the best single source
+    has a clearly smaller cross-validated loss on the training images. Left out, the three are as
+    the method asks. `config` defaults to `COMBINE`; `protocol` is as for `learn`.
+    Training images of another digest than `train_digest` are refused.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
@@ -321,7 +324,7 @@ def _finish(
     test: bool,
 ) -> Outcome:
     """Measure on the test split, once, and write artefact, card and record."""
-    backbone, prompt = setting.backbone, tuned.adapter.prompt()
+    backbone, prompt, text = setting.backbone, tuned.adapter.prompt(), tuned.adapter.text()
     name = "tuned" if run["command"] == "combine" else "learned"
     measured: dict[str, Measurement] = {}
     if test and setting.task.test is not None:
@@ -355,12 +358,13 @@ def _finish(
         "recipe": {key: run[key] for key in keys if key in run},
         "metrics": run["test"].get(name),
     }
-    state = {} if prompt is not None else tuned.adapter.state()
+    state = tuned.adapter.state() if prompt is None and text is None else {}
     if state:
         facts["method"] = run["method"]
-    config_json = artifact.make_config(backbone, prompt, setting.task.classes, **facts)
+    head = tuned.head
+    config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
     card = cards.render(config_json, run)
-    made = Artifact(prompt, tuned.head, plain.mean(0), config_json, card, state=state)
+    made = Artifact(prompt, head, plain.mean(0), config_json, card, state=state, text=text)
     if output is not None:
         artifact.save(made, Path(output), overwrite=overwrite, run=run)
         made = replace(made, folder=Path(output))
@@ -368,10 +372,10 @@ def _finish(
     return Outcome(made, measured, run)
 
 
-def _prompt_init(method: str) -> dict[str, Any] | None:
+def _prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
     """Say from which initialisation a method's prompt starts, so that pools know what matches."""
     chosen = registry.complete("adapters", method)
-    if "prompt_init" not in chosen:
+    if not chosen.get("prompt_init") or not adapter.keeps_places:
         return None
     return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
 

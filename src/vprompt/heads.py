@@ -24,7 +24,10 @@ _ABSENT = -30.0  # the logit of a class that no training image shows
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A linear classifier `weight [classes, dim]`, `bias [classes]`, and how it was chosen."""
+    """A linear classifier `weight [classes, dim]`, `bias [classes]`, and how it was chosen.
+
+    A `cosine` head sees features at unit length, so that its rows are compared by direction.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -32,10 +35,13 @@ class Head:
     strength: float = float("nan")
     cv_accuracy: float = float("nan")
     cv_loss: float = float("nan")
+    cosine: bool = False
     cv_losses: Tensor | None = None  # of every image held out, in an order that labels alone fix
 
     def logits(self, features: Features) -> Tensor:
         """Return `[batch, classes]`."""
+        if self.cosine:
+            features = functional.normalize(features, dim=-1)
         return functional.linear(features, self.weight.to(features), self.bias.to(features))
 
 

@@ -153,6 +153,11 @@ def paired_gain(right: Tensor, reference: Tensor, *, over: str) -> PairedGain:
     return PairedGain(over, difference, difference - half, difference + half, here, there)
 
 
+def harmonic_mean(base: float, new: float) -> float:
+    """Return `2 b n / (b + n)`, how the base-to-new protocol joins its two accuracies."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
 def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion, by default at 95 %.
 

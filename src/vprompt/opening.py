@@ -8,13 +8,14 @@ import torch
 
 from vprompt import registry, vtab
 from vprompt.adapter import Adapter
-from vprompt.artifact import Artifact
+from vprompt.artifact import Artifact, check_fits
 from vprompt.backbone import Backbone
 from vprompt.checkpoint import restore
 from vprompt.errors import VPromptError
 from vprompt.prompt import Prompt
 from vprompt.task import Task
 
+_PLAIN_MODEL = re.compile(r"\w+(\.\w+)?|[\w-]+,\w+")  # no place on a hub or on disk
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
@@ -55,14 +56,18 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
 def open_backbone(
     text: str | Backbone, *, image_size: int | None = None, device: str = "auto"
 ) -> Backbone:
-    """Return a backbone from a plug-in (`demo`), a spec, or anything that timm can name."""
+    """Return a backbone from a plug-in (`demo`), a spec, or anything that timm can name.
+
+    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's.
+    """
     if isinstance(text, Backbone):
         return text
     sizes: dict[str, Any] = {"image_size": image_size} if image_size else {}
     if registry.is_spec(text) or text in registry.names("backbones"):
         backbone = registry.build("backbones", text)(**sizes)
     else:
-        backbone = registry.find("backbones", "timm_vit")(model=text, **sizes)
+        family = "open_clip" if "," in text else "timm_vit"
+        backbone = registry.find("backbones", family)(model=text, **sizes)
     return backbone.to(resolve_device(device))
 
 
@@ -70,18 +75,36 @@ def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Back
     """Return the backbone that an artefact names.
 
     The name comes from a stranger's file, so it may be a plug-in without settings or a plain timm
-    name; a place on disk or on a hub has to be allowed by naming it oneself.
+    or open_clip name; a place on disk or on a hub has to be allowed by naming it oneself.
     """
     name = config["base_model_name_or_path"]
     size = int(config["data_config"]["input_size"][1])
     spec = registry.parse(name) if registry.is_spec(name) else None
-    harmless = spec is not None and set(spec.settings) <= {"model", "seed"}
-    if not harmless and not re.fullmatch(r"\w+(\.\w+)?", name):
+    settings = {"model": name} if spec is None else spec.settings
+    harmless = set(settings) <= {"model", "seed"}
+    if not harmless or not _PLAIN_MODEL.fullmatch(str(settings.get("model", "none"))):
         raise VPromptError(
             f"The artefact asks for the backbone {name!r}. To allow that, name it yourself: "
             f"--model {name!r}."
         )
     return open_backbone(name, image_size=size, device=device)
+
+
+def open_for(
+    artifact: Artifact, model: str | Backbone | None, *, device: str = "auto", force: bool = False
+) -> Backbone:
+    """Return the backbone that an artefact names, or the one given in its place.
+
+    It is checked against the artefact's fingerprint and preprocessing, unless `force`.
+    """
+    if model is None:
+        backbone = open_named_backbone(artifact.config, device=device)
+    else:
+        size = artifact.data_config.input_size[1]
+        backbone = open_backbone(model, image_size=size, device=device)
+    if not force:
+        check_fits(artifact.config, backbone)
+    return backbone
 
 
 def open_adapter(artifact: Artifact, backbone: Backbone) -> Prompt | Adapter | None:

@@ -53,6 +53,10 @@ ForceOption = Annotated[
 ExcludeOption = Annotated[
     list[str] | None, typer.Option(help="Leave out a source by name; may be repeated.")
 ]
+SourceDataOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the sources' own tasks, for metrics that need source data."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FreezeReportOption = Annotated[
     bool, typer.Option("--freeze-report", help="Print every tensor that was trained.")

@@ -17,7 +17,7 @@ from vprompt.errors import VPromptError
 from vprompt.files import write_text
 from vprompt.images import SUFFIXES, load_pixels
 from vprompt.measure import features_of
-from vprompt.opening import open_adapter, open_backbone, open_named_backbone
+from vprompt.opening import open_adapter, open_for
 from vprompt.progress import SILENT, Progress
 from vprompt.task import Examples
 
@@ -54,13 +54,7 @@ def predict(
         loaded = artifact
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
-    if model is None:
-        backbone = open_named_backbone(loaded.config, device=device)
-    else:
-        size = loaded.data_config.input_size[1]
-        backbone = open_backbone(model, image_size=size, device=device)
-    if not force:
-        artifacts.check_fits(loaded.config, backbone)
+    backbone = open_for(loaded, model, device=device, force=force)
     pixels = load_pixels(files, loaded.data_config, skip_bad=skip_bad, progress=progress)
     examples = Examples(pixels.array, torch.zeros(len(pixels), dtype=torch.long), pixels.digest)
     adapted = open_adapter(loaded, backbone)

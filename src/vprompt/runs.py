@@ -18,6 +18,7 @@ import torch
 from vprompt import hub, registry
 from vprompt.artifact import Artifact, make_config, prompt_digest
 from vprompt.backbone import Backbone
+from vprompt.classifier import OWN
 from vprompt.evidence import Evidence
 from vprompt.files import digest
 from vprompt.linalg import cosine_matrix
@@ -82,7 +83,7 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
 
 def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
     """Return the training curve, which epoch was kept, by which rule, and the trainable sizes."""
-    prompt = tuned.adapter.prompt()
+    prompt, text = tuned.adapter.prompt(), tuned.adapter.text()
     return {
         "history": [asdict(record) for record in tuned.history],
         "kept_epoch": tuned.kept_epoch,
@@ -98,14 +99,18 @@ def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
         "trained": trained_tensors(tuned),
         "memory": tuned.adapter.memory,
         "prompt_digest": prompt_digest(prompt),
+        **({} if text is None else {"text_prompt_digest": prompt_digest(text.prompt)}),
     }
 
 
 def describe_parameters(tuned: Tuned) -> dict[str, int]:
     """Count what was trained, from the tensors that took a gradient; the head apart."""
     trained = sum(math.prod(shape) for shape in trained_tensors(tuned).values())
-    part = "adapter" if trained and tuned.adapter.prompt() is None else "prompt"
-    return {part: trained, "head": tuned.head.weight.numel() + tuned.head.bias.numel()}
+    prompts = (tuned.adapter.prompt(), tuned.adapter.text())
+    part = "adapter" if trained and prompts == (None, None) else "prompt"
+    own = tuned.head.family == OWN  # then what is trained of it is the adapter's
+    head = 0 if own else tuned.head.weight.numel() + tuned.head.bias.numel()
+    return {part: trained, "head": head}
 
 
 def trained_tensors(tuned: Tuned) -> dict[str, list[int]]:

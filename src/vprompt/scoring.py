@@ -7,7 +7,7 @@ prompt, or its own images; each says so by naming them before the `*` of its sig
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,34 +90,62 @@ def compute(metric: str, **inputs: Any) -> float:
     Inputs of `INPUTS` that the metric has no use for are left aside. Raises VPromptError where one
     is missing, misshapen or not finite, and where the result lies outside the metric's range.
     """
-    unknown = sorted(set(inputs) - set(INPUTS))
-    if unknown:
-        raise VPromptError(
-            f"No metric is computed from {unknown[0]!r}.{registry.suggest(unknown[0], INPUTS)}"
-        )
-    spec, function = registry.parse(metric), registry.build("metrics", metric)
-    needed = needs(metric)
-    missing = [name for name in needed if name not in inputs]
-    if missing:
-        raise VPromptError(
-            f"{spec.name} needs {missing[0]}, {INPUTS.get(missing[0], 'which is not known')}."
-        )
-    given = {name: _checked(name, inputs[name]) for name in needed}
-    _check_lengths(given)
-    return _within_range(spec.name, function(**given))
+    return _Metric.named(metric).of(inputs)
 
 
 def rank(metric: str, candidates: Mapping[str, Mapping[str, Any]]) -> Scores:
     """Score every candidate, from its inputs by name, and put the best first."""
     found, missing = [], {}
+    ready = _Metric.named(metric)
     began = time.perf_counter()
     for name, inputs in candidates.items():
         try:
-            found.append((name, compute(metric, **inputs)))
+            found.append((name, ready.of(inputs)))
         except VPromptError as error:
             missing[name] = str(error)
     spent = time.perf_counter() - began
     return Scores(sorted(found, key=lambda pair: -pair[1]), missing, spent)
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A metric that was looked up once, which takes longer than to compute many of them."""
+
+    name: str
+    function: Callable[..., float]
+    needed: tuple[str, ...]
+    bounds: tuple[float, float]
+
+    @classmethod
+    def named(cls, metric: str) -> "_Metric":
+        """Look a metric up; one without `RANGE` may have any value."""
+        name, function = registry.parse(metric).name, registry.build("metrics", metric)
+        module = inspect.getmodule(inspect.unwrap(registry.find("metrics", name)))
+        bounds = getattr(module, "RANGE", (-math.inf, math.inf))
+        return cls(name, function, needs(metric), bounds)
+
+    def of(self, inputs: Mapping[str, Any]) -> float:
+        """Return the score of what is needed of the inputs."""
+        unknown = sorted(set(inputs) - set(INPUTS))
+        if unknown:
+            raise VPromptError(
+                f"No metric is computed from {unknown[0]!r}.{registry.suggest(unknown[0], INPUTS)}"
+            )
+        missing = [name for name in self.needed if name not in inputs]
+        if missing:
+            raise VPromptError(
+                f"{self.name} needs {missing[0]}, {INPUTS.get(missing[0], 'which is not known')}."
+            )
+        given = {name: _checked(name, inputs[name]) for name in self.needed}
+        _check_lengths(given)
+        value, (low, high) = self.function(**given), self.bounds
+        # Theory forbids what lies outside: it is a sign of bad numbers, not of merit.
+        if not low - 1e-9 <= value <= high + 1e-9:
+            raise VPromptError(
+                f"{self.name} came out as {value:.6g}, outside [{low:g}, {high:g}]: the features "
+                "are too badly conditioned for it."
+            )
+        return value
 
 
 def rare_classes(labels: Labels) -> list[str]:
@@ -155,15 +183,3 @@ def _check_lengths(given: Mapping[str, Tensor]) -> None:
         if len(set(counts.values())) > 1:
             listing = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise VPromptError(f"There is one row per image, but got {listing}.")
-
-
-def _within_range(name: str, value: float) -> float:
-    """Return the value, or raise where theory forbids it: a sign of bad numbers, not of merit."""
-    module = inspect.getmodule(inspect.unwrap(registry.find("metrics", name)))
-    low, high = getattr(module, "RANGE", (-math.inf, math.inf))
-    if not low - 1e-9 <= value <= high + 1e-9:
-        raise VPromptError(
-            f"{name} came out as {value:.6g}, outside [{low:g}, {high:g}]: the features are too "
-            "badly conditioned for it."
-        )
-    return value

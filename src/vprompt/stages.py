@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vprompt import measure, registry, runs
+from vprompt import measure, registry, runs, sentences
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
 from vprompt.checkpoint import Checkpoint
 from vprompt.errors import VPromptError
 from vprompt.files import cache_folder
+from vprompt.heads import Head
 from vprompt.progress import Progress
 from vprompt.task import Examples, Task
 from vprompt.train_config import TrainConfig
 from vprompt.tune import Tuned, tune
+from vprompt.two_tower import TextPrompt, TwoTower, text_head
 from vprompt.types import Features
 
 
@@ -112,6 +114,7 @@ def training_defaults(method: str) -> dict[str, Any]:
 
 def run_tuning(setting: Setting, adapter: Adapter, config: TrainConfig) -> Tuned:
     """Train, with a checkpoint in the cache that the same run finds again."""
+    adapter.name_classes(setting.task.classes, setting.task.templates)
     tuned = tune(
         adapter,
         setting.train,
@@ -156,6 +159,13 @@ def tune_best(
     _, best, config = max(trained, key=lambda entry: entry[0])
     reached = [{"train": c.model_dump(), "val_accuracy": key[0]} for key, _, c in trained]
     return best, config, reached
+
+
+def zero_shot_head(setting: Setting) -> Head:
+    """Return the head that the task's class names and own template make, without any prompt."""
+    assert isinstance(setting.backbone, TwoTower)
+    templates = setting.task.templates or sentences.GENERIC
+    return text_head(setting.backbone, setting.task.classes, TextPrompt(templates))
 
 
 def plain_features(setting: Setting) -> Features:

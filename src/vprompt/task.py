@@ -110,7 +110,10 @@ class SealedSplit:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task; `facts` say where it comes from and are written into every result."""
+    """A classification task; `facts` say where it comes from and are written into every result.
+
+    `templates` are sentences with `{}` for a class name, for models that read.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -119,6 +122,7 @@ class Task:
     test: SealedSplit | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     allow_absent: bool = False
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late or, worse, pass unnoticed."""

@@ -109,18 +109,7 @@ def show(
         )
         print()
     if outcome.test:
-        rows = [
-            [
-                name,
-                f"{100 * m.acc1:.1f} %",
-                f"{100 * m.low:.1f} to {100 * m.high:.1f} %",
-                "" if m.gain is None else _gain(m.gain),
-            ]
-            for name, m in outcome.test.items()
-        ]
-        first, found = next(iter(outcome.test.items()))
-        heads = [f"{run['task']['name']}, {found.images} test images", "accuracy"]
-        table([*heads, "95 % interval", f"over {first}, paired"], rows)
+        measurements(run["task"]["name"], outcome.test)
     tuning = run["tuning"]
     if "started_from" in run:
         print(f"\nstarted from: {run['started_from']}", end="")
@@ -140,6 +129,22 @@ def show(
         print(f"report:   {report}")
 
 
+def measurements(task: str, found: dict[str, Any]) -> None:
+    """Print accuracies on a test split, each with its gain over the first."""
+    rows = [
+        [
+            name,
+            f"{100 * m.acc1:.1f} %",
+            f"{100 * m.low:.1f} to {100 * m.high:.1f} %",
+            "" if m.gain is None else _gain(m.gain),
+        ]
+        for name, m in found.items()
+    ]
+    first, images = next((name, m.images) for name, m in found.items())
+    heads = [f"{task}, {images} test images", "accuracy", "95 % interval"]
+    table([*heads, f"over {first}, paired"], rows)
+
+
 def _freeze_report(run: dict[str, Any]) -> None:
     """Print the shape and size of every tensor that was trained, and what stayed frozen."""
     tuning, backbone = run["tuning"], run["backbone"]
@@ -153,7 +158,17 @@ def _freeze_report(run: dict[str, Any]) -> None:
     print(f"frozen: {backbone['name']}, {backbone['parameters']:,} numbers")
 
 
-def rankings(found: Mapping[str, Any], as_json: bool) -> None:
+def scores(found: Any, metric: str, as_json: bool) -> None:
+    """Print the sources by one metric, best first, or by several."""
+    if isinstance(found, dict):
+        _rankings(found, as_json)
+    elif as_json:
+        print(json.dumps([{"source": name, "score": value} for name, value in found], indent=2))
+    else:
+        table(["source", metric], [[name, f"{value:.4f}"] for name, value in found])
+
+
+def _rankings(found: Mapping[str, Any], as_json: bool) -> None:
     """Print every metric's score and rank of every source, and why there is none where not."""
     if as_json:
         plain = {
@@ -166,16 +181,16 @@ def rankings(found: Mapping[str, Any], as_json: bool) -> None:
     rows = []
     for source in order:
         cells = [source]
-        for scores in found.values():
-            place = [name for name, _ in scores.ranked]
+        for each in found.values():
+            place = [name for name, _ in each.ranked]
             held = source in place
-            value = dict(scores.ranked)[source] if held else 0.0
+            value = dict(each.ranked)[source] if held else 0.0
             cells.append(f"{value:.4g} ({place.index(source) + 1})" if held else "")
         rows.append(cells)
     table(["source", *found], rows)
-    for metric, scores in found.items():
+    for metric, each in found.items():
         reasons: dict[str, list[str]] = {}
-        for source, reason in scores.missing.items():
+        for source, reason in each.missing.items():
             reasons.setdefault(reason, []).append(source)
         for reason, sources in reasons.items():
             print(printable(f"no {metric} for {', '.join(sources)}: {reason}"))

@@ -27,6 +27,7 @@ class TrainConfig(BaseModel):
     lr: float = Field(5e-3, gt=0, description="of the adapter's parameters")
     head_lr: float = Field(1e-3, ge=0, description="of the head, in whitened coordinates")
     weight_decay: float = Field(1e-4, ge=0)
+    decay_bias: bool = Field(False, description="decay the head's bias, too")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
     sched: Literal["cosine", "constant"] = "cosine"
     min_lr: float = Field(1e-3, ge=0, le=1, description="share of lr at the end of the cosine")

@@ -102,8 +102,11 @@ def tune(
         once = feature_examples(adapter, train, config)
         assert once is not None
         train, val = once, feature_examples(adapter, val, config)
+    adapter.begin(train, config)
     first_head, whitening = start_head(adapter, train, num_classes, config)
     classifier = Classifier(adapter, first_head, whitening)
+    if not any(p.requires_grad for p in classifier.parameters()):
+        config = config.model_copy(update={"epochs": 0})
     loop = _Loop(classifier, _optimizer(classifier, config))
     store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
     if not store.load(loop):
@@ -252,9 +255,10 @@ def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: 
 
 
 def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build one optimiser that honours weight decay everywhere but on the head's bias."""
+    """Build one optimiser that honours weight decay everywhere, on the head's bias if asked."""
     groups: list[dict[str, Any]] = []
-    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, 0.0)):
+    of_bias = config.weight_decay if config.decay_bias else 0.0
+    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, of_bias)):
         if parameter is not None:
             groups.append({"params": [parameter], "peak_lr": config.head_lr, "weight_decay": decay})
     for parameters, factor in classifier.adapter.groups():
@@ -265,6 +269,8 @@ def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optim
             )
     for group in groups:
         group["lr"] = group["peak_lr"]
+    if not groups:  # nothing is trained, but torch wants something to optimise
+        groups = [{"params": [nn.Parameter(torch.zeros(()))], "peak_lr": 0.0, "lr": 0.0}]
     if config.opt == "sgd":
         return torch.optim.SGD(groups, momentum=0.9)
     return torch.optim.AdamW(groups)

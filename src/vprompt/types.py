@@ -1,8 +1,8 @@
 """Types: the names of all tensor axes, written once.
 
 Axes: `batch` images, `sequence` tokens of one image, `dim` width of a token, `feature_dim` width
-of a pooled feature, `count` prompt tokens, `sources` prompts of a pool. Annotations become run-time
-checks while testing.
+of a pooled feature, `count` prompt tokens, `sources` prompts of a pool, `classes` of a task. Where
+a text tower reads, `batch` counts texts. Annotations become run-time checks while testing.
 """
 
 from typing import TypeAlias
@@ -17,6 +17,9 @@ Labels: TypeAlias = Int[Tensor, " batch"]
 PromptTokens: TypeAlias = Float[Tensor, "count dim"]
 SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]
 PromptRows: TypeAlias = Float[Tensor, "#batch count dim"]  # one set for all images, or one each
+TextIds: TypeAlias = Int[Tensor, "batch sequence"]
+TextEnds: TypeAlias = Int[Tensor, " batch"]
+ClassFeatures: TypeAlias = Float[Tensor, "classes feature_dim"]
 Blocks: TypeAlias = Int[Tensor, " count"]
 Weights: TypeAlias = Float[Tensor, " sources"]
 LayerWeights: TypeAlias = Float[Tensor, "layers sources"]

@@ -38,8 +38,9 @@ def build(
     return BottleneckAdapter(backbone, backbone.dim // reduction, init, init_seed)
 
 
-def training() -> dict[str, Any]:
+def training(**settings: object) -> dict[str, Any]:
     """Return the rate that the bottlenecks want."""
+    del settings
     return {"lr": 1e-3}
 
 

@@ -12,6 +12,7 @@ def build(backbone: Backbone) -> Adapter:
     return TwinAdapter(backbone, [name for name, _ in backbone.named_parameters()])
 
 
-def training() -> dict[str, Any]:
+def training(**settings: object) -> dict[str, Any]:
     """Return a rate at which pre-trained weights survive."""
+    del settings
     return {"lr": 1e-4}

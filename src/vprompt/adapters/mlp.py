@@ -14,6 +14,8 @@ from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.randomness import stream
 from vprompt.registry import suggest
+from vprompt.task import Examples
+from vprompt.train_config import TrainConfig
 from vprompt.types import Features
 
 NORMS = ("batch", "layer")
@@ -41,8 +43,9 @@ def build(
     return HiddenLayers(backbone, num_layers - 1, norm, dropout, init_seed)
 
 
-def training() -> dict[str, Any]:
+def training(**settings: object) -> dict[str, Any]:
     """Return the rate that the hidden layers want."""
+    del settings
     return {"lr": 1e-3}
 
 
@@ -65,6 +68,20 @@ class HiddenLayers(FeatureAdapter):
         self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
         self.layers.to(backbone.device)
         self.norms.to(backbone.device)
+
+    @torch.no_grad()
+    def begin(self, train: Examples, config: TrainConfig) -> None:
+        """Set the statistics of every batch norm, which the head at the start already needs."""
+        del config
+        features, _ = next(train.batches(len(train)))
+        features = features.to(self.backbone.device)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            hidden = functional.relu(layer(features))
+            if isinstance(norm, nn.BatchNorm1d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                norm.running_mean.copy_(hidden.mean(0))
+                norm.running_var.copy_(hidden.var(0, correction=min(1, len(hidden) - 1)))
+            features = norm.eval()(hidden)
 
     def transform(
         self, features: Features, *, generator: torch.Generator | None = None

@@ -24,8 +24,9 @@ def build(backbone: Backbone, *, num_blocks: int = 1) -> Adapter:
     return TwinAdapter(backbone, last_parameters(backbone, num_blocks))
 
 
-def training() -> dict[str, Any]:
+def training(**settings: object) -> dict[str, Any]:
     """Return a rate at which pre-trained weights survive."""
+    del settings
     return {"lr": 1e-4}
 
 

@@ -200,6 +200,8 @@ def from_values(values: Any, *, where: str) -> BenchRecipe:
 
 def check(recipe: BenchRecipe, *, where: str) -> None:
     """Check every method, its settings, its training settings and its grid."""
+    if "seed" in {*recipe.train, *(key for method in recipe.methods for key in method.train)}:
+        raise VPromptError(f"{where} is wrong at train.seed: write `seeds: [0, 1, 2]` instead.")
     for index, method in enumerate(recipe.methods):
         try:
             _check_method(recipe, method)
@@ -225,6 +227,8 @@ def _check_method(recipe: BenchRecipe, method: MethodEntry) -> None:
         replace(Plan() if ask is None else ask(), **method.options)
         if not recipe.pools and recipe.sources is None:
             raise VPromptError("It combines, but the recipe names neither `pools` nor `sources`.")
+    if method.grid is not None and recipe.selection is None:
+        raise VPromptError("It has a `grid`, but the recipe has no `selection` to choose from it.")
     train = recipe.train_of(method)
     TrainConfig.checked(train)
     for key, values in recipe.grid_of(method).items():

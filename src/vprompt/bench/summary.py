@@ -123,6 +123,8 @@ def summarise(
     notes = [f"Ranks are over {ranked} runs that all methods share."] if ranks else []
     notes += _notes([*records.values()], recipe.protocol)
     missing = len(cells) - len(records)
+    if failed := len(store.failed().keys() & {cell.id for cell in cells}):
+        notes.append(f"{failed} runs failed.")
     return Summary(title, results.tasks, groups, rows, baseline, runs, missing, notes)
 
 

@@ -47,7 +47,8 @@ def _spread(group: Tensor, covariance: str) -> Tensor:
     centred = group - group.mean(0)
     freedom = max(len(group) - 1, 1)
     if covariance == "full":
-        return centred.T @ centred / freedom + _FLOOR * torch.eye(group.shape[1]).double()
+        values, vectors = torch.linalg.eigh(centred.T @ centred / freedom)
+        return (vectors * values.clamp_min(_FLOOR)) @ vectors.T
     variances = centred.square().sum(0) / freedom
     if covariance == "spherical":
         variances = variances.mean().expand_as(variances)

@@ -10,12 +10,15 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from vprompt.errors import VPromptError
+from vprompt.files import atomic_file
 from vprompt.report.wording import Number
 
 WIDTH = 560  # user units, which are CSS pixels at full size
@@ -97,7 +100,7 @@ def label_rows(axes: Axes, names: list[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
-def write_after(axes: Axes, row: int, value: Number, text: str) -> None:
+def write_after(axes: Axes, row: Number, value: Number, text: str) -> None:
     """Write a text at the end of a horizontal bar."""
     axes.annotate(
         text, (value, row), xytext=(5, 0), textcoords="offset points", va="center", color=MUTED
@@ -129,6 +132,17 @@ def shorten(name: str, limit: int = 26) -> str:
     """Return a name that fits beside a plot: one line, no control characters."""
     name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     return name if len(name) <= limit else name[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a file of its own, SVG or PNG by its ending, on the report's paper."""
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in ("svg", "png"):
+        raise VPromptError(f"A picture is a .svg or .png file, but got {str(path)!r}.")
+    plain = {"Date": None} if kind == "svg" else {"Software": None}
+    with atomic_file(path) as draft, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        figure.savefig(draft, format=kind, metadata=plain, facecolor=CARD, dpi=144)
 
 
 def to_svg(figure: Figure, description: str) -> str:

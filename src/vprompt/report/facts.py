@@ -133,5 +133,11 @@ def _start_digest(run: Run) -> dict[str, Any]:
 
 
 def _selection(tuning: Run) -> dict[str, Any]:
-    """Leave out what has a place of its own: the curve and the sizes."""
-    return {k: v for k, v in tuning.items() if k not in ("history", "parameters")}
+    """Leave out what has a place of its own: the curve, the sizes and the moves of tokens."""
+    shown = ("history", "parameters", "memory")
+    rules = (tuning.get("memory") or {}).get("placement", {}).get("rules", {})
+    return {**{k: v for k, v in tuning.items() if k not in shown}, **_named("placement", rules)}
+
+
+def _named(name: str, values: Run) -> dict[str, Any]:
+    return {name: dict(values)} if values else {}

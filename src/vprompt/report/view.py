@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vprompt.report import plots
+from vprompt.report import placement, plots
 from vprompt.report.facts import groups
 from vprompt.report.wording import Number, count, moment, percent, plural, signed, unbroken
 
@@ -30,6 +30,7 @@ def build(run: Run) -> dict[str, Any]:
         "test_plot": Markup(plots.accuracies(tests, final)) if tests else None,
         "transfer": transfer(run) if run.get("transfer") else None,
         "training": training(run["tuning"]),
+        "placement": placed(run),
         "cost": cost(run),
         "groups": groups(run),
         "paired": paired,
@@ -184,6 +185,18 @@ def training(tuning: Run) -> dict[str, Any]:
         "plot": Markup(plots.curve(history, tuning["kept_epoch"])) if drawable else None,
         "kept": unbroken(tuning["kept"][:1].upper() + tuning["kept"][1:]),
         "validated": any(r["val_accuracy"] is not None for r in history),
+    }
+
+
+def placed(run: Run) -> dict[str, Any] | None:
+    """Return the picture of where tokens stood and moved, and its numbers, if any may move."""
+    if not (run["tuning"].get("memory") or {}).get("placement"):
+        return None
+    return {
+        "plot": Markup(placement.svg(run)),
+        "summary": placement.summary(run),
+        "flows": placement.flows(run),
+        "decisions": placement.history(run)["decisions"],
     }
 
 

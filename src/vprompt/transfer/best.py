@@ -24,8 +24,11 @@ def plan(*, metric: str = "hscore") -> Plan:
 
 def weigh(evidence: Evidence, *, metric: str = "hscore") -> Mix:
     """Return a one for the best source under `metric`, any of `vprompt list metrics`."""
-    known = [scoring.inputs_of(evidence, row) for row in range(len(evidence))]
-    scores = torch.tensor([scoring.compute(metric, **inputs) for inputs in known])
+    known = {name: scoring.inputs_of(evidence, row) for row, name in enumerate(evidence.names)}
+    found = scoring.rank(metric, known)
+    if found.missing:
+        raise VPromptError(next(iter(found.missing.values())))
+    scores = dict(found.ranked)
     weights = torch.zeros(len(evidence), dtype=torch.float64)
-    weights[scores.argmax()] = 1.0
-    return Mix(weights, facts={"scores": scores.tolist()})
+    weights[evidence.names.index(found.ranked[0][0])] = 1.0
+    return Mix(weights, facts={"scores": [scores[name] for name in evidence.names]})

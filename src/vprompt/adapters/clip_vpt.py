@@ -1,0 +1,47 @@
+"""VPT on a CLIP: tokens in the image tower alone; the classes stay what their names say.
+
+The method `vpt` on the same backbone trains a linear head instead.
+
+Reference: Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119; with class names:
+Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, arXiv 2210.03117.
+"""
+
+from typing import Any
+
+from vprompt.adapter import Adapter
+from vprompt.backbone import Backbone
+from vprompt.prompt import Prompt, place
+from vprompt.randomness import stream
+from vprompt.text_adapter import TowersAdapter, chosen_templates, normal_rows, two_towers
+
+
+def build(
+    backbone: Backbone,
+    *,
+    num_virtual_tokens: int | list[int] = 8,
+    deep: bool = True,
+    templates: str | None = None,
+    prompt_init_seed: int = 0,
+) -> Adapter:
+    """Start tokens from N(0, 0.02^2); a list of `num_virtual_tokens` names every block's count.
+
+    `templates` is as for `zero_shot`.
+    """
+    clip = two_towers(backbone, "clip_vpt")
+    blocks = place(num_virtual_tokens, clip.depth, deep=deep)
+    rows = normal_rows(len(blocks), clip.dim, 0.02, stream(prompt_init_seed, "prompt_init, image"))
+    persist = not deep and isinstance(num_virtual_tokens, int)
+    chosen = chosen_templates(clip, templates)
+    return TowersAdapter(clip, Prompt(rows, blocks, persist), None, chosen, embedded=True)
+
+
+def training(
+    *,
+    num_virtual_tokens: int | list[int] = 8,
+    deep: bool = True,
+    templates: str | None = None,
+    prompt_init_seed: int = 0,
+) -> dict[str, Any]:
+    """Return the published settings."""
+    del num_virtual_tokens, deep, templates, prompt_init_seed
+    return {"opt": "sgd", "lr": 0.0025, "batch_size": 4, "epochs": 5, "weight_decay": 5e-4}

@@ -1,0 +1,143 @@
+"""PRO-VPT: deep tokens that move to the blocks where they help, while they are trained.
+
+The number of tokens never changes. Again and again the token that helps least where it stands is
+taken out, and set in where it would lower the loss most. What can be switched, and what is wrong
+with the published method, is in docs/placement.md.
+
+Reference: Shang et al., "PRO-VPT: Distribution-Adaptive Visual Prompt Tuning via Prompt
+Relocation", ICCV 2025, arXiv 2503.06901.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vprompt.adapter import Adapter
+from vprompt.adapters._placement.allocators import Allocator, Gain, Random, Stay, Thompson
+from vprompt.adapters._placement.moving import MovingPrompt
+from vprompt.adapters._placement.ppo import PPO
+from vprompt.adapters._placement.probe import check_reachable
+from vprompt.adapters._placement.rules import Rules
+from vprompt.adapters._start import start_tokens
+from vprompt.backbone import Backbone
+from vprompt.prompt import Prompt, place
+
+# The recipe of the released code: its rate is 10 per 256 images at batch 64.
+PAPER_TRAINING = {
+    "opt": "sgd",
+    "lr": 2.5,
+    "head_lr": 2.5,
+    "weight_decay": 1e-4,
+    "sched": "constant",
+    "clip_grad": 0.25,
+    "head": "kaiming",
+    "keep": "last",
+    "epochs": 100,
+    "batch_size": 64,
+    "decay_bias": True,
+}
+
+
+def build(
+    backbone: Backbone,
+    *,
+    preset: str = "robust",
+    num_virtual_tokens: int | list[int] = 10,
+    score: str | None = None,
+    score_source: str | None = None,
+    score_clip: float | None = None,
+    score_ema: float | None = None,
+    score_every: int | None = None,
+    exact: bool | None = None,
+    alloc: str | None = None,
+    reward: str | None = None,
+    reward_loss: str | None = None,
+    accept: str | None = None,
+    tau: float = 0.0,
+    move_init: str | None = None,
+    move_scale: float = 1e-3,
+    move_optim: str | None = None,
+    candidates: int = 4,
+    window: list[float] | None = None,
+    moves_per_epoch: int | float | None = None,
+    cooldown: int | None = None,
+    min_per_block: int = 0,
+    max_per_block: int | None = None,
+    self_move: str = "noop",
+    prompt_dropout: float | None = None,
+    prompt_init: str | None = None,
+    prompt_init_seed: int = 0,
+) -> Adapter:
+    """Start a deep prompt of `num_virtual_tokens` per block (a list: the count of every block).
+
+    None means: as `preset` says, `robust` or `paper`.
+
+    `score` is `mask` (slope of removing a key), `taylor` (slope along the vector, as published),
+    `taylor_norm` (the same without the LayerNorm's factor), `norm` (smallest share of the norms in
+    its block) or `random`. It is read from every `score_every`-th training step (`train_steps`) or
+    from a pass over all images before every epoch (`extra_pass`), with gradients clipped to
+    `score_clip` (0: not), and averaged over epochs with the factor `score_ema`. `exact` replaces
+    the weight A of a key by A / (1 - A) in mask scores, and by A / (1 + A) in gains: then only the
+    rest of the network is linearised.
+
+    `alloc` is `grad` (block of the largest insertion gain), `ppo` (as published), `thompson`,
+    `random` or `none` (the token starts afresh where it is). The two that learn are rewarded by
+    the fall of the training loss (`reward_loss`: its `mean`, or as `coded`) less the score of the
+    `pruned` token, or as `coded` less the highest score one epoch later. `accept=gain` moves a
+    token only if its score and the gain sum to more than `tau`.
+
+    A moved token starts from a vector `fresh` for its new block (with `grad`, from the best of
+    `candidates`), from its own (`keep`), or from its own times `move_scale` (`scale`); the
+    optimiser's row is reset (`reset_row`) or not (`keep`). Tokens move after the first epoch,
+    within the `window` of shares of the epochs, at most `moves_per_epoch` (below 1: a share of all
+    tokens; 0: never), rest for `cooldown` epochs, and leave `min_per_block` to `max_per_block`
+    behind. `self_move` says what a learned choice of the same block does: nothing, or `scale`.
+    """
+    rules = Rules.of(
+        preset,
+        score=score,
+        score_source=score_source,
+        score_clip=score_clip,
+        score_ema=score_ema,
+        score_every=score_every,
+        exact=exact,
+        alloc=alloc,
+        reward=reward,
+        reward_loss=reward_loss,
+        accept=accept,
+        tau=tau,
+        move_init=move_init,
+        move_scale=move_scale,
+        move_optim=move_optim,
+        candidates=candidates,
+        window=window,
+        moves_per_epoch=moves_per_epoch,
+        cooldown=cooldown,
+        min_per_block=min_per_block,
+        max_per_block=max_per_block,
+        self_move=self_move,
+        prompt_dropout=prompt_dropout,
+        prompt_init=prompt_init,
+    )
+    if rules.gates:
+        size = backbone.data_config.input_size
+        with torch.no_grad():
+            check_reachable(backbone, torch.zeros(1, *size).to(backbone.device))
+    blocks = place(num_virtual_tokens, backbone.depth, deep=True)
+    tokens = start_tokens(backbone, blocks, rules.prompt_init, prompt_init_seed)
+    allocators: dict[str, Callable[[], Allocator]] = {
+        "grad": Gain,
+        "ppo": lambda: PPO(backbone.depth, prompt_init_seed),
+        "thompson": lambda: Thompson(backbone.depth),
+        "random": Random,
+        "none": Stay,
+    }
+    start = Prompt(tokens, blocks, persist=False)
+    return MovingPrompt(backbone, start, rules, allocators[rules.alloc]())
+
+
+def training(*, preset: str = "robust", **settings: Any) -> dict[str, Any]:
+    """Return the training settings that belong to a preset; `robust` needs none of its own."""
+    del settings
+    return dict(PAPER_TRAINING) if preset == "paper" else {}

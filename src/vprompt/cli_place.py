@@ -1,0 +1,39 @@
+"""Command line of `vprompt placement`: where a prompt's tokens stand, and how they came there."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vprompt import terminal
+from vprompt.errors import VPromptError
+from vprompt.options import JsonOption
+
+
+def placement(
+    run: Annotated[Path, typer.Argument(help="A run.json, or an artefact that holds one.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A .svg or .png file for the picture.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how the tokens of a `pro_vpt` run moved between blocks."""
+    from vprompt import artifact, files
+    from vprompt.report import placement as pictures
+
+    path = run / artifact.RUN if run.is_dir() else run
+    record = files.read_json(path)
+    if not isinstance(record, dict) or "tuning" not in record:
+        raise VPromptError(f"{path} is not the record of a run. Give a run.json or an artefact.")
+    rows, summary = pictures.flows(record), pictures.summary(record)
+    if output is not None:
+        pictures.save(record, output)
+    if as_json:
+        print(json.dumps({"summary": summary, "blocks": rows}, indent=2))
+        return
+    heads = ["block", "start", "left", "came", "kept"]
+    terminal.table(heads, [[str(row[head]) for head in heads] for row in rows])
+    print(summary)
+    if output is not None:
+        print(f"picture: {output}")

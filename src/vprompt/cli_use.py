@@ -1,0 +1,98 @@
+"""Command line of what one does with an artefact: label images, measure it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vprompt import terminal
+from vprompt.errors import VPromptError
+from vprompt.options import (
+    AbsentOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    TaskArgument,
+)
+
+ArtifactOption = Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")]
+BackboneOption = Annotated[str | None, typer.Option("--model", "--backbone")]
+ExactnessOption = Annotated[str, typer.Option(help="auto, bf16, fp32.")]
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    artifact: ArtifactOption,
+    output: Annotated[
+        Path | None, typer.Option(help="A .csv or .json file; default: print.")
+    ] = None,
+    model: BackboneOption = None,
+    device: DeviceOption = "auto",
+    precision: ExactnessOption = "auto",
+    force: ForceOption = False,
+    skip_bad: SkipBadOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Label images with an artefact."""
+    from vprompt import prediction
+
+    if output is not None and output.suffix not in (".csv", ".json"):
+        raise VPromptError(f"--output is a .csv or .json file, but got {str(output)!r}.")
+    with terminal.progress(quiet) as progress:
+        found = prediction.predict(
+            images,
+            artifact=artifact,
+            model=model,
+            device=device,
+            precision=precision,
+            force=force,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    if output is not None:
+        prediction.write(found, output)
+        print(f"{len(found)} predictions in {output}")
+    elif as_json:
+        print(prediction.as_json(found))
+    else:
+        terminal.table(
+            ["image", "label", "probability"],
+            [[p.image, p.label, f"{p.probability:.3f}"] for p in found],
+        )
+
+
+def evaluate(
+    task: TaskArgument,
+    artifact: ArtifactOption,
+    model: BackboneOption = None,
+    device: DeviceOption = "auto",
+    precision: ExactnessOption = "auto",
+    force: ForceOption = False,
+    skip_bad: SkipBadOption = False,
+    allow_absent_classes: AbsentOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure an artefact on a test split; with a text tower, on classes it never saw."""
+    from vprompt import evaluation
+
+    with terminal.progress(quiet) as progress:
+        found = evaluation.evaluate(
+            task,
+            artifact=artifact,
+            model=model,
+            device=device,
+            precision=precision,
+            force=force,
+            skip_bad=skip_bad,
+            allow_absent=allow_absent_classes,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps({name: m.to_json() for name, m in found.items()}, indent=2))
+    else:
+        terminal.measurements(task, found)
