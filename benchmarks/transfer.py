@@ -132,17 +132,17 @@ class Bench:
     def mixed(self, method: str) -> tuple[Prompt, list[float]]:
         """Return a method's untuned sum and its weights."""
         plan = combining.plan_of(method, align=None, scale=None, safeguard=False)
-        prompts, _ = combining.align_sources(self.sources, plan.align)
+        prompts, slots, _ = combining.align_sources(self.sources, plan.align)
         if plan.gradient_head is not None:  # one pass serves every alignment
             plan = replace(plan, reference=True)
-        evidence = combining.gather_evidence(self.setting, self.sources, prompts, plan)
+        evidence = combining.gather_evidence(self.setting, self.sources, prompts, plan, slots)
         weigh = registry.build("transfer", method)
         mix, twins = combining.weigh_sources(weigh, method, evidence)
         weights = mix.weights
         if plan.refine:
             kept = combining.kept_rows(evidence, twins)
-            weights = combining.refine(self.setting, prompts, mix, kept, plan.scale, plan.refine)
-        return compose.combine(prompts, weights, scale=plan.scale), weights.tolist()
+            weights = combining.refine(self.setting, slots, mix, kept, plan.scale, plan.refine)
+        return compose.combine(slots, weights, scale=plan.scale), weights.tolist()
 
     def choose(self, settings: dict[str, str]) -> dict[str, Any]:
         """Return the accuracy of every setting's start on all of val200."""

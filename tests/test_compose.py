@@ -143,6 +143,46 @@ def test_an_unknown_scale_is_answered_with_those_there_are(refused):
         combine(draw(2), torch.tensor(WEIGHTS), scale="norm")
 
 
+# Weights of layers.
+
+
+@pytest.mark.parametrize("scale", ["none", "token_norm", "ln"])
+def test_weights_of_layers_are_a_sum_of_its_own_in_every_block(scale, generator):
+    from vprompt.compose import combine
+    from vprompt.prompt import Prompt
+
+    prompts = draw(6, [0, 0, 2, 3, 3, 3], persist=False)
+    layers = torch.rand(5, 3, generator=generator, dtype=torch.float64)
+    layers = layers / layers.sum(1, keepdim=True)
+    got = combine(prompts, layers, scale=scale)
+    for block in (0, 2, 3):
+        rows = (prompts[0].blocks == block).nonzero().flatten()
+        parts = [Prompt(p.tokens[rows], p.blocks[rows], False) for p in prompts]
+        alone = combine(parts, layers[block], scale=scale)
+        torch.testing.assert_close(got.tokens[rows], alone.tokens)
+    same = torch.tensor(WEIGHTS, dtype=torch.float64).expand(5, 3)
+    assert torch.equal(
+        combine(prompts, same, scale=scale).tokens, combine(prompts, same[0], scale=scale).tokens
+    )
+
+
+def test_where_a_layer_cancels_the_heaviest_of_that_layer_is_kept():
+    from vprompt.compose import combine
+
+    first, second = draw(2, [0, 1], sources=2)
+    second = second.with_tokens(-first.tokens)
+    layers = torch.tensor([[0.5, 0.5], [0.2, 0.8]], dtype=torch.float64)
+    got = combine([first, second], layers, scale="token_norm").tokens
+    torch.testing.assert_close(got, torch.stack([first.tokens[0], second.tokens[1]]))
+
+
+def test_too_few_rows_of_layer_weights_are_refused(refused):
+    from vprompt.compose import combine
+
+    with refused("weights for 2 layers", "tokens in block 2"):
+        combine(draw(2, [0, 2]), torch.full((2, 3), 1 / 3))
+
+
 # Correspondence of tokens.
 
 

@@ -63,6 +63,61 @@ def test_weights_of_models_are_those_of_linear_in_the_order_of_names(write, fold
     assert found["method"] == "linear(weights=[0.3, 0.7])"
 
 
+def test_a_list_of_weights_is_a_gradient_over_the_layers(write, tmp_path, tiny, deep_pool):
+    from vprompt import artifact, flow, recipe
+    from vprompt.heads import Head
+
+    given = {"birds": [0.1, 0.9], "apples": [1.0, 0.0, 1.0], "cars": 0.5}
+    for name in given:
+        config = artifact.make_config(tiny, deep_pool[name], ("x", "y"), prompt_init=None)
+        head = Head(torch.zeros(2, 64), torch.zeros(2))
+        made = artifact.Artifact(deep_pool[name], head, torch.zeros(64), config, "card")
+        artifact.save(made, tmp_path / "deep" / name)
+    models = [
+        {"model": str(tmp_path / "deep" / name), "parameters": {"weight": weight}}
+        for name, weight in given.items()
+    ]
+    path = write(merge_method="linear", models=models, parameters={"align": "none"})
+    outcome = flow.combine(**{**recipe.read(path).arguments(), "model": tiny}, test=False)
+    found = {s["name"]: s for s in outcome.run["transfer"]["sources"]}
+    last = tiny.depth - 1
+    wanted = {name: [] for name in given}
+    for block in range(tiny.depth):
+        t = block / last
+        raw = {
+            "birds": 0.1 + 0.8 * t,
+            "apples": 1 - 2 * t if t <= 0.5 else 2 * t - 1,
+            "cars": 0.5,
+        }
+        for name, value in raw.items():
+            wanted[name].append(value / sum(raw.values()))
+    for name, rows in wanted.items():
+        assert found[name]["layer_weights"] == pytest.approx(rows)
+        assert found[name]["weight"] == pytest.approx(sum(rows) / tiny.depth)
+
+
+@pytest.mark.parametrize(
+    "weights, words",
+    [
+        ([[1.0, 0.0], 0.5, 0.5], ("enter one block", "deep prompts")),
+        ([[1.0, -1.0], [-1.0, 1.0], 0.0], ("sum to 0 in block 0",)),
+        ([[], 1.0, 1.0], ("a list of at least one",)),
+    ],
+)
+def test_gradients_over_layers_that_mean_nothing_are_refused(folder, tiny, weights, words, refused):
+    from vprompt import flow
+
+    with refused(*words):
+        flow.combine(
+            "digits",
+            pool_folder=folder,
+            method=f"linear(weights={weights})",
+            model=tiny,
+            shots=2,
+            test=False,
+        )
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -122,6 +177,35 @@ def test_the_card_holds_a_recipe_that_makes_the_same_artefact_again(write, tmp_p
     block = card.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block) == first.run["replay"]
     assert json.loads(json.dumps(first.run["replay"])) == first.run["replay"]
+
+
+def test_other_training_images_than_the_recipes_are_refused(write, tmp_path, tiny, refused):
+    from vprompt import flow, recipe
+
+    outcome = flow.combine(
+        **{**recipe.read(write()).arguments(), "model": tiny}, output=tmp_path / "one", test=False
+    )
+    target = outcome.run["replay"]["target"]
+    assert target["digest"] == outcome.run["task"]["splits"]["train"]["digest"]
+    again = recipe.read(tmp_path / "one").arguments()
+    assert again["train_digest"] == target["digest"]
+    with refused("not those of the recipe", target["digest"], "name the TASK", "leave `digest`"):
+        flow.combine(**{**again, "model": tiny, "draw": 1}, test=False)
+    # A digest of other images in a file is refused in the same way, before any source is passed.
+    with refused("not those of the recipe", "sha256:abc"):
+        path = write(target={"data": "digits", "shots": 3, "digest": "sha256:abc"})
+        flow.combine(**{**recipe.read(path).arguments(), "model": tiny}, test=False)
+
+
+@pytest.mark.parametrize("given", [{"task": "elpv"}, {"shots": 5}, {"draw": 2}, {"model": "tiny"}])
+def test_whoever_names_other_images_means_them(write, given):
+    from vprompt import recipe
+
+    path = write(target={"data": "digits", "shots": 3, "digest": "sha256:abc"})
+    assert recipe.read(path).arguments(method="uniform")["train_digest"] == "sha256:abc"
+    found = recipe.read(path).arguments(**given)
+    assert found["train_digest"] is None
+    assert all(found[key] == value for key, value in given.items())
 
 
 def test_a_learned_artefact_holds_no_recipe_to_run_again(folder, refused):

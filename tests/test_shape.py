@@ -14,13 +14,14 @@ LAYERS = [
     {"attention"},
     {"backbone", "heads", "linalg", "images", "ranking"},
     {"two_tower", "codec"},
-    {"task", "artifact", "train_config", "compose"},
+    {"task", "artifact", "train_config", "compose", "matching"},
     {"adapter", "checkpoint", "features"},
     {"classifier", "twin", "text_adapter"},
     {
         "mix",
         "recipe",
         "probe",
+        "hub",
         "scoring",
         "judging",
         "pool",
@@ -186,6 +187,13 @@ def test_plug_ins_do_not_import_one_another(path):
 def test_model_libraries_are_known_to_backbones_alone(path):
     if "backbones" not in path.parts:
         assert not {name.split(".")[0] for name in imported(path)} & {"timm", "open_clip"}
+
+
+@every_file
+def test_the_network_is_known_to_the_hub_and_to_backbones_alone(path):
+    network = {"huggingface_hub", "requests", "httpx", "urllib", "socket", "http"}
+    if path.name != "hub.py" and "backbones" not in path.parts:
+        assert not {name for name in imported(path) if name.split(".")[0] in network}
 
 
 @every_file

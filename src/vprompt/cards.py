@@ -1,6 +1,8 @@
 """Cards: the README.md of an artefact, with the head that model hubs read."""
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -40,14 +42,59 @@ def render(config: dict[str, Any], run: dict[str, Any]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def tagged(card: str, config: dict[str, Any]) -> str:
+    """Return a card whose head has the tags by which a hub's search finds it.
+
+    Cards of older artefacts lack some, and one of another origin may have no head at all.
+    """
+    found = re.match(r"---\n(.*?)\n---\n?", card, re.S)
+    try:
+        head = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError:
+        head = {}
+    head = head if isinstance(head, dict) else {}
+    given = head.get("tags")
+    given = [str(tag) for tag in given] if isinstance(given, list) else []
+    name = config["base_model_name_or_path"]
+    head |= {"library_name": "vprompt", "base_model": _hub_name(name)}
+    head["tags"] = list(dict.fromkeys(["vprompt", "visual-prompt", backbone_tag(name), *given]))
+    body = card[found.end() :] if found else card
+    return f"---\n{yaml.safe_dump(head, sort_keys=False).strip()}\n---\n{body}"
+
+
+def backbone_tag(name: str) -> str:
+    """Return the tag for one backbone: a hub knows only those that it holds itself."""
+    return f"backbone:{name}"
+
+
+def backbone_of(tags: Iterable[str]) -> str:
+    """Return the backbone that a repository's tags name, or nothing."""
+    start = backbone_tag("")
+    return next((tag.removeprefix(start) for tag in tags if tag.startswith(start)), "")
+
+
+def _hub_name(name: str) -> str:
+    """Return a backbone's repository on the hub where its name tells, else the name itself."""
+    if re.fullmatch(r"\w+\.\w+", name):
+        return f"timm/{name}"
+    found = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(@.*)?", name)
+    return found[1] if found else name
+
+
 def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     head: dict[str, Any] = {
         "library_name": "vprompt",
-        "base_model": config["base_model_name_or_path"],
+        "base_model": _hub_name(config["base_model_name_or_path"]),
         "base_model_relation": "adapter",
         "pipeline_tag": "image-classification",
         "license": run["task"]["facts"].get("licence", "other"),
-        "tags": ["visual-prompt", "vpt", run["command"]],
+        "tags": [
+            "vprompt",
+            "visual-prompt",
+            backbone_tag(config["base_model_name_or_path"]),
+            "vpt",
+            run["command"],
+        ],
         "datasets": [run["task"]["name"]],
     }
     metrics = config.get("metrics")

@@ -3,11 +3,20 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vprompt import cli_bench, cli_data, cli_place, cli_pool, cli_use, options, terminal
+from vprompt import (
+    cli_bench,
+    cli_data,
+    cli_place,
+    cli_pool,
+    cli_share,
+    cli_use,
+    options,
+    terminal,
+)
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -54,6 +63,7 @@ app = typer.Typer(
 app.add_typer(cli_pool.app, name="pool")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_share.app, name="share")
 app.command("placement")(cli_place.placement)
 
 
@@ -229,8 +239,7 @@ def combine(
     from vprompt import recipe as recipes
     from vprompt.train_config import COMBINE
 
-    start = {} if recipe is None else recipes.read(recipe).arguments()
-    given = {
+    typed: dict[str, Any] = {
         "task": task,
         "pool_folder": pool,
         "method": method,
@@ -242,7 +251,8 @@ def combine(
         "safeguard": safeguard,
         "include_self": include_self,
     }
-    arguments = {**start, **{key: value for key, value in given.items() if value is not None}}
+    given = {key: value for key, value in typed.items() if value is not None}
+    arguments = given if recipe is None else recipes.read(recipe).arguments(**given)
     if "task" not in arguments or "pool_folder" not in arguments:
         raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
     start_config = arguments.get("config")

@@ -50,6 +50,7 @@ def pool_check(
 def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder.")]) -> None:
     """Show an artefact's card."""
     from vprompt import artifact as artifacts
+    from vprompt import hub
 
-    loaded = artifacts.load(artifact)
+    loaded = artifacts.load(hub.folder_of(artifact))
     print(terminal.printable(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True)))

@@ -18,7 +18,7 @@ from vprompt.options import (
     TaskArgument,
 )
 
-ArtifactOption = Annotated[Path, typer.Option(help="Artefact folder.")]
+ArtifactOption = Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")]
 BackboneOption = Annotated[str | None, typer.Option("--model", "--backbone")]
 ExactnessOption = Annotated[str, typer.Option(help="auto, bf16, fp32.")]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt import compose, measure, registry, scoring
+from vprompt import compose, matching, measure, registry, scoring
 from vprompt.adapter import WeightedSum
-from vprompt.artifact import Artifact, prompt_digest
+from vprompt.artifact import Artifact
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence, gather
 from vprompt.heads import Head, closed_form
@@ -20,7 +20,7 @@ from vprompt.prompt import Prompt
 from vprompt.stages import Setting, run_tuning
 from vprompt.task import Task
 from vprompt.train_config import TrainConfig
-from vprompt.types import Features, PromptTokens, SourceFeatures, Weights
+from vprompt.types import Features, LayerWeights, PromptTokens, SourceFeatures, Weights
 
 DUPLICATE = 0.9999  # cosine between the features of two sources that are one
 SWITCH = 2.0  # standard errors by which another start has to be better than the mix
@@ -63,33 +63,56 @@ def without_self(sources: Sequence[Artifact], target: Task, progress: Progress) 
 
 def align_sources(
     sources: Sequence[Artifact], align: str
-) -> tuple[list[Prompt], bool | dict[str, Any]]:
-    """Return prompts whose tokens correspond, and whether (or how) tokens were moved for it.
+) -> tuple[list[Prompt], list[Prompt], bool | dict[str, Any]]:
+    """Return the sources' prompts, what is added up of each, and what was moved for it.
 
-    `auto` matches tokens unless all sources say that they grew from one initialisation.
-    `placement` also brings prompts of different placements to one.
+    The two are the same prompts with tokens that correspond, unless lengths differ: then the
+    second leave slots empty. `auto` matches tokens unless all sources say that they grew from one
+    initialisation. `placement` brings prompts of different placements to one.
     """
     prompts = [source.prompt for source in sources if source.prompt is not None]
     if align == "placement":
-        return compose.align_places(prompts)
-    compose.check_same_place(prompts, [source.name for source in sources])
+        placed, facts = compose.align_places(prompts)
+        return placed, placed, facts
+    names = [source.name for source in sources]
+    if align != "none" and matching.differ_in_length(prompts):
+        slots, facts = matching.fill_slots(prompts, names)
+        return [matching.without_empty(slot) for slot in slots], slots, facts
+    compose.check_same_place(prompts, names)
     inits = {str(source.config.get("prompt_init")) for source in sources}
     if align == "none" or (align == "auto" and len(inits) == 1 and "None" not in inits):
-        return prompts, False
+        return prompts, prompts, False
     orders = compose.match_tokens(prompts)
     moved = any(bool((order.diff() != 1).any()) for order in orders)
-    return [p.with_tokens(p.tokens[o]) for p, o in zip(prompts, orders, strict=True)], moved
+    ordered = [p.with_tokens(p.tokens[o]) for p, o in zip(prompts, orders, strict=True)]
+    return ordered, ordered, moved
 
 
 def gather_evidence(
-    setting: Setting, sources: Sequence[Artifact], prompts: Sequence[Prompt], plan: Plan
+    setting: Setting,
+    sources: Sequence[Artifact],
+    prompts: Sequence[Prompt],
+    plan: Plan,
+    slots: Sequence[Prompt] | None = None,
 ) -> Evidence:
-    """Pass the training images through every source, or take it from the cache."""
+    """Pass the training images through every source, or take it from the cache.
+
+    `slots` are what is added up, where that is not the prompts themselves.
+    """
+    filled = None if slots is None else matching.filled(slots)
+    if filled is None or bool(filled.all()):
+        filled = None
+    elif plan.target_epochs:
+        raise VPromptError(
+            "This method compares the sources with a prompt learned on the target, token by token, "
+            "but they have different lengths. Leave the others out with --exclude, or use another "
+            "method, such as hgprompt."
+        )
     named = {source.name: prompt for source, prompt in zip(sources, prompts, strict=True)}
     average = None
     if plan.reference:
         uniform = torch.full((len(prompts),), 1 / len(prompts), dtype=torch.float64)
-        average = compose.combine(prompts, uniform)
+        average = compose.combine(prompts if slots is None else slots, uniform)
     same = {
         source.name: source.head
         for source in sources
@@ -102,6 +125,7 @@ def gather_evidence(
         len(setting.task.classes),
         plan,
         average=average,
+        filled=filled,
         source_heads=same,
         precision=setting.config.precision,
         progress=setting.progress,
@@ -161,9 +185,13 @@ def weigh_sources(
     mix.check(method, len(kept))
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[kept] = mix.weights.double()
+    layers = None
+    if mix.layers is not None:
+        layers = torch.zeros(len(mix.layers), len(evidence), dtype=torch.float64)
+        layers[:, kept] = mix.layers.double()
     names = evidence.names
     facts = {**mix.facts, "weighed": [names[row] for row in kept]}
-    return replace(mix, weights=weights, facts=facts), {
+    return replace(mix, weights=weights, facts=facts, layers=layers), {
         names[a]: names[b] for a, b in twins.items()
     }
 
@@ -189,6 +217,18 @@ def remarks(mix: Mix, twins: Mapping[str, str], evidence: Evidence) -> list[str]
     return found
 
 
+def shares(mix: Mix, weights: Weights, prompts: Sequence[Prompt]) -> Weights | LayerWeights:
+    """Return what the sum is made with: the weights, or a row of them for every block."""
+    if mix.layers is None:
+        return weights
+    if len(prompts[0].blocks.unique()) == 1:
+        raise VPromptError(
+            "All tokens of these prompts enter one block, so weights that change over the layers "
+            "have no meaning. Give every source one number, or combine deep prompts."
+        )
+    return mix.layers
+
+
 def refine(
     setting: Setting,
     prompts: Sequence[Prompt],
@@ -202,6 +242,8 @@ def refine(
     The surrogate adds up features; what is used in the end adds up prompts. Only M numbers are
     trained, judged like any other training on the validation images.
     """
+    if mix.layers is not None:
+        raise VPromptError("refine trains one weight per source, not one per layer. Use refine=0.")
     if bool((mix.weights < 0).any()):
         raise VPromptError(
             "refine keeps weights above 0, but the solver returned negative ones. Use another "
@@ -229,6 +271,7 @@ def make_starts(
     setting: Setting,
     evidence: Evidence,
     prompts: Sequence[Prompt],
+    slots: Sequence[Prompt],
     weights: Weights,
     mixed: Prompt,
     scale: str,
@@ -243,7 +286,7 @@ def make_starts(
     options: dict[str, tuple[Prompt | None, Tensor | None]] = {
         "no prompt": (None, evidence.plain),
         f"best single ({evidence.names[best]})": (prompts[best], evidence.features[best]),
-        UNIFORM: (compose.combine(prompts, uniform, scale=scale), None),
+        UNIFORM: (compose.combine(slots, uniform, scale=scale), None),
         MIXED: (mixed, None),
     }
     found = {}
@@ -296,70 +339,3 @@ def clear_gain(before: Tensor, after: Tensor, errors: float = SWITCH) -> float:
     """Return the mean paired gain of the losses `after`, less `errors` standard errors of it."""
     gain = before - after
     return float(gain.mean() - errors * gain.std() / len(gain) ** 0.5)
-
-
-def describe_transfer(
-    sources: Sequence[Artifact],
-    evidence: Evidence,
-    mix: Mix,
-    twins: Mapping[str, str],
-    weights: Weights,
-    start: Prompt,
-) -> dict[str, Any]:
-    """Return weight, score and origin of every source, and how far gradients agree."""
-    hscore = registry.build("metrics", "hscore")
-    fused = torch.einsum("s,snh->nh", weights.float(), evidence.features)
-    cosines = cosine_matrix(evidence.gradients) if evidence.gradients.numel() else None
-    facts = dict(mix.facts)
-    spans = dict(zip(facts.pop("weighed", ()), facts.pop("intervals", ()), strict=False))
-    refined = not torch.equal(weights, mix.weights)
-    described = []
-    for source, weight, solved, features in zip(
-        sources, weights, mix.weights, evidence.features, strict=True
-    ):
-        described.append(
-            {
-                "name": source.name,
-                "weight": float(weight),
-                "weight_before_refining": float(solved),
-                "interval": None if refined else spans.get(source.name),
-                "hscore": hscore(features, evidence.labels),
-                "task": source.config.get("task", {}).get("name"),
-                "digest": source.digest,
-                "same_as": twins.get(source.name),
-            }
-        )
-    return {
-        "sources": described,
-        "hscore_plain": hscore(evidence.plain, evidence.labels),
-        "hscore_fused": hscore(fused, evidence.labels),
-        "gradient_cosines": None
-        if cosines is None
-        else [[round(float(v), 4) for v in row] for row in cosines],
-        "simplex": mix.simplex,
-        "solution": facts,
-        "start_digest": prompt_digest(start),
-    }
-
-
-def replay(
-    task: str | None,
-    draw: Mapping[str, int | None],
-    backbone: str,
-    method: str,
-    parameters: Mapping[str, Any],
-    sources: Sequence[Artifact],
-    config: TrainConfig,
-) -> dict[str, Any]:
-    """Return the recipe from which `combine --recipe` makes the same artefact again.
-
-    Paths stay as they were typed: a shared card should not tell where its author's files are.
-    """
-    return {
-        "merge_method": str(registry.parse(method)),
-        "base_model": backbone,
-        "models": [{"model": str(s.folder), "digest": s.digest} for s in sources],
-        "target": {"data": task, **draw},
-        "parameters": dict(parameters),
-        "train": config.model_dump(),
-    }

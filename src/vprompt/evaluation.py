@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vprompt import artifact as artifacts
+from vprompt import hub
 from vprompt import sentences
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
@@ -32,7 +33,10 @@ def evaluate(
     prompt learned on base classes is measured on new ones, or on another data set. Zero-shot stands
     beside it. Any other artefact is measured on the classes of its own head.
     """
-    loaded = artifact if isinstance(artifact, Artifact) else artifacts.load(artifact)
+    if isinstance(artifact, Artifact):
+        loaded = artifact
+    else:
+        loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
     opened = open_task(task, allow_absent=allow_absent)
     backbone = open_for(loaded, model, device=device, force=force)
     candidates: dict[str, Candidate] = {}

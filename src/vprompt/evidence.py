@@ -42,7 +42,8 @@ class Evidence:
     `half_gradients` over the first half of the images, and `reference`, the gradient at the
     sources' plain average over the second; `variances` of single images' gradients; `target`, the
     tokens learned briefly on the target itself. `prompts` are the sources' own tokens, where all
-    have as many. `probabilities` are what every source's own head says of the images.
+    have as many. `probabilities` are what every source's own head says of the images. `layers`
+    counts the backbone's blocks.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,7 @@ class Evidence:
     prompts: SourceTokens | None = None
     target: TargetTokens | None = None
     probabilities: tuple[SourceProbabilities, ...] | None = None
+    layers: int = 1
 
     def __len__(self) -> int:
         """Count the sources."""
@@ -88,6 +90,7 @@ def gather(
     plan: Plan,
     *,
     average: Prompt | None = None,
+    filled: Tensor | None = None,
     source_heads: Mapping[str, Head] | None = None,
     batch_size: int = 64,
     precision: str = "auto",
@@ -99,7 +102,8 @@ def gather(
     The cache is keyed by content (images, labels, weights, tokens, precision), so a pool can grow
     without recomputing, and other settings of a transfer method cost nothing. `average` is the
     prompt at which a plan's reference gradient is taken; `source_heads` are for the plan's
-    `gradient_head="source"`.
+    `gradient_head="source"`. `filled [sources, slots]` says which slots the tokens of prompts of
+    different lengths stand in: a source has no gradient in a slot that it leaves empty.
     """
     if not sources:
         raise VPromptError("There is no source prompt to gather evidence on.")
@@ -110,7 +114,8 @@ def gather(
     with progress.step("evidence", passes * len(examples)) as step:
         plain = kept.features(None, step.advance)
         loss_of = _losses(kept, plan, plain, source_heads or {}, step.advance)
-        features, slopes = [], []
+        features: list[Features] = []
+        slopes: list[Slopes] = []
         for name, prompt in sources.items():
             advance = functools.partial(step.advance, note=name)
             if plan.gradient_head is None:
@@ -118,7 +123,7 @@ def gather(
                 continue
             own, found = kept.slopes(prompt, plan, loss_of(name, prompt), advance)
             features.append(own)
-            slopes.append(found)
+            slopes.append(found if filled is None else _on_slots(found, filled[len(slopes)]))
         reference = None
         if plan.reference and average is not None:
             halved = Plan("base", reference=True)
@@ -135,12 +140,24 @@ def gather(
         reference=reference,
         variances=torch.stack([s.variance for s in slopes]) if plan.variances else None,
         prompts=_stacked(sources),
+        layers=backbone.depth,
     )
 
 
 def _stacked(sources: Mapping[str, Prompt]) -> SourceTokens | None:
     tokens = [prompt.tokens for prompt in sources.values()]
     return torch.stack(tokens) if len({t.shape for t in tokens}) == 1 else None
+
+
+def _on_slots(slopes: Slopes, filled: Tensor) -> Slopes:
+    def spread(rows: Tensor) -> Tensor:
+        if not rows.numel():
+            return rows
+        full = rows.new_zeros(*rows.shape[:-2], len(filled), rows.shape[-1])
+        full[..., filled, :] = rows
+        return full
+
+    return Slopes(spread(slopes.halves), spread(slopes.variance))
 
 
 def _losses(

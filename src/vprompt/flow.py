@@ -134,6 +134,7 @@ def combine(
     config: TrainConfig | None = None,
     shots: int | None = None,
     draw: int = 0,
+    train_digest: str | None = None,
     exclude: tuple[str, ...] = (),
     include_self: bool = False,
     align: str | None = None,
@@ -159,6 +160,7 @@ def combine(
     `safeguard`, tuning starts from the mix, unless the plain average or the best single source
     has a clearly smaller cross-validated loss on the training images. Left out, the three are as
     the method asks. `config` defaults to `COMBINE`; `protocol` is as for `learn`.
+    Training images of another digest than `train_digest` are refused.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
@@ -175,15 +177,16 @@ def combine(
         config,
         shots,
         draw,
+        digest=train_digest,
         skip_bad=skip_bad,
         keep_states=keep_states,
         progress=progress,
     )
-    prompts, moved = combining.align_sources(sources, plan.align)
+    prompts, slots, moved = combining.align_sources(sources, plan.align)
     trial = PromptAdapter(backbone, prompts[0])
     progress.say(combining_estimate(trial, setting.train, setting.config, sources=len(sources)))
     with setting.clock.stage("evidence"):
-        evidence = combining.gather_evidence(setting, sources, prompts, plan)
+        evidence = combining.gather_evidence(setting, sources, prompts, plan, slots)
     with setting.clock.stage("weigh"):
         mix, twins = combining.weigh_sources(weigh, method, evidence, merge_twins=plan.merge_twins)
     kept = combining.kept_rows(evidence, twins)
@@ -195,10 +198,12 @@ def combine(
     weights = mix.weights
     if plan.refine:
         with setting.clock.stage("refine"):
-            weights = combining.refine(setting, prompts, mix, kept, scale, plan.refine)
-    start = compose.combine(prompts, weights, scale=scale)
+            weights = combining.refine(setting, slots, mix, kept, scale, plan.refine)
+    start = compose.combine(slots, combining.shares(mix, weights, slots), scale=scale)
     with setting.clock.stage("starts"):
-        starts = combining.make_starts(setting, evidence, prompts, weights, start, scale, kept)
+        starts = combining.make_starts(
+            setting, evidence, prompts, slots, weights, start, scale, kept
+        )
     chosen = setting.config
     begin = combining.safest_start(starts) if plan.safeguard else combining.MIXED
     (first, _), _ = starts[begin]
@@ -215,27 +220,16 @@ def combine(
         "safeguard": plan.safeguard,
         "include_self": include_self,
         "train": chosen.model_dump(),
-        "transfer": combining.describe_transfer(sources, evidence, mix, twins, weights, start),
+        "transfer": runs.describe_transfer(sources, evidence, mix, twins, weights, start),
         "aligned": moved,
         "started_from": begin,
         "starts": {name: facts for name, (_, facts) in starts.items()},
         "prompt_init": None,
-        "replay": combining.replay(
-            task if isinstance(task, str) else None,
-            {"shots": shots, "draw": draw},
-            backbone.name,
-            method,
-            {
-                "align": plan.align,
-                "scale": scale,
-                "safeguard": plan.safeguard,
-                "include_self": include_self,
-            },
-            sources,
-            chosen,
-        ),
         "protocol": protocol,
+        "backbone": runs.describe_backbone(backbone),
     }
+    drawn = {"shots": shots, "draw": draw, "digest": f"sha256:{setting.train.digest}"}
+    run["replay"] = runs.replay(run, task if isinstance(task, str) else None, drawn, sources)
     candidates = {name: candidate for name, (candidate, _) in starts.items()}
     return _finish(setting, tuned, chosen, evidence.plain, candidates, run, output, overwrite, test)
 

@@ -12,7 +12,7 @@ import torch
 
 from vprompt.compose import ALIGNS, SCALES
 from vprompt.errors import VPromptError
-from vprompt.types import Weights
+from vprompt.types import LayerWeights, Weights
 
 GRADIENT_HEADS = ("base", "own", "hscore", "ncm", "random", "source")
 
@@ -59,19 +59,23 @@ class Mix:
     """One weight per source, with sum 1, and what the method has to say about them.
 
     Weights are not negative, unless `simplex` is False: the paper's own solver does not prevent
-    it. `facts` are plain values for the record and the report.
+    it. `facts` are plain values for the record and the report. Where sources weigh differently
+    from block to block, `layers` has a row of weights for every block, and `weights` is their mean.
     """
 
     weights: Weights
     simplex: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
+    layers: LayerWeights | None = None
 
     def check(self, method: str, sources: int) -> None:
         """Raise VPromptError unless there is one finite share per source."""
-        weights = self.weights
-        sound = weights.shape == (sources,) and bool(torch.isfinite(weights).all())
-        negative = self.simplex and bool((weights < 0).any())
-        if not sound or negative or abs(float(weights.sum()) - 1) > 1e-6:
+        rows = [self.weights, *(() if self.layers is None else self.layers)]
+        for weights in rows:
+            sound = weights.shape == (sources,) and bool(torch.isfinite(weights).all())
+            negative = self.simplex and bool((weights < 0).any())
+            if sound and not negative and abs(float(weights.sum()) - 1) <= 1e-6:
+                continue
             raise VPromptError(
                 f"{method} returned the weights {weights.tolist()}, but there must be one for "
                 f"each of {sources} sources, none negative, with sum 1."

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vprompt import artifact
+from vprompt import artifact, hub
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
@@ -30,10 +30,11 @@ class Entry:
 def entries(pool: Pool) -> list[Entry]:
     """Return every artefact folder of a pool, in name order; reads configs only.
 
-    A pool is a folder that holds artefact folders, or several such folders and single artefacts.
+    A pool is a folder that holds artefact folders, or several such folders and single artefacts,
+    which may be `hf-hub:user/name`.
     """
     given = [pool] if isinstance(pool, Path | str) else list(pool)
-    found = [_entry(folder) for each in given for folder in _folders(Path(each))]
+    found = [_entry(folder) for each in given for folder in _folders(hub.folder_of(each))]
     known: dict[str, Path] = {}
     for entry in found:
         if entry.name in known:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vprompt import artifact as artifacts
+from vprompt import hub
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
@@ -49,7 +50,10 @@ def predict(
     against the artefact's fingerprint, unless `force`.
     """
     files = find_images(images)
-    loaded = artifact if isinstance(artifact, Artifact) else artifacts.load(artifact)
+    if isinstance(artifact, Artifact):
+        loaded = artifact
+    else:
+        loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
     backbone = open_for(loaded, model, device=device, force=force)
     pixels = load_pixels(files, loaded.data_config, skip_bad=skip_bad, progress=progress)
     examples = Examples(pixels.array, torch.zeros(len(pixels), dtype=torch.long), pixels.digest)

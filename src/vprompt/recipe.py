@@ -10,8 +10,9 @@
     train: {epochs: 5}
 
 `merge_method: linear` takes its weights from `parameters: {weight: 0.6}` of each model, which then
-is one artefact on this disk; a weight is one number, not one per layer. Every combined artefact
-holds its own recipe: give its folder in place of a file to run it again on the same files.
+is one artefact, on this disk or `hf-hub:user/name`; a list such as `[0.1, 0.9]` is a gradient over
+layers. Every combined artefact holds its own recipe: give its folder in place of a file to run it
+again on the same files.
 """
 
 import json
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vprompt import artifact, registry
+from vprompt import artifact, hub, registry
 from vprompt.errors import VPromptError
 from vprompt.mix import Plan
 from vprompt.train_config import COMBINE, TrainConfig
@@ -42,16 +43,20 @@ class Model(_Strict):
 
     model: str
     digest: str | None = None
-    parameters: dict[str, float] = Field(default_factory=dict)
+    parameters: dict[str, float | list[float]] = Field(default_factory=dict)
 
 
 class Target(_Strict):
-    """The task that the sum is for, and how many of its images are drawn."""
+    """The task that the sum is for, and how many of its images are drawn.
+
+    `digest` is that of the drawn images and labels at the backbone's size, checked where given.
+    """
 
     data: str | None
     split: Literal["train", "train800"] = "train"
     shots: int | None = Field(None, ge=1)
     draw: int = 0
+    digest: str | None = None
 
 
 class Recipe(_Strict):
@@ -65,8 +70,12 @@ class Recipe(_Strict):
     train: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32"] = "float32"
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `flow.combine`, every one of them checked."""
+    def arguments(self, **given: Any) -> dict[str, Any]:
+        """Return the arguments of `flow.combine`, every one of them checked.
+
+        What is `given` goes first; whoever names other images means them, so their digest is not
+        held against the recipe's.
+        """
         config = TrainConfig.checked({**COMBINE, **self.train})
         method = self._method()
         registry.build("transfer", method)
@@ -79,6 +88,7 @@ class Recipe(_Strict):
             )
         for model in self.models:
             _check_digest(model)
+        other = {"task", "shots", "draw", "model"} & set(given)
         return {
             "task": self.target.data,
             "pool_folder": [model.model for model in self.models],
@@ -87,7 +97,9 @@ class Recipe(_Strict):
             "config": config,
             "shots": self.target.shots,
             "draw": self.target.draw,
+            "train_digest": None if other else self.target.digest,
             **{key: self.parameters[key] for key in _FLOW if key in self.parameters},
+            **given,
         }
 
     def _method(self) -> str:
@@ -106,19 +118,20 @@ class Recipe(_Strict):
                     "Weights of models are for `merge_method: linear`, and then every model needs "
                     "one. Other methods find them."
                 )
-                if not (Path(model.model) / artifact.CONFIG).is_file():
+                local = not hub.is_hub(model.model)
+                if local and not (Path(model.model) / artifact.CONFIG).is_file():
                     raise VPromptError(
                         f"The model {model.model!r} has a weight, so it must be one artefact, but "
                         "it is none. Name the artefact's own folder."
                     )
-            by_name = sorted((Path(m.model).name, m.parameters["weight"]) for m in self.models)
-            settings["weights"] = [weight for _, weight in by_name]
+            by_name = sorted(self.models, key=lambda model: hub.folder_of(model.model).name)
+            settings["weights"] = [model.parameters["weight"] for model in by_name]
         return str(registry.Spec(spec.name, {**spec.settings, **settings}))
 
 
 def read(path: Path | str) -> Recipe:
     """Read a YAML or JSON recipe, or the recipe of a combined artefact; check its form."""
-    path = Path(path)
+    path = hub.folder_of(path)
     if path.is_dir():
         values: Any = artifact.read_config(path).get("recipe", {}).get("replay")
         if values is None:
@@ -156,7 +169,7 @@ def parse_file(path: Path) -> Any:
 def _check_digest(model: Model) -> None:
     if model.digest is None:
         return
-    found = artifact.load(Path(model.model)).digest
+    found = artifact.load(hub.folder_of(model.model)).digest
     if found != model.digest:
         raise VPromptError(
             f"The source {model.model} is not the one of the recipe: its digest is {found}, not "

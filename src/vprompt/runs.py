@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +15,18 @@ from typing import Any
 
 import torch
 
-from vprompt.artifact import make_config, prompt_digest
+from vprompt import hub, registry
+from vprompt.artifact import Artifact, make_config, prompt_digest
 from vprompt.backbone import Backbone
 from vprompt.classifier import OWN
+from vprompt.evidence import Evidence
 from vprompt.files import digest
+from vprompt.linalg import cosine_matrix
+from vprompt.mix import Mix
+from vprompt.prompt import Prompt
 from vprompt.task import Examples, Task
 from vprompt.tune import Tuned
+from vprompt.types import Weights
 
 _PACKAGES = ("vprompt", "torch", "timm", "numpy", "scipy", "scikit-learn", "pillow", "safetensors")
 
@@ -144,3 +150,73 @@ def _version(name: str) -> str | None:
 
 def _number(value: float) -> float | None:
     return None if value != value else value  # JSON has no NaN
+
+
+def describe_transfer(
+    sources: Sequence[Artifact],
+    evidence: Evidence,
+    mix: Mix,
+    twins: Mapping[str, str],
+    weights: Weights,
+    start: Prompt,
+) -> dict[str, Any]:
+    """Return weight, score and origin of every source, and how far gradients agree."""
+    hscore = registry.build("metrics", "hscore")
+    fused = torch.einsum("s,snh->nh", weights.float(), evidence.features)
+    cosines = cosine_matrix(evidence.gradients) if evidence.gradients.numel() else None
+    facts = dict(mix.facts)
+    spans = dict(zip(facts.pop("weighed", ()), facts.pop("intervals", ()), strict=False))
+    refined = not torch.equal(weights, mix.weights)
+    described = []
+    for row, (source, weight, solved, features) in enumerate(
+        zip(sources, weights, mix.weights, evidence.features, strict=True)
+    ):
+        described.append(
+            {
+                "name": source.name,
+                "weight": float(weight),
+                "weight_before_refining": float(solved),
+                "layer_weights": None if mix.layers is None else mix.layers[:, row].tolist(),
+                "interval": None if refined else spans.get(source.name),
+                "hscore": hscore(features, evidence.labels),
+                "task": source.config.get("task", {}).get("name"),
+                "digest": source.digest,
+                "same_as": twins.get(source.name),
+            }
+        )
+    return {
+        "sources": described,
+        "hscore_plain": hscore(evidence.plain, evidence.labels),
+        "hscore_fused": hscore(fused, evidence.labels),
+        "gradient_cosines": None
+        if cosines is None
+        else [[round(float(v), 4) for v in row] for row in cosines],
+        "simplex": mix.simplex,
+        "solution": facts,
+        "start_digest": prompt_digest(start),
+    }
+
+
+def replay(
+    run: Mapping[str, Any],
+    task: str | None,
+    draw: Mapping[str, int | str | None],
+    sources: Sequence[Artifact],
+) -> dict[str, Any]:
+    """Return the recipe from which `combine --recipe` makes the artefact of a run again.
+
+    Paths stay as they were typed: a shared card should not tell where its author's files are. What
+    came from a hub is named by its commit there.
+    """
+    places = [str(s.folder) if s.folder is None else hub.origin(s.folder) for s in sources]
+    return {
+        "merge_method": run["method"],
+        "base_model": run["backbone"]["name"],
+        "models": [
+            {"model": place, "digest": source.digest}
+            for place, source in zip(places, sources, strict=True)
+        ],
+        "target": {"data": task, **draw},
+        "parameters": {key: run[key] for key in ("align", "scale", "safeguard", "include_self")},
+        "train": run["train"],
+    }

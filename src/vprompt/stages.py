@@ -53,11 +53,15 @@ def prepare(
     draw: int,
     *,
     train_on: str = "train",
+    digest: str | None = None,
     skip_bad: bool,
     keep_states: bool = False,
     progress: Progress,
 ) -> Setting:
-    """Draw the few shots, decode the images, and start the clock."""
+    """Draw the few shots, decode the images, and start the clock.
+
+    `digest` is what the training images have to have, where a recipe says so.
+    """
     task = task if shots is None else task.few_shot(shots, draw)
     if train_on not in ("train", "trainval"):
         raise VPromptError(f"train_on is `train` or `trainval`, but got {train_on!r}.")
@@ -69,6 +73,7 @@ def prepare(
             task.examples, config=backbone.data_config, skip_bad=skip_bad, progress=progress
         )
         train = ready(task.train)
+        _check_digest(train, digest)
         val = None if task.val is None else ready(task.val)
     skipped = len(task.train) - len(train) + (len(task.val or ()) - len(val or ()))
     if skipped:
@@ -78,6 +83,15 @@ def prepare(
     return Setting(
         backbone, task, train, val, config or TrainConfig(), clock, progress, skip_bad, keep_states
     )
+
+
+def _check_digest(train: Examples, digest: str | None) -> None:
+    if digest is not None and digest != f"sha256:{train.digest}":
+        raise VPromptError(
+            f"The training images are not those of the recipe: their digest is "
+            f"sha256:{train.digest}, not {digest}. To combine for them all the same, name the "
+            "TASK on the command line, or leave `digest` out of the recipe's `target`."
+        )
 
 
 def _check_no_class_lost(task: Task, train: Examples) -> None:
