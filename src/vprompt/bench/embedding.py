@@ -152,9 +152,9 @@ def _prompts(
                 f"one with the digest {each['digest'][:12]}, or run the benchmark again."
             )
     sources = [pooled[each["name"]] for each in described]
-    prompts, _ = combining.align_sources(sources, record["align"])
+    prompts, added, _ = combining.align_sources(sources, record["align"])
     weights = torch.tensor([each["weight"] for each in described], dtype=torch.float64)
-    total = compose.combine(prompts, weights, scale=record["scale"])
+    total = compose.combine(added, weights, scale=record["scale"])
     return {source.name: prompt for source, prompt in zip(sources, prompts, strict=True)}, total
 
 
