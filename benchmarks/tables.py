@@ -5,7 +5,8 @@ import statistics
 from pathlib import Path
 
 import metrics
-from scipy.stats import rankdata, t
+from paired import gap, interval, mean, ranks, spread
+from placing_tables import placing_tables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -15,7 +16,7 @@ def main() -> None:
     """Write `RESULTS.md`."""
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
     parts += [learn_table(), transfer_table(), choice_table(), settle_table(), metrics_table()]
-    parts += [solver_table(), start_table()]
+    parts += [solver_table(), start_table(), placing_tables()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 
@@ -84,16 +85,16 @@ def transfer_table() -> str:
         "",
         "| start | untuned | tuned | tuned over uniform tuned | rank tuned |",
         "|---|---|---|---|---|",
-        f"| no prompt | {_spread(found, 'no prompt')} | | "
-        f"{_gap(found, 'no prompt', 'uniform, tuned')} | |",
+        f"| no prompt | {spread(found, 'no prompt')} | | "
+        f"{gap(found, 'no prompt', 'uniform, tuned')} | |",
     ]
-    ranks = _ranks(found, [f"{name}, tuned" for name in methods])
+    rank = ranks(found, [f"{name}, tuned" for name in methods])
     for name in methods:
         tuned = f"{name}, tuned"
-        gap = "" if name == "uniform" else _gap(found, tuned, "uniform, tuned")
+        over = "" if name == "uniform" else gap(found, tuned, "uniform, tuned")
         rows.append(
-            f"| {name} | {_spread(found, f'{name}, untuned')} | {_spread(found, tuned)} | {gap} "
-            f"| {ranks[tuned]:.2f} |"
+            f"| {name} | {spread(found, f'{name}, untuned')} | {spread(found, tuned)} | {over} "
+            f"| {rank[tuned]:.2f} |"
         )
     rows += ["", "By target, mean over draws, tuned (untuned):", ""]
     rows += [
@@ -103,10 +104,10 @@ def transfer_table() -> str:
     for target in targets:
         own = [run for run in found if run["target"] == target]
         cells = [
-            f"{_mean(own, f'{name}, tuned'):.1f} ({_mean(own, f'{name}, untuned'):.1f})"
+            f"{mean(own, f'{name}, tuned'):.1f} ({mean(own, f'{name}, untuned'):.1f})"
             for name in methods
         ]
-        rows.append(f"| {target} | {_mean(own, 'no prompt'):.1f} | " + " | ".join(cells) + " |")
+        rows.append(f"| {target} | {mean(own, 'no prompt'):.1f} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 
@@ -173,9 +174,9 @@ def _settings_table(phase: str, title: str) -> str:
         loss = statistics.mean(run["loss"][name] for run in found)
         better = worse = ""
         if name != "uniform":
-            better = _gap(found, name, "uniform")
-            worse = _interval([run["loss"][name] - run["loss"]["uniform"] for run in found], 3)
-        rows.append(f"| {name} | {_mean(found, name):.1f} | {better} | {loss:.3f} | {worse} |")
+            better = gap(found, name, "uniform")
+            worse = interval([run["loss"][name] - run["loss"]["uniform"] for run in found], 3)
+        rows.append(f"| {name} | {mean(found, name):.1f} | {better} | {loss:.3f} | {worse} |")
     return "\n".join(rows) + "\n"
 
 
@@ -183,41 +184,6 @@ def metrics_table() -> str:
     """Return how well every metric foretells the accuracy of a source after tuning."""
     found = metrics.table(metrics.RESULTS)
     return f"## Which metric would have chosen the right source?\n\n{found}" if found else ""
-
-
-def _mean(found: list[dict], name: str) -> float:
-    return 100 * statistics.mean(run["summary"][name] for run in found)
-
-
-def _spread(found: list[dict], name: str) -> str:
-    """Return the mean over targets, and its deviation between draws."""
-    targets = {run["target"] for run in found}
-    draws = [  # a draw that some targets lack has a mean over others
-        draw
-        for draw in sorted({run["seed"] for run in found})
-        if {run["target"] for run in found if run["seed"] == draw} == targets
-    ]
-    means = [_mean([run for run in found if run["seed"] == draw], name) for draw in draws]
-    spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
-    return f"{statistics.mean(means):.1f}{spread}"
-
-
-def _gap(found: list[dict], name: str, other: str) -> str:
-    """Return the mean paired difference with its t-interval."""
-    return _interval([100 * (run["summary"][name] - run["summary"][other]) for run in found], 1)
-
-
-def _interval(gaps: list[float], digits: int) -> str:
-    mean = statistics.mean(gaps)
-    if len(gaps) < 2:
-        return f"{mean:+.{digits}f}"
-    half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return f"{mean:+.{digits}f} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
-
-
-def _ranks(found: list[dict], names: list[str]) -> dict[str, float]:
-    ranks = [rankdata([-run["summary"][name] for name in names]) for run in found]
-    return {name: statistics.mean(row[i] for row in ranks) for i, name in enumerate(names)}
 
 
 def solver_table() -> str:

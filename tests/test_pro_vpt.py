@@ -50,7 +50,7 @@ def problem(build, generator):
     from vprompt.backbones import tiny
 
     backbone = tiny.load()
-    adapter = build(backbone, prompt_init="vpt_uniform", score="taylor_norm").double()
+    adapter = build(backbone, prompt_init="vpt_uniform", score="taylor_norm", exact=False).double()
     awake(backbone)
     images = torch.randn(8, 3, 32, 32, generator=generator).double()
     labels = torch.arange(8) % CLASSES
@@ -769,6 +769,7 @@ def test_the_presets_are_those_of_the_specification(build):
     assert (paper.prompt_init, paper.prompt_dropout) == ("vpt_uniform", 0.1)
     assert (robust.score, robust.alloc, robust.score_source) == ("mask", "grad", "train_steps")
     assert (robust.score_clip, robust.score_ema, robust.accept) == (0.0, 0.9, "gain")
+    assert robust.exact and not paper.exact
     assert (robust.move_init, robust.move_optim, robust.tau) == ("fresh", "reset_row", 0.0)
     assert (robust.window, robust.cooldown, robust.moves_per_epoch) == ([0.1, 0.75], 3, 1)
     assert robust.max_per_block is paper.max_per_block is None

@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score_clip": 0.0,
         "score_ema": 0.9,
         "score_every": 5,
-        "exact": False,
+        "exact": True,
         "alloc": "grad",
         "reward": "pruned",
         "reward_loss": "mean",

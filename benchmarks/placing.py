@@ -1,0 +1,383 @@
+"""Does it help to move tokens between blocks? PRO-VPT against VPT-Deep and against its controls.
+
+    python benchmarks/placing.py compare --data DIR   # all arms, one budget, test split opened once
+    python benchmarks/placing.py scores --data DIR    # every score against exact ablation
+    python benchmarks/placing.py cost --data DIR      # seconds per epoch over VPT-Deep
+    python benchmarks/placing.py carry --data DIR --pool pools/mini --placed pools/placed
+
+Six targets, three draws of about 200 training images, backbone `demo` at 70 px. Every arm of
+`compare` trains at the same learning rates and for as many epochs (one arm for twice as many); rate
+and epoch are chosen on val200. `carry` combines a pool of VPT prompts and one of prompts that
+moved, on three targets. What is in `results/placing` is not run again; the tables are written by
+`python benchmarks/tables.py`.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+
+from vprompt import flow, measure, registry, runs, stages, terminal
+from vprompt.adapter import Training
+from vprompt.adapters._placement import scores as formulas
+from vprompt.adapters._placement.probe import Probe
+from vprompt.adapters._placement.scored import ScoredPrompt
+from vprompt.files import read_json, write_json
+from vprompt.opening import open_backbone, open_task
+from vprompt.precision import resolve
+from vprompt.train_config import TrainConfig
+
+RESULTS = Path(__file__).parent / "results" / "placing"
+SIZE = 70  # pixels
+TARGETS = {
+    "cifar100": 2,
+    "dtd10": 20,
+    "oxford_flowers17": 12,
+    "rsscn7": 28,
+    "elpv4": 50,
+    "coil20": 11,
+}
+CARRIED = ("cifar100", "dtd10", "rsscn7")
+RATES = [0.002, 0.005, 0.01]
+STATIC = "static"
+# Every arm: its method and how many times the epochs it gets.
+ARMS: dict[str, tuple[str, int]] = {
+    "vpt": ("vpt", 1),
+    "vpt_twice": ("vpt", 2),
+    "vpt_paper_start": ("vpt(prompt_init=vpt_uniform, prompt_dropout=0.1)", 1),
+    "paper": ("pro_vpt(preset=paper)", 1),
+    "robust": ("pro_vpt", 1),
+    "random_destination": ("pro_vpt(alloc=random)", 1),
+    "in_place": ("pro_vpt(alloc=none)", 1),
+    "random_leaver": ("pro_vpt(score=random, accept=always)", 1),
+    STATIC: ("vpt", 1),  # with the counts at which `robust` ended
+    "taylor_norm": ("pro_vpt(score=taylor_norm)", 1),
+}
+
+
+def main() -> None:
+    """Run what is missing, one target and draw after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("phase", choices=("compare", "scores", "cost", "carry"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--images", type=int, default=64, help="of a training set, for `scores`")
+    parser.add_argument("--pool", type=Path, help="prompts of VPT, for `carry`")
+    parser.add_argument("--placed", type=Path, help="prompts that moved, for `carry`")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    {"compare": compare, "scores": score, "cost": cost, "carry": carry}[options.phase](options)
+
+
+class Bench:
+    """One target and one draw of its training images; val200 whole, the test split closed."""
+
+    def __init__(self, options: argparse.Namespace, target: str, seed: int) -> None:
+        self.target, self.seed, self.options = target, seed, options
+        self.config = TrainConfig(epochs=options.epochs, seed=seed)
+        self.backbone = open_backbone("demo", image_size=SIZE)
+        self.whole = open_task(str(options.data / target))
+        drawn = replace(self.whole.few_shot(TARGETS[target], seed), val=self.whole.val)
+        with terminal.progress(quiet=True) as progress:
+            self.setting = stages.prepare(
+                self.backbone, drawn, self.config, None, 0, skip_bad=False, progress=progress
+            )
+
+    def build(self, method: str) -> Callable[[], Any]:
+        """Return a builder of the method, with its start drawn from this seed."""
+        spec = registry.parse(method)
+        spec = registry.Spec(spec.name, {"prompt_init_seed": self.seed, **spec.settings})
+        return lambda: registry.build("adapters", spec)(self.backbone)
+
+    def record(self, **found: Any) -> dict[str, Any]:
+        """Add what a sceptical reader would ask for."""
+        setting, device = self.setting, self.backbone.device
+        splits = {"train": setting.train, "val": setting.val}
+        return {
+            "target": self.target,
+            "seed": self.seed,
+            "shots": TARGETS[self.target],
+            "image_size": SIZE,
+            "task": runs.describe_task(setting.task, splits),
+            "backbone": runs.describe_backbone(self.backbone),
+            "machine": runs.describe_machine(device, resolve("auto", device)),
+            **found,
+        }
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Train every arm on every target and draw, and measure each once."""
+    for seed in options.seeds:
+        for target in options.targets:
+            bench = None
+            for arm in options.arms:
+                path = _compared(options, arm, target, seed)
+                if path.is_file():
+                    continue
+                bench = bench or Bench(options, target, seed)
+                began = time.perf_counter()
+                found = _compare(bench, arm)
+                found["seconds"] = round(time.perf_counter() - began, 1)
+                write_json(path, found)
+                print(path.stem, found["acc1"], f"{found['seconds']} s", flush=True)
+
+
+def _compared(options: argparse.Namespace, arm: str, target: str, seed: int) -> Path:
+    name = f"compare_{target}_{arm}_epochs{options.epochs}_seed{seed}.json"
+    return options.results / name
+
+
+def _compare(bench: Bench, arm: str) -> dict[str, Any]:
+    """Train one arm at every rate, keep rate and epoch by val200, and open the test split once."""
+    method, factor = ARMS[arm]
+    if arm == STATIC:
+        path = _compared(bench.options, "robust", bench.target, bench.seed)
+        if not path.is_file():
+            raise SystemExit(f"{STATIC} needs {path}: run the arm `robust` first.")
+        method = f"vpt(num_virtual_tokens={read_json(path)['placement']['distribution'][-1]})"
+    config = bench.config.model_copy(update={"epochs": factor * bench.options.epochs})
+    points = stages.grid_points(config, {"lr": bench.options.rates})
+    tuned, chosen, reached = stages.tune_best(bench.setting, bench.build(method), points)
+    candidates = {arm: (tuned.adapter, tuned.head)}
+    measured = measure.test_accuracy(bench.backbone, bench.whole, candidates)[arm]
+    bench.setting.forget_checkpoints()
+    kept = tuned.record(tuned.kept_epoch)
+    return bench.record(
+        arm=arm,
+        method=method,
+        train=chosen.model_dump(),
+        reached=reached,
+        acc1=measured.acc1,
+        test=measured.to_json(),
+        val_accuracy=kept.val_accuracy,
+        val_loss=kept.val_loss,
+        tuning=runs.describe_tuning(tuned, flow.RULES["best"]),
+        placement=tuned.adapter.memory.get("placement"),
+    )
+
+
+def score(options: argparse.Namespace) -> None:
+    """Compare every score with exact ablation, at the start, in the middle and at the end."""
+    for seed in options.seeds:
+        for target in options.targets:
+            for start in ("blank", "vpt_uniform"):
+                name = f"scores_{target}_{start}_epochs{options.epochs}_seed{seed}.json"
+                if (options.results / name).is_file():
+                    continue
+                bench = Bench(options, target, seed)
+                found = _watch(bench, start)
+                write_json(options.results / name, found)
+                brief = {
+                    when: values["spearman"]["mask"] for when, values in found["found"].items()
+                }
+                print(name, json.dumps(brief), flush=True)
+
+
+def _watch(bench: Bench, start: str) -> dict[str, Any]:
+    """Train plain deep tokens, and look at all scores three times on the way."""
+    method = f"pro_vpt(moves_per_epoch=0, prompt_init={start}, prompt_dropout=0.0)"
+    adapter, found = bench.build(method)(), {}
+    begin, end, epochs = adapter.begin_epoch, adapter.end_epoch, bench.options.epochs
+    images = bench.options.images
+
+    def before(training: Training) -> None:
+        begin(training)
+        if training.epoch in (1, epochs // 2 + 1):
+            when = "start" if training.epoch == 1 else "middle"
+            found[when] = look(adapter, training, images)
+
+    def after(training: Training) -> None:
+        end(training)
+        if training.epoch == epochs:
+            found["end"] = look(adapter, training, images)
+
+    adapter.begin_epoch, adapter.end_epoch = before, after
+    # In bf16 the loss itself is rounded more coarsely than most tokens change it.
+    config = bench.config.model_copy(update={"keep": "last", "precision": "fp32"})
+    stages.run_tuning(bench.setting, adapter, config)
+    bench.setting.forget_checkpoints()
+    return bench.record(method=method, start=start, train=config.model_dump(), found=found)
+
+
+def look(adapter: ScoredPrompt, training: Training, images: int) -> dict[str, Any]:
+    """Return how well each score ranks the tokens by what removing them really does.
+
+    `spearman` is the rank correlation with exact ablation on the same images, `captured` the share
+    of the best single removal that the highest score obtains. `elsewhere` are mask scores on other
+    images, as training steps would see them; `gains` are insertions of four new vectors a block.
+    """
+    order = torch.randperm(len(training.train), generator=torch.Generator().manual_seed(0))
+    rows, others = order[:images], order[images : 2 * images]
+    truth = _ablations(adapter, training, rows)
+    found = _all_scores(adapter, training, rows)
+    found["mask, other images"] = _all_scores(adapter, training, others)["mask"]
+    noise = torch.Generator().manual_seed(training.epoch)
+    found["random"] = torch.rand(len(truth), generator=noise)
+    result: dict[str, Any] = {
+        "spearman": {name: _rank(values, truth) for name, values in found.items()},
+        "captured": {name: _captured(values, truth) for name, values in found.items()},
+        "idle": float((truth > 0).float().mean()),
+        "best_removal": float(truth.max()),
+        "scale": {name: float(values.abs().median()) for name, values in found.items()},
+        "ablation_scale": float(truth.abs().median()),
+    }
+    result["gains"] = _insertions(adapter, training, rows)
+    return result
+
+
+def _all_scores(
+    adapter: ScoredPrompt, training: Training, rows: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    found = {"norm": formulas.norm_share(adapter.tokens, adapter.blocks)}
+    for name, exact in (("mask", False), ("mask, exact", True)):
+        probe = Probe(adapter.blocks, adapter.depth, scaled=True, exact=exact)
+        _, gradient, slopes, _ = adapter.slopes(training, rows, probe)
+        found[name] = slopes["gates"]
+        if not exact:
+            found["taylor_norm"] = slopes["scales"]
+            found["taylor"] = formulas.taylor(adapter.tokens, gradient)
+    return {name: value.detach().cpu() for name, value in found.items()}
+
+
+@torch.no_grad()
+def _loss(adapter: ScoredPrompt, training: Training, rows: torch.Tensor, probe: Probe) -> float:
+    adapter.probe = probe
+    loss = float(training.loss(training.train, rows, None))
+    adapter.probe = None
+    return loss
+
+
+def _ablations(adapter: ScoredPrompt, training: Training, rows: torch.Tensor) -> torch.Tensor:
+    """Return the fall of the loss when each token is taken out, one after the other."""
+    probe, falls = Probe(adapter.blocks, adapter.depth), []
+    before = _loss(adapter, training, rows, probe)
+    for token in range(len(adapter.tokens)):
+        probe.gates = torch.ones_like(probe.gates).detach()
+        probe.gates[token] = 0
+        falls.append(before - _loss(adapter, training, rows, probe))
+    return torch.tensor(falls)
+
+
+def _insertions(adapter: ScoredPrompt, training: Training, rows: torch.Tensor) -> dict[str, Any]:
+    """Compare insertion gains with real insertions, by rank and by what the best one obtains."""
+    assert adapter.fresh is not None
+    vectors = adapter.fresh.vectors(4, training.seed, training.epoch, explore=True)
+    result = {}
+    truth = torch.zeros(vectors.shape[:2])
+    probe = Probe(adapter.blocks, adapter.depth, candidates=vectors)
+    before = _loss(adapter, training, rows, probe)
+    for one in range(len(vectors)):
+        for block in range(adapter.depth):
+            probe.inserted = torch.zeros_like(probe.inserted).detach()
+            probe.inserted[one, block] = 1
+            truth[one, block] = before - _loss(adapter, training, rows, probe)
+    for name, exact in (("gain", False), ("gain, exact", True)):
+        probe = Probe(adapter.blocks, adapter.depth, candidates=vectors, exact=exact)
+        gains = -adapter.slopes(training, rows, probe)[2]["inserted"]
+        result[name] = {
+            "spearman": _rank(gains.flatten(), truth.flatten()),
+            "captured": _captured(gains.flatten(), truth.flatten()),
+        }
+    return {**result, "helpful": float((truth > 0).float().mean()), "best": float(truth.max())}
+
+
+def _rank(values: torch.Tensor, truth: torch.Tensor) -> float | None:
+    found = float(spearmanr(values.numpy(), truth.numpy()).statistic)
+    return found if found == found else None
+
+
+def _captured(values: torch.Tensor, truth: torch.Tensor) -> float | None:
+    best = float(truth.max())
+    return float(truth[int(values.argmax())]) / best if best > 0 else None
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Time the epochs of VPT-Deep and of both presets, in turns, on the first target."""
+    path = options.results / "cost.json"
+    if path.is_file():
+        return
+    bench = Bench(options, options.targets[0], options.seeds[0])
+    arms = {
+        "vpt": "vpt",
+        "vpt, dropout": "vpt(prompt_dropout=0.1)",
+        "robust": "pro_vpt(window=[0.0, 1.0])",
+        "robust, every step": "pro_vpt(window=[0.0, 1.0], score_every=1)",
+        "paper": "pro_vpt(preset=paper)",
+    }
+    spent: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in arms}
+    for _ in range(3):
+        for name, method in arms.items():
+            for key, values in _epoch_times(bench, method).items():
+                spent[name][key] += values
+    middle = {n: {k: statistics.median(v) for k, v in times.items()} for n, times in spent.items()}
+    over = {n: {k: v / middle["vpt"][k] for k, v in times.items()} for n, times in middle.items()}
+    found = bench.record(methods=arms, seconds=spent, median=middle, over_vpt=over)
+    write_json(path, found)
+    print(json.dumps(over, indent=2), flush=True)
+
+
+def _epoch_times(bench: Bench, method: str) -> dict[str, list[float]]:
+    """Return wall and processor seconds of four epochs, scoring and moves included."""
+    adapter = bench.build(method)()
+    begin, end, began = adapter.begin_epoch, adapter.end_epoch, []
+    found: dict[str, list[float]] = {"wall": [], "cpu": []}
+
+    def before(training: Training) -> None:
+        began[:] = [time.perf_counter(), time.process_time()]
+        begin(training)
+
+    def after(training: Training) -> None:
+        end(training)
+        if 1 < training.epoch < training.epochs:  # the first warms up, the last is never scored
+            found["wall"].append(time.perf_counter() - began[0])
+            found["cpu"].append(time.process_time() - began[1])
+
+    adapter.begin_epoch, adapter.end_epoch = before, after
+    setting = replace(bench.setting, val=None)
+    stages.run_tuning(setting, adapter, bench.config.model_copy(update={"epochs": 6}))
+    setting.forget_checkpoints()
+    return found
+
+
+def carry(options: argparse.Namespace) -> None:
+    """Combine a pool of prompts that never moved, and one that did, with the same method."""
+    pools = {"vpt": (options.pool, None), "placed": (options.placed, "placement")}
+    if None in (options.pool, options.placed):
+        raise SystemExit("carry needs --pool and --placed; benchmarks/demo_pool.py learns both.")
+    for target in options.targets if len(options.targets) < len(TARGETS) else CARRIED:
+        for seed in options.seeds:
+            for name, (pool, align) in pools.items():
+                path = options.results / f"carry_{target}_{name}_seed{seed}.json"
+                if path.is_file():
+                    continue
+                with terminal.progress(quiet=True) as progress:
+                    outcome = flow.combine(
+                        str(options.data / target),
+                        pool_folder=pool,
+                        method="hgprompt(bootstrap=0)",
+                        shots=TARGETS[target],
+                        draw=seed,
+                        align=align,
+                        progress=progress,
+                    )
+                summary = {key: value.acc1 for key, value in outcome.test.items()}
+                found = {"target": target, "seed": seed, "pool": name, "summary": summary}
+                write_json(path, {**found, "run": outcome.run})
+                print(path.stem, json.dumps(summary), flush=True)
+
+
+if __name__ == "__main__":
+    main()
