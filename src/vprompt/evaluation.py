@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from vprompt import artifact as artifacts
-from vprompt import hub
-from vprompt import sentences
+from vprompt import hub, sentences
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
