@@ -121,7 +121,7 @@ def _filled(prompts: Sequence[Prompt], slot: _Slot, index: int) -> Tensor:
     if index in slot.rows:
         return prompts[index].tokens[slot.rows[index]]
     given = torch.stack([prompts[source].tokens[row] for source, row in slot.rows.items()])
-    shares = torch.full((len(given),), 1 / len(given), dtype=torch.float64)
+    shares = torch.full((len(given), 1), 1 / len(given), dtype=torch.float64)
     return _standardised_sum(given.double()[:, None], shares)[0].to(given)
 
 
