@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 MINUS = "\N{MINUS SIGN}"
 SOURCES = ("cats", "dogs", "eels")
+RECIPES = Path(__file__).parents[1] / "benchmarks" / "recipes"
 LONG = "a method with a name that is far too long for any figure, however wide"
 
 
@@ -62,7 +64,9 @@ def fill(tmp_path):
 def record_of(job, share):
     combine = job.command == "combine"
     cosines = [[1.0, 0.4, -0.32], [0.4, 1.0, 0.05], [-0.32, 0.05, 1.0]]
-    chosen = {"alignment": "uniform" if "uniform" in job.spec or "paper" in job.spec else "none"}
+    given = re.search(r"alignment=(\w+)", job.spec)
+    alignment = given[1] if given else "uniform" if "paper" in job.spec else "none"
+    chosen = {"alignment": alignment}
     value = re.search(r"lambda_=([\d.]+)", job.spec)
     chosen["lambda_"] = float(value[1]) if value else 1.0
     transfer = {
@@ -80,11 +84,12 @@ def record_of(job, share):
         "method": job.spec,
         "job": job.identity(),
         "train": {"lr": 0.1, "seed": job.seed},
+        "task": {"name": job.task, "num_classes": 3},
         **({"align": "none", "scale": "none", "safeguard": False} if combine else {}),
         **({"transfer": transfer} if combine else {}),
         "backbone": {"name": "tiny", "fingerprint": "sha256:2", "data_config": {}},
         "machine": {"code": "sha256:3", "precision": "fp32", "device": "cpu"},
-        "tuning": {"parameters": {"prompt": 500, "head": 100}},
+        "tuning": {"parameters": {"prompt": 500, "head": 100}, "selection": "last epoch"},
         "test": {
             "tuned" if combine else "learned": {"acc1": share},
             "combined, untuned": {"acc1": share / 2},
@@ -488,6 +493,48 @@ def test_figures_are_the_same_in_another_process_order(fill, draw, tmp_path):
     assert draw("ablation", store).svg() == before
 
 
+# Recipes
+
+
+@pytest.mark.parametrize("name", ["ablation", "lambda-sweep", "vtab1k-table2"])
+def test_a_lambda_without_end_comes_out_as_the_plain_average(name):
+    """The paper's own solver would run away from it, which no table would show."""
+    import torch
+
+    from vprompt import registry
+    from vprompt.bench import recipe
+    from vprompt.evidence import Evidence
+
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    features = torch.randn(4, 60, 8, generator=rng) + torch.eye(3, 8)[labels]
+    evidence = Evidence(
+        names=("a", "b", "c", "d"),
+        features=features,
+        gradients=torch.randn(4, 5, 8, generator=rng) + torch.randn(5, 8, generator=rng),
+        labels=labels,
+        plain=features.mean(0),
+    )
+    steepest = [
+        method.spec(0)
+        for method in recipe.read(RECIPES / f"{name}.yaml").methods
+        if "lambda_=1000000.0" in method.spec(0)
+    ]
+    assert len(steepest) == (0 if name == "lambda-sweep" else 1)
+    for spec in steepest:
+        weights = registry.build("transfer", spec)(evidence).weights
+        assert weights.tolist() == pytest.approx([0.25] * 4, abs=1e-4)
+
+
+def test_the_sweep_of_the_recipe_is_one_curve_with_both_ends(fill):
+    from vprompt.bench import recipe, sweep
+
+    methods = recipe.read(RECIPES / "lambda-sweep.yaml").methods
+    specs = {method.name: method.spec(0) for method in methods}
+    [curve] = sweep.curves(fill({name: {"x": [0.5, 0.6]} for name in specs}, specs=specs))
+    assert list(curve.points) == [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf]
+
+
 # Maps
 
 
@@ -514,6 +561,7 @@ def trained(tmp_path_factory):
         "methods": [
             {"name": "U", "combine": "uniform"},
             {"name": "H", "combine": "hgprompt(bootstrap=0)", "safeguard": False},
+            {"name": "L", "combine": "linear(weights=[[0, 1], [1, 0]])"},
         ],
         "sources": {"learn": "vpt(num_virtual_tokens=2)", "train": {"epochs": 1}},
     }
@@ -527,7 +575,10 @@ def trained(tmp_path_factory):
     return store, folder / "data"
 
 
-def test_a_map_shows_the_prompts_that_were_combined_and_the_sum_that_was_made(trained, monkeypatch):
+@pytest.mark.parametrize("method", [[], ["L"]])
+def test_a_map_shows_the_prompts_that_were_combined_and_the_sum_that_was_made(
+    trained, monkeypatch, method
+):
     from vprompt.artifact import prompt_digest
     from vprompt.bench import embedding
     from vprompt.features import features_of
@@ -540,8 +591,8 @@ def test_a_map_shows_the_prompts_that_were_combined_and_the_sum_that_was_made(tr
         return features_of(backbone, prompt, examples, use_cache=False, **options)
 
     monkeypatch.setattr(embedding, "features_of", watched)
-    found = embedding.embed(store, data=data, task="cold")
-    assert (found.cell.method, found.cell.task) == ("H", "cold")  # not uniform
+    found = embedding.embed(store, data=data, task="cold", method=method)
+    assert found.cell.method == (method or ["H"])[0] and found.cell.task == "cold"  # not uniform
     assert sorted(found.features) == ["warm", "weighted sum", "wet"]
     assert found.labels == [0] * 4 + [1] * 4 + [2] * 4  # the shots of the run, nothing else
     record = store.read(found.cell.id)

@@ -152,9 +152,13 @@ def _prompts(
                 f"one with the digest {each['digest'][:12]}, or run the benchmark again."
             )
     sources = [pooled[each["name"]] for each in described]
-    prompts, added, _ = combining.align_sources(sources, record["align"])
-    weights = torch.tensor([each["weight"] for each in described], dtype=torch.float64)
-    total = compose.combine(added, weights, scale=record["scale"])
+    prompts, slots, _ = combining.align_sources(sources, record["align"])
+    # A method may give a source one weight or one for every block, then `[blocks, sources]`.
+    shares = torch.tensor(
+        [each.get("layer_weights") or each["weight"] for each in described], dtype=torch.float64
+    )
+    shares = shares.T if shares.ndim == 2 else shares
+    total = compose.combine(slots, shares, scale=record["scale"])
     return {source.name: prompt for source, prompt in zip(sources, prompts, strict=True)}, total
 
 
