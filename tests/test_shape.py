@@ -10,7 +10,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 PLUGINS = {"backbones", "tasks", "adapters", "transfer", "metrics"}
 LAYERS = [
     {"types", "errors"},
-    {"files", "randomness", "progress", "precision", "registry", "prompt", "sentences", "vtab"},
+    {
+        "files",
+        "randomness",
+        "progress",
+        "precision",
+        "registry",
+        "prompt",
+        "sentences",
+        "vtab",
+        "lengths",
+    },
     {"attention"},
     {"backbone", "heads", "linalg", "images", "ranking"},
     {"two_tower", "codec"},
