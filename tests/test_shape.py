@@ -49,7 +49,7 @@ LAYERS = [
     PLUGINS,
     {"stages", "data"},
     {"combining", "comparing"},
-    {"flow", "report"},
+    {"flow", "report", "searching"},
     {"bench"},
     {"cli", "options", "terminal"},
 ]

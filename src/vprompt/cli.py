@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt import cli_bench, cli_data, cli_place, cli_pool, cli_use, options, terminal
+from vprompt import cli_bench, cli_data, cli_place, cli_pool, cli_search, cli_use, options, terminal
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
@@ -319,6 +319,7 @@ def score(
     terminal.scores(ranked, metric, as_json)
 
 
+app.command()(cli_search.search)
 app.command()(cli_use.predict)
 app.command()(cli_use.evaluate)
 
