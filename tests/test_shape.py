@@ -10,7 +10,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 PLUGINS = {"backbones", "tasks", "adapters", "transfer", "metrics"}
 LAYERS = [
     {"types", "errors"},
-    {"files", "randomness", "progress", "precision", "registry", "prompt", "sentences", "vtab"},
+    {
+        "files",
+        "randomness",
+        "progress",
+        "precision",
+        "registry",
+        "prompt",
+        "sentences",
+        "vtab",
+        "lengths",
+    },
     {"attention"},
     {"backbone", "heads", "linalg", "images", "ranking"},
     {"two_tower", "codec"},
@@ -40,7 +50,7 @@ LAYERS = [
     PLUGINS,
     {"stages", "data"},
     {"combining", "comparing"},
-    {"flow", "report"},
+    {"flow", "report", "searching"},
     {"bench"},
     {"cli", "options", "terminal"},
 ]

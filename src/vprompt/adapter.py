@@ -24,14 +24,16 @@ class Training:
     """What an adapter may see of the loop that trains it, in its hooks.
 
     `loss(examples, rows, generator)` is the mean cross-entropy on some of the images, with its
-    graph; a generator switches dropout on. `epoch` counts from 1 to `epochs`, `step` from 0 over
-    all epochs.
+    graph, and `logits` what it is computed from, with the labels; a generator switches on dropout
+    and whatever else differs in training. `epoch` counts from 1 to `epochs`, `step` from 0 over all
+    epochs.
     """
 
     train: Examples
     val: Examples | None
     optimizer: torch.optim.Optimizer
     loss: Callable[[Examples, Tensor, torch.Generator | None], Tensor]
+    logits: Callable[[Examples, Tensor, torch.Generator | None], tuple[Tensor, Tensor]]
     seed: int
     batch_size: int
     epochs: int
@@ -114,6 +116,10 @@ class Adapter(nn.Module, abc.ABC):
 
     def end_epoch(self, training: Training) -> None:
         """Do what comes after the steps of an epoch, before it is judged."""
+
+    def finished(self) -> bool:
+        """Say whether training may end before its last epoch; asked between epochs."""
+        return False
 
     def identity(self) -> dict[str, Any]:
         """Return what determines training beside the parameters' values; JSON-able."""

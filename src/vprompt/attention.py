@@ -4,12 +4,14 @@ A prompt whose outputs are dropped is keys and values only. The block computes t
 of this file decides what the queries make of both sets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from vprompt.errors import VPromptError
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,57 @@ def _turned_over(left: Tensor, right: Tensor, factors: Tensor) -> Tensor:
     total = (left * here).sum(-1, keepdim=True) + right.sum(-1, keepdim=True)
     stretch = total / (total + (1 - 2 * here) * left)
     return here + (factors - here) * stretch
+
+
+def mixture(weights: Tensor, sizes: Sequence[int]) -> Attend:
+    """Return the weighted sum of attentions, one for every candidate set of prompt keys.
+
+    The prompt's keys are the candidates' side by side, `sizes` of them each; a candidate of size 0
+    is plain attention. `weights` `[candidates]` are non-negative with sum 1. All candidates share
+    the block's own logits, so the exact sum costs about one attention: a candidate's own part and
+    the block's are joined by the gate sigmoid(their difference in logsumexp). In fp32 at least.
+
+    Reference: Huang et al., "Differentiable Prompt Learning for Vision Language Models", IJCAI
+    2025, arXiv 2501.00457, for the sum.
+    """
+    if len(weights) != len(sizes):
+        raise VPromptError(
+            f"A mixture needs one weight per candidate, but got {len(weights)} weights and "
+            f"{len(sizes)} sizes."
+        )
+
+    def attend(
+        query: Tensor, own: KeyValue, prompt: KeyValue, scale: float, mask: Tensor | None
+    ) -> Tensor:
+        right = logits(query, own.key, scale, mask)
+        normaliser = right.logsumexp(-1, keepdim=True)
+        parts, left = [], torch.zeros_like(normaliser)
+        candidates = logits(query, prompt.key, scale).split(list(sizes), dim=-1)
+        for weight, scores in zip(weights.to(right.dtype), candidates, strict=True):
+            if not scores.shape[-1]:
+                left = left + weight
+                continue
+            ahead = scores.logsumexp(-1, keepdim=True) - normaliser
+            left = left + weight * torch.sigmoid(-ahead)
+            parts.append(scores.softmax(-1) * (weight * torch.sigmoid(ahead)))
+        dtype = own.value.dtype
+        mixed = (right.softmax(-1) * left).to(dtype) @ own.value
+        if not parts:
+            return mixed
+        return mixed + torch.cat(parts, dim=-1).to(dtype) @ prompt.value.to(dtype)
+
+    return attend
+
+
+def survival(weights: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return for every key of a nested bank the weight of the candidates that reach it.
+
+    A candidate of size n takes the first n keys. The gates `[largest size]` sum to the expected
+    size; given to `gated` they are a relaxation of their own, exact where one weight is 1.
+    """
+    reach = torch.tensor(list(sizes), device=weights.device)
+    position = torch.arange(max(sizes), device=weights.device)
+    return ((reach[:, None] > position) * weights[:, None]).sum(0)
 
 
 def logits(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from vprompt import (
     cli_data,
     cli_place,
     cli_pool,
+    cli_search,
     cli_share,
     cli_use,
     options,
@@ -329,6 +330,7 @@ def score(
     terminal.scores(ranked, metric, as_json)
 
 
+app.command()(cli_search.search)
 app.command()(cli_use.predict)
 app.command()(cli_use.evaluate)
 

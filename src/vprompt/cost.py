@@ -2,6 +2,8 @@
 
 import time
 
+import torch
+
 from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.precision import autocast
 from vprompt.task import Examples
@@ -18,7 +20,8 @@ def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) ->
     for _ in range(2):  # the first step also warms up
         began = time.perf_counter()
         with autocast(config.precision, device):
-            features = adapter.features(adapter.backbone.normalise(pixels.to(device)))
+            images = adapter.backbone.normalise(pixels.to(device))
+            features = adapter.features(images, generator=torch.Generator())
         total = features.float().sum()
         total.backward()
         total.item()  # waits for an accelerator

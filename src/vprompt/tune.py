@@ -117,6 +117,8 @@ def tune(
     with progress.step("tune", steps * config.epochs) as step:
         step.advance(steps * done, _note(loop))
         for epoch in range(done + 1, config.epochs + 1):
+            if adapter.finished():
+                break
             loss, rate = _train_epoch(loop, training, epoch, config, step)
             _check_finite(loop, epoch, config)
             _finish_epoch(loop, epoch, loss, rate, val, config)
@@ -143,12 +145,24 @@ def _training(
 ) -> Training:
     """Return what the adapter's hooks may see and do."""
 
+    def logits(
+        examples: Examples, rows: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        return _logits(loop.classifier, examples, rows, config, generator)
+
     def loss(examples: Examples, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        logits, labels = _logits(loop.classifier, examples, rows, config, generator)
-        return functional.cross_entropy(logits, labels)
+        return functional.cross_entropy(*logits(examples, rows, generator))
 
     return Training(
-        train, val, loop.optimizer, loss, config.seed, config.batch_size, config.epochs, steps
+        train,
+        val,
+        loop.optimizer,
+        loss,
+        logits,
+        config.seed,
+        config.batch_size,
+        config.epochs,
+        steps,
     )
 
 
@@ -225,7 +239,8 @@ def _finish_epoch(
 ) -> None:
     """Judge the epoch on validation and remember its parameters if none were better."""
     accuracy = val_loss = None
-    if val is not None and (config.keep != "last" or epoch in (0, config.epochs)):
+    last = epoch in (0, config.epochs) or loop.classifier.adapter.finished()
+    if val is not None and (config.keep != "last" or last):
         features = compute_features(loop.classifier.adapter, val, config)
         with torch.no_grad():
             device = loop.classifier.adapter.backbone.device

@@ -1,0 +1,351 @@
+"""DPL: a search for the number of prompt tokens that each block needs, by gradient descent.
+
+Every block runs all candidate lengths at once, weighted by a softmax over `alpha`. Before each
+step of the prompts on training images, one step moves alpha on validation images.
+
+Reference: Huang et al., "Differentiable Prompt Learning for Vision Language Models", IJCAI 2025,
+arXiv 2501.00457.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.adapter import Adapter, Training
+from vprompt.adapters._start import start_tokens
+from vprompt.attention import Attend, gated, mixture, survival
+from vprompt.backbone import Backbone, extract
+from vprompt.errors import VPromptError
+from vprompt.lengths import check_candidates, choose
+from vprompt.prompt import Prompt, place
+from vprompt.randomness import stream
+from vprompt.registry import suggest
+from vprompt.types import Features, Images, PromptTokens
+
+BRANCH = "image"
+BANKS = ("separate", "nested")
+ORDERS = ("cycle", "first")
+PRESETS: dict[str, dict[str, Any]] = {
+    # The released code, faults that change a result included: `first` shows alpha the same images
+    # at every step.
+    "paper": {
+        "lengths": [0, 2, 4, 6],
+        "prompt_init": "normal",
+        "alpha_init": 1e-3,
+        "alpha_lr": 0.0035,
+        "alpha_order": "first",
+        "alpha_warmup": 0.0,
+        "patience": 0,
+    },
+    # Ours has far fewer and larger steps, so alpha takes longer ones.
+    "robust": {
+        "lengths": [0, 5, 10, 20],
+        "prompt_init": "blank",
+        "alpha_init": 0.0,
+        "alpha_lr": 0.02,
+        "alpha_order": "cycle",
+        "alpha_warmup": 0.2,
+        "patience": 10,
+    },
+}
+TRAINING: dict[str, dict[str, Any]] = {
+    "paper": {
+        "epochs": 80,
+        "batch_size": 4,
+        "opt": "sgd",
+        "lr": 0.0035,
+        "weight_decay": 5e-4,
+        "warmup": 1 / 80,
+        "keep": "last",
+    },
+    "robust": {"epochs": 30, "weight_decay": 0.0, "keep": "last"},
+}
+_BETAS, _EPSILON = (0.5, 0.999), 1e-8  # of alpha's Adam
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How alpha moves; see `build`."""
+
+    lengths: tuple[int, ...]
+    bank: str
+    alpha_init: float
+    alpha_lr: float
+    alpha_batch: int
+    alpha_order: str
+    alpha_warmup: float
+    patience: int
+    max_prompts: int | None
+    budget_weight: float
+    length_penalty: float
+
+
+def build(
+    backbone: Backbone,
+    *,
+    preset: str = "robust",
+    lengths: list[int] | None = None,
+    bank: str = "separate",
+    max_prompts: int | None = None,
+    budget_weight: float = 1.0,
+    length_penalty: float = 0.0,
+    prompt_init: str | None = None,
+    prompt_init_seed: int = 0,
+    alpha_init: float | None = None,
+    alpha_lr: float | None = None,
+    alpha_batch: int = 16,
+    alpha_order: str | None = None,
+    alpha_warmup: float | None = None,
+    patience: int | None = None,
+) -> Adapter:
+    """Start a search; `preset` sets whatever is None.
+
+    `lengths` are the candidates of every block. `bank` gives each candidate tokens of its own
+    (`separate`, the paper's) or the first tokens of the longest (`nested`, with survival gates).
+    `max_prompts` bounds the tokens of all blocks together: the expected number beyond it costs
+    `budget_weight` per multiple of the bound, and the final choice is the most probable one within
+    it. `length_penalty` is the cost of one expected token. `alpha_init` is the standard deviation
+    of alpha at the start, `alpha_lr` its rate, `alpha_batch` the number of validation images of
+    its steps, `alpha_order` how those are drawn, `alpha_warmup` the share of the steps in which
+    alpha rests. The search stops when no block's choice has changed for `patience` epochs
+    (0: never).
+    """
+    chosen = _chosen(
+        preset,
+        lengths=lengths,
+        prompt_init=prompt_init,
+        alpha_init=alpha_init,
+        alpha_lr=alpha_lr,
+        alpha_order=alpha_order,
+        alpha_warmup=alpha_warmup,
+        patience=patience,
+    )
+    if bank not in BANKS:
+        raise VPromptError(f"dpl has no bank {bank!r}.{suggest(bank, BANKS)}")
+    if chosen["alpha_order"] not in ORDERS:
+        raise VPromptError(f"alpha_order is one of {ORDERS}, but got {chosen['alpha_order']!r}.")
+    if alpha_batch < 1 or chosen["alpha_lr"] <= 0 or not 0 <= chosen["alpha_warmup"] < 1:
+        raise VPromptError(
+            "alpha needs a batch of at least 1, a rate above 0 and a warm-up in [0, 1), but got "
+            f"{alpha_batch}, {chosen['alpha_lr']} and {chosen['alpha_warmup']}."
+        )
+    candidates = check_candidates(chosen.pop("lengths"))
+    choose([[0.0] * len(candidates)] * backbone.depth, candidates, max_prompts)
+    tokens = _bank(backbone, candidates, bank, chosen.pop("prompt_init"), prompt_init_seed)
+    settings = SearchSettings(
+        lengths=tuple(candidates),
+        bank=bank,
+        alpha_batch=alpha_batch,
+        max_prompts=max_prompts,
+        budget_weight=budget_weight,
+        length_penalty=length_penalty,
+        **chosen,
+    )
+    return LengthSearch(backbone, tokens, settings, prompt_init_seed)
+
+
+def training(*, preset: str = "robust", **settings: Any) -> dict[str, Any]:
+    """Return the training settings of a preset: the search keeps its last epoch."""
+    del settings
+    return TRAINING.get(preset, {})
+
+
+class LengthSearch(Adapter):
+    """Prompts of every candidate length in every block, and the weights between them.
+
+    Training sees the weighted mixture; without a generator, features are those of the choice that
+    the search would end with now. Alpha is a buffer: the prompts' step cannot reach it.
+    """
+
+    blocks: Tensor
+    alpha: Tensor
+    alpha_mean: Tensor
+    alpha_square: Tensor
+    alpha_steps: Tensor
+
+    def __init__(
+        self, backbone: Backbone, tokens: PromptTokens, settings: SearchSettings, seed: int
+    ) -> None:
+        super().__init__()
+        self.backbone, self.settings, device = backbone, settings, backbone.device
+        self.sizes = list(settings.lengths)
+        if settings.bank == "nested":
+            self.sizes = [settings.lengths[-1]]
+        self.tokens = nn.Parameter(tokens.clone().to(device))
+        self.register_buffer("blocks", place(sum(self.sizes), backbone.depth, deep=True).to(device))
+        shape = (backbone.depth, len(settings.lengths))
+        alpha = settings.alpha_init * torch.randn(shape, generator=stream(seed, "alpha"))
+        self.register_buffer("alpha", alpha.to(device))
+        self.register_buffer("alpha_mean", torch.zeros(shape, device=device))
+        self.register_buffer("alpha_square", torch.zeros(shape, device=device))
+        self.register_buffer("alpha_steps", torch.zeros((), dtype=torch.long, device=device))
+        self._leaf: Tensor | None = None  # alpha with a gradient, within its own step
+        self.memory = {
+            "branch": BRANCH,
+            "candidates": list(settings.lengths),
+            "bank": settings.bank,
+            "alpha": [self.alpha.tolist()],
+            "found": [self.found()],
+            "stopped": None,
+        }
+
+    def weights(self) -> Tensor:
+        """Return the weight `[depth, candidates]` of every candidate in every block."""
+        return (self.alpha if self._leaf is None else self._leaf).softmax(1)
+
+    def expected(self) -> Tensor:
+        """Return the expected number of tokens of every block, `[depth]`."""
+        return self.weights() @ self.alpha.new_tensor(self.settings.lengths)
+
+    def found(self) -> list[int]:
+        """Return the length of every block that the search would end with now."""
+        return [self.settings.lengths[index] for index in self._choice()]
+
+    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+        """Return the features of the mixture in training, of the found lengths otherwise."""
+        weights = self.weights()
+        if generator is None:
+            weights = torch.zeros_like(weights)
+            weights[torch.arange(len(weights)), self._choice()] = 1
+        prompt = Prompt(self.tokens, self.blocks, False)
+        return extract(
+            self.backbone, images, prompt, attend=lambda block: self._attend(weights[block])
+        )
+
+    def prompt(self) -> Prompt | None:
+        """Return the tokens of the found lengths; None where no block wants any."""
+        found, whole = self.found(), sum(self.sizes)
+        if not sum(found):
+            return None
+        rows = []
+        for block, index in enumerate(self._choice()):
+            start = 0 if self.settings.bank == "nested" else sum(self.sizes[:index])
+            rows.append(torch.arange(start, start + found[block]) + block * whole)
+        tokens = self.tokens.detach().cpu()[torch.cat(rows)]
+        return Prompt(tokens, place(found, self.backbone.depth, deep=True), False)
+
+    def begin_step(self, training: Training) -> None:
+        """Move alpha by one step of Adam on validation images; nothing else sees a gradient."""
+        if training.val is None or not len(training.val):
+            raise VPromptError(
+                "DPL moves its lengths on validation images, but this task has none. Use "
+                "`vprompt search`, which sets half of the training images aside."
+            )
+        if training.step < self.settings.alpha_warmup * training.epochs * training.steps_per_epoch:
+            return
+        rows = self.alpha_rows(len(training.val), training.seed)
+        self._leaf = self.alpha.clone().requires_grad_()
+        try:
+            loss = training.loss(training.val, rows, stream(training.seed, "alpha, dropout"))
+            (gradient,) = torch.autograd.grad(loss + self._penalty(), self._leaf)
+        finally:
+            self._leaf = None
+        self._move(gradient)
+
+    def alpha_rows(self, count: int, seed: int) -> Tensor:
+        """Return which of `count` validation images alpha's next step sees.
+
+        `cycle` goes through all of them in a new order before it sees one again.
+        """
+        size = min(self.settings.alpha_batch, count)
+        if self.settings.alpha_order == "first":
+            return torch.arange(size)
+        begin, rows = int(self.alpha_steps) * size, []
+        for cycle in range(begin // count, (begin + size - 1) // count + 1):
+            order = torch.randperm(count, generator=stream(seed, f"alpha order, cycle {cycle}"))
+            rows.append(order[max(begin - cycle * count, 0) : begin + size - cycle * count])
+        return torch.cat(rows)
+
+    def end_epoch(self, training: Training) -> None:
+        """Remember alpha and its choice, and see whether the choice has settled."""
+        self.memory["alpha"].append(self.alpha.tolist())
+        self.memory["found"].append(self.found())
+        patience = self.settings.patience
+        resting = self.settings.alpha_warmup * training.epochs
+        recent = self.memory["found"][-patience - 1 :]
+        settled = training.epoch - patience >= resting and all(f == recent[0] for f in recent)
+        if patience and settled:
+            self.memory["stopped"] = training.epoch
+        if self.finished() or training.epoch == training.epochs:
+            self.memory["gap"] = self._gap(training)
+
+    def finished(self) -> bool:
+        """Say whether no block's choice has changed for long enough."""
+        return self.memory["stopped"] is not None
+
+    def identity(self) -> dict[str, Any]:
+        """Add the settings of the search."""
+        return {**super().identity(), **asdict(self.settings)}
+
+    def _choice(self) -> list[int]:
+        scores = self.alpha.double().log_softmax(1).tolist()
+        return choose(scores, self.settings.lengths, self.settings.max_prompts)
+
+    def _attend(self, weights: Tensor) -> Attend:
+        if self.settings.bank == "nested":
+            return gated(survival(weights, self.settings.lengths))
+        return mixture(weights, self.settings.lengths)
+
+    def _penalty(self) -> Tensor:
+        total = self.expected().sum()
+        penalty = self.settings.length_penalty * total
+        if self.settings.max_prompts:
+            beyond = (total / self.settings.max_prompts - 1).relu()
+            penalty = penalty + self.settings.budget_weight * beyond
+        return penalty
+
+    @torch.no_grad()
+    def _move(self, gradient: Tensor) -> None:
+        """Take one step of Adam, whose state is in buffers and so in every checkpoint."""
+        self.alpha_steps += 1
+        steps = int(self.alpha_steps)
+        self.alpha_mean.lerp_(gradient, 1 - _BETAS[0])
+        self.alpha_square.lerp_(gradient.square(), 1 - _BETAS[1])
+        mean = self.alpha_mean / (1 - _BETAS[0] ** steps)
+        square = self.alpha_square / (1 - _BETAS[1] ** steps)
+        self.alpha -= self.settings.alpha_lr * mean / (square.sqrt() + _EPSILON)
+
+    @torch.no_grad()
+    def _gap(self, training: Training) -> dict[str, float]:
+        """Return how much validation accuracy is lost from the mixture to the found lengths."""
+        assert training.val is not None
+        accuracy = {}
+        for name, generator in (("mixture", stream(0, "gap")), ("found", None)):
+            right = 0
+            for rows in torch.arange(len(training.val)).split(training.batch_size):
+                logits, labels = training.logits(training.val, rows, generator)
+                right += int((logits.argmax(1) == labels).sum())
+            accuracy[name] = right / len(training.val)
+        return {**accuracy, "gap": accuracy["mixture"] - accuracy["found"]}
+
+
+def _chosen(preset: str, **given: Any) -> dict[str, Any]:
+    """Return the preset's settings with what was given in their place."""
+    if preset not in PRESETS:
+        raise VPromptError(f"dpl has no preset {preset!r}.{suggest(preset, PRESETS)}")
+    return {**PRESETS[preset], **{k: v for k, v in given.items() if v is not None}}
+
+
+def _bank(
+    backbone: Backbone, lengths: Sequence[int], bank: str, prompt_init: str, seed: int
+) -> PromptTokens:
+    """Return the tokens of all candidates, block by block, each candidate spread over the image."""
+    depth, longest = backbone.depth, lengths[-1]
+    sizes = [longest] if bank == "nested" else list(lengths)
+    whole = place(sum(sizes), depth, deep=True)
+    if prompt_init == "normal":
+        return torch.randn(len(whole), backbone.dim, generator=stream(seed, "prompt_init"))
+    if prompt_init != "blank":
+        return start_tokens(backbone, whole, prompt_init, seed)
+    parts = []
+    for size in sizes:
+        if size:
+            made = start_tokens(backbone, place(size, depth, deep=True), "blank", seed)
+            parts.append(made.unflatten(0, (depth, size)))
+    tokens = torch.cat(parts, dim=1)
+    if bank == "nested":  # the first few shall be spread over the image as well
+        tokens = tokens[:, torch.randperm(longest, generator=stream(seed, "nested order"))]
+    return tokens.flatten(0, 1)

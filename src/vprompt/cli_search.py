@@ -1,0 +1,69 @@
+"""Command line of `vprompt search`: find the length that each block needs, then learn with it."""
+
+from typing import Annotated
+
+import typer
+
+from vprompt import options, terminal
+from vprompt.options import (
+    DeviceOption,
+    DrawOption,
+    EpochsOption,
+    LrOption,
+    ModelOption,
+    OutputOption,
+    OverwriteOption,
+    QuietOption,
+    SeedOption,
+    ShotsOption,
+    SkipBadOption,
+    TaskArgument,
+)
+
+
+def search(
+    task: TaskArgument,
+    model: ModelOption = "demo",
+    method: Annotated[str, typer.Option(help="A search, with its settings.")] = "dpl",
+    max_prompts: Annotated[
+        int | None, typer.Option(help="Bound on the tokens of all blocks together.")
+    ] = None,
+    alpha_data: Annotated[
+        str, typer.Option(help="val, half (of the training images), or auto.")
+    ] = "auto",
+    search_epochs: Annotated[int | None, typer.Option(help="Default: as the method asks.")] = None,
+    epochs: EpochsOption = None,
+    lr: LrOption = None,
+    seed: SeedOption = None,
+    shots: ShotsOption = None,
+    draw: DrawOption = 0,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+    test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Search how many prompt tokens each block needs, then learn a prompt of those lengths."""
+    from vprompt import searching, stages
+
+    method = options.with_settings(method, {"max_prompts": max_prompts})
+    defaults = stages.training_defaults(method)
+    with terminal.progress(quiet) as progress:
+        outcome = searching.search(
+            task,
+            model=model,
+            method=method,
+            config=options.training({}, epochs=epochs, lr=lr, seed=seed),
+            search_config=options.training(defaults, epochs=search_epochs, lr=lr, seed=seed),
+            shots=shots,
+            draw=draw,
+            alpha_data=alpha_data,
+            output=output,
+            overwrite=overwrite,
+            test=test,
+            device=device,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    terminal.show(outcome, output, None, False)

@@ -1,0 +1,121 @@
+"""Searching: the main line of `search`: find a length for every block, then learn with those."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vprompt import artifact, flow, registry, runs, stages
+from vprompt.backbone import Backbone
+from vprompt.errors import VPromptError
+from vprompt.flow import Outcome
+from vprompt.opening import open_backbone, open_task
+from vprompt.progress import SILENT, Progress
+from vprompt.randomness import numpy_stream
+from vprompt.task import Task
+from vprompt.train_config import TrainConfig
+
+
+def search(
+    task: str | Task,
+    *,
+    model: str | Backbone = "demo",
+    method: str = "dpl",
+    config: TrainConfig | None = None,
+    search_config: TrainConfig | None = None,
+    shots: int | None = None,
+    draw: int = 0,
+    alpha_data: str = "auto",
+    output: Path | str | None = None,
+    overwrite: bool = False,
+    test: bool = True,
+    device: str = "auto",
+    skip_bad: bool = False,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Search how many tokens each block needs, then learn a fresh prompt of those lengths.
+
+    `method` is a search of `adapters/` with its settings, `search_config` how it is trained and
+    `config` how the found prompt is. `alpha_data` is `val`, `half` (half of each class's training
+    images, which then train in the second stage), or `auto`: `val` where there is one. Where no
+    block wants a token, the head is learned alone. The record holds both stages.
+    """
+    if output is not None and not overwrite and Path(output).exists():
+        raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
+    build = registry.build("adapters", method)
+    backbone, opened = open_backbone(model, device=device), open_task(task)
+    drawn = opened if shots is None else opened.few_shot(shots, draw)
+    setting = stages.prepare(
+        backbone,
+        split_for_alpha(drawn, alpha_data, draw),
+        search_config or TrainConfig.checked(stages.training_defaults(method)),
+        None,
+        draw,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    with setting.clock.stage("search"):
+        tuned = stages.run_tuning(setting, build(backbone), setting.config)
+    memory = tuned.adapter.memory
+    if "found" not in memory:
+        raise VPromptError(f"{method!r} searches no lengths. Use `dpl`.")
+    found: list[int] = memory["found"][-1]
+    progress.say(f"found lengths {found}, {sum(found)} tokens; now they are learned")
+    chosen = f"vpt(num_virtual_tokens={found})" if sum(found) else "linear"
+    made = flow.learn(
+        drawn,
+        model=backbone,
+        method=chosen,
+        config=config,
+        test=test,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    record: dict[str, Any] = {
+        "method": str(registry.parse(method)),
+        "settings": registry.complete("adapters", method),
+        "train": setting.config.model_dump(),
+        "task": runs.describe_task(setting.task, {"train": setting.train, "val": setting.val}),
+        "tuning": runs.describe_tuning(tuned, flow.RULES["last"]),
+        "found": found,
+        "seconds": setting.clock.seconds,
+    }
+    run = {**made.run, "command": "search", "search": record}
+    kept = made.artifact
+    if output is not None:
+        artifact.save(kept, Path(output), overwrite=overwrite, run=run)
+        kept = replace(kept, folder=Path(output))
+    setting.forget_checkpoints()
+    return Outcome(kept, made.test, run)
+
+
+def split_for_alpha(task: Task, alpha_data: str, seed: int) -> Task:
+    """Return the task as the search sees it: alpha's images as `val`, and no test split.
+
+    Raises VPromptError where half of a class would be none.
+    """
+    if alpha_data not in ("auto", "val", "half"):
+        raise VPromptError(f"alpha_data is `auto`, `val` or `half`, but got {alpha_data!r}.")
+    if alpha_data == "val" or (alpha_data == "auto" and task.val is not None):
+        if task.val is None:
+            raise VPromptError("This task has no validation images. Use alpha_data=half.")
+        return replace(task, test=None)
+    held: list[int] = []
+    rng = numpy_stream(seed, "alpha's half")
+    for label in sorted(task.train.labels_present):
+        rows = [row for row, other in enumerate(task.train.labels) if other == label]
+        if len(rows) < 2:
+            raise VPromptError(
+                f"Class {task.classes[label]!r} has one training image, which cannot be halved. "
+                "Add validation images, or more shots."
+            )
+        held += rng.permutation(rows)[: len(rows) // 2].tolist()
+    kept = sorted(set(range(len(task.train))) - set(held))
+    half = {**task.facts.get("few_shot", {}), "alpha_half": sorted(held)}
+    facts = {**task.facts, "few_shot": half}
+    return replace(
+        task,
+        train=task.train.subset(kept, f"{task.train.name}_search"),
+        val=task.train.subset(sorted(held), f"{task.train.name}_alpha"),
+        test=None,
+        facts=facts,
+    )

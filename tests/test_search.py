@@ -1,0 +1,71 @@
+"""Search: lengths are found without the test split, then learned; the record holds both."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)  # steps this small only wait for a second thread
+
+
+@pytest.fixture
+def task():
+    from vprompt.task import SealedSplit, Split, Task
+
+    def split(name, count, seed):
+        rng = np.random.default_rng(seed)
+        pixels = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        return Split(name, pixels, tuple((np.arange(count) % 2).tolist()))
+
+    test = SealedSplit(split("test", 4, 3))
+    return Task("toy", ("a", "b"), split("train", 12, 1), None, test)
+
+
+def test_the_found_lengths_are_learned_and_recorded(tiny, task, tmp_path):
+    from vprompt.searching import search
+    from vprompt.train_config import TrainConfig
+
+    short = TrainConfig(epochs=1, batch_size=6, precision="fp32", keep="last", head="zero")
+    method = "dpl(lengths=[0, 1], alpha_init=1.0, alpha_warmup=0.0)"
+    done = search(
+        task,
+        model=tiny,
+        method=method,
+        config=short,
+        search_config=short,
+        output=tmp_path / "it",
+    )
+    record = json.loads((tmp_path / "it" / "run.json").read_text())
+    found = record["search"]["found"]
+    assert record["command"] == "search" and sum(found) > 0
+    assert done.artifact.prompt.counts(tiny.depth) == found
+    assert len(record["search"]["tuning"]["memory"]["alpha"]) == 2
+    sizes = record["search"]["task"]["splits"]
+    assert (sizes["train"]["images"], sizes["val"]["images"]) == (6, 6) and "test" not in sizes
+    assert record["task"]["splits"]["train"]["images"] == 12
+    assert done.test["learned"] is not None
+
+
+def test_halves_share_no_image_and_hold_every_class(task):
+    from vprompt.searching import split_for_alpha
+
+    halved = split_for_alpha(task, "auto", 0)
+    parts = [{image.tobytes() for image in part.images} for part in (halved.train, halved.val)]
+    assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 12
+    assert sorted(halved.train.labels) == sorted(halved.val.labels) == [0] * 3 + [1] * 3
+    assert halved.test is None
+
+
+def test_what_cannot_be_split_is_refused(task, refused):
+    from vprompt.searching import split_for_alpha
+
+    with refused("no validation images", "half"):
+        split_for_alpha(task, "val", 0)
+    with refused("auto", "val", "half", "most"):
+        split_for_alpha(task, "most", 0)
+
+
+def test_the_command_is_there(vprompt):
+    code, out, _ = vprompt("search", "--help")
+    assert code == 0 and "--max-prompts" in out
