@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def backbone_of(tiny):
 
     def choose(method):
         try:
-            registry.build("adapters", method)(tiny)
+            registry.build("adapters", spec_of(method))(tiny)
         except VPromptError as error:
             assert "text tower" in str(error)
             return clip
@@ -102,7 +103,14 @@ def home(adapters, backbone_of):
 def adapter(adapters, home):
     from vprompt import registry
 
-    return registry.build("adapters", adapters)(home)
+    return registry.build("adapters", spec_of(adapters))(home)
+
+
+def spec_of(name):
+    """Return a method with the settings it cannot do without."""
+    from vprompt import registry
+
+    return registry.Spec(name, {"sources": 2} if name == "attempt" else {})
 
 
 def test_an_adapter_turns_images_into_features(adapter, images, home, generator):
@@ -149,7 +157,7 @@ def test_an_adapter_s_prompt_is_none_or_one_that_fits(adapter, images, home):
 def test_an_adapter_starts_the_same_every_time(adapters, adapter, home):
     from vprompt import registry
 
-    again = registry.build("adapters", adapters)(home)
+    again = registry.build("adapters", spec_of(adapters))(home)
     own = [(n, p) for n, p in adapter.named_parameters() if p.requires_grad]
     others = dict(again.named_parameters())
     assert all(torch.equal(p, others[name]) for name, p in own)
@@ -176,7 +184,8 @@ def make_evidence(sources=5, images=45, width=12, seed=0):
     centres = torch.randn(3, width, generator=randomness)
     noise = torch.randn(sources, images, width, generator=randomness)
     strength = torch.linspace(0, 1.5, sources)[:, None, None]
-    return Evidence(
+    val_labels = torch.arange(30) % 3
+    made = Evidence(
         names=tuple(f"source {index}" for index in range(sources)),
         features=noise + strength * centres[labels],
         gradients=torch.randn(sources, 4, width, generator=randomness),
@@ -185,6 +194,13 @@ def make_evidence(sources=5, images=45, width=12, seed=0):
         prompts=torch.randn(sources, 4, width, generator=randomness)
         + strength * torch.ones(4, width),
         target=torch.ones(4, width),
+        val_labels=val_labels,
+    )
+    noise = torch.randn(sources, 30 + 1, width, generator=randomness)
+    return replace(
+        made,
+        val_features=noise[:, 1:] + strength * centres[val_labels],
+        task_embeddings=made.plain.mean(0) + (1.5 - strength[:, 0]) * noise[:, 0],
     )
 
 
@@ -217,6 +233,9 @@ def test_the_order_of_the_pool_does_not_matter(weigh):
         plain=given.plain,
         prompts=given.prompts[order],
         target=given.target,
+        task_embeddings=given.task_embeddings[order],
+        val_features=given.val_features[order],
+        val_labels=given.val_labels,
     )
     torch.testing.assert_close(weigh(shuffled), weigh(given)[order], rtol=1e-3, atol=1e-3)
 

@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # steps this small only wait for a second thread
 CLASSES = 3
 # Those that start without any effect on the features.
 SILENT_STARTS = ["bias", "full", "partial", "adapter", "lora"]
-METHODS = [*SILENT_STARTS, "mlp", "mlp(num_layers=2, norm=layer)"]
+METHODS = [*SILENT_STARTS, "side", "mlp", "mlp(num_layers=2, norm=layer)"]
 
 
 def draw(count, seed):
@@ -181,6 +181,8 @@ def test_it_is_learned_saved_and_used_through_the_verbs(spec, tiny, tmp_path):
         ("mlp(num_layers=0)", "at least one layer"),
         ("mlp(norm=group)", "There are: batch, layer"),
         ("mlp(dropout=1.0)", r"\[0, 1\)"),
+        ("side(network=vgg)", "There are: alexnet, alexnet_random, small"),
+        ("side(network=alexnet)", "images of 63 pixels, but 'tiny' sees 32"),
         ("lora(rank=0)", "rank of at least 1"),
         ("lora(target=['q_proj'])", "no linear layer called 'q_proj'.*qkv"),
     ],
@@ -215,6 +217,7 @@ def vit_base():
         ("full", 85_798_656),
         ("mlp(num_layers=3)", 2 * (768**2 + 768 + 2 * 768)),
         ("mlp(num_layers=1)", 0),
+        ("side(network=alexnet_random)", 2_469_696 + 9216 * 768 + 1),
         ("adapter", 12 * (2 * 96 * 768 + 96 + 768)),
         ("adapter(reduction=128)", 12 * (2 * 6 * 768 + 6 + 768)),
         ("lora", 12 * 8 * (768 + 3 * 768)),
@@ -314,6 +317,55 @@ def test_a_backbone_that_cannot_be_looked_into_is_refused(build, tiny, refused):
     with refused("'closed' cannot be looked into", "vit_"):
         build("adapter", Closed())
     assert own(build("bias", Closed()))  # others need no look inside
+
+
+# Side
+
+
+def test_side_features_are_the_learned_mix(build, images, generator):
+    from vprompt import extract
+
+    adapter = build("side(alpha=0.5)")
+    frozen = extract(adapter.backbone, images)
+    tensors = dict(adapter.named_parameters())
+    hidden = images
+    for index, stride in ((0, 4), (2, 2), (4, 2)):
+        weight, bias = tensors[f"side.{index}.weight"], tensors[f"side.{index}.bias"]
+        padding = weight.shape[-1] // 2
+        hidden = functional.conv2d(hidden, weight, bias, stride=stride, padding=padding).relu()
+    assert hidden.shape == (4, 128, 2, 2)
+    beside = hidden.flatten(1) @ tensors["projection.weight"].T
+    share = 1 / (1 + np.exp(-0.5))
+    expected = share * frozen + (1 - share) * beside
+    torch.testing.assert_close(adapter.features(images), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(build("side(alpha=40.0)").features(images).detach(), frozen)
+
+
+def test_alexnet_starts_from_its_weights_or_says_where_they_come_from(build, refused, monkeypatch):
+    from torchvision.models import AlexNet_Weights, alexnet
+
+    from vprompt.backbones import tiny
+
+    large, asked = tiny.load(image_size=64), []
+    given = {k: torch.full_like(v, 0.01) for k, v in alexnet().state_dict().items()}
+
+    def fetch(self, **options):
+        asked.append(options)
+        return given
+
+    monkeypatch.setattr(AlexNet_Weights, "get_state_dict", fetch)
+    adapter = build("side(network=alexnet)", large)
+    assert asked[0]["check_hash"] and asked[0]["weights_only"]
+    assert torch.equal(adapter.side[0][0].weight.detach(), given["features.0.weight"])
+    assert size(adapter) == 2_469_696 + 9216 * 64 + 1
+    assert set(build(adapter.opens_as, large).state()) == set(adapter.state())
+
+    def fail(self, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(AlexNet_Weights, "get_state_dict", fail)
+    with refused("no network", "alexnet-owt-7be5be79.pth", "checkpoints", "network=small"):
+        build("side(network=alexnet)", large)
 
 
 # LoRA

@@ -26,7 +26,7 @@ LAYERS = [
     {"two_tower", "codec"},
     {"task", "artifact", "train_config", "compose", "matching"},
     {"adapter", "checkpoint", "features"},
-    {"classifier", "twin", "text_adapter"},
+    {"classifier", "twin", "mixture", "text_adapter"},
     {
         "mix",
         "recipe",
@@ -49,7 +49,7 @@ LAYERS = [
     },
     PLUGINS,
     {"stages", "data"},
-    {"combining", "comparing"},
+    {"combining", "comparing", "starting"},
     {"flow", "report", "searching"},
     {"bench"},
     {"cli", "options", "terminal"},

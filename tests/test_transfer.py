@@ -78,6 +78,9 @@ def evidence():
             variances=gradients.square(),
             prompts=torch.randn(gradients.shape, generator=randomness),
             target=torch.randn(2, features.shape[2], generator=randomness),
+            task_embeddings=torch.randn(features[:, 0].shape, generator=randomness),
+            val_features=features.float(),
+            val_labels=labels,
         )
 
     return make
@@ -617,6 +620,8 @@ def test_weights_follow_their_sources_in_any_order(method, evidence):
         features=pool.features[order],
         gradients=pool.gradients[order],
         prompts=pool.prompts[order],
+        task_embeddings=pool.task_embeddings[order],
+        val_features=pool.val_features[order],
     )
     torch.testing.assert_close(method(shuffled), method(pool)[order], atol=2e-3, rtol=0)
 

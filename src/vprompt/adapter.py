@@ -47,11 +47,13 @@ class Adapter(nn.Module, abc.ABC):
 
     A checkpoint holds all parameters that require a gradient, all buffers, and `memory`, plain
     values that a method keeps between epochs and that go into the record of the run. Whatever
-    else an adapter changes while training is lost when a run is stopped.
+    else an adapter changes while training is lost when a run is stopped. `opens_as` is the spec of
+    `adapters/` that an artefact is opened by, where it is not the one that was typed.
     """
 
     backbone: Backbone
     cosine: bool = False  # where true, the adapter's own head sees features at unit length
+    opens_as: str | None = None
 
     def __init__(self) -> None:
         super().__init__()

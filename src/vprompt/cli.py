@@ -238,7 +238,6 @@ def combine(
     """Combine a pool's prompts for a new task with few images, then tune the sum."""
     from vprompt import flow
     from vprompt import recipe as recipes
-    from vprompt.train_config import COMBINE
 
     typed: dict[str, Any] = {
         "task": task,
@@ -256,9 +255,8 @@ def combine(
     arguments = given if recipe is None else recipes.read(recipe).arguments(**given)
     if "task" not in arguments or "pool_folder" not in arguments:
         raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
-    start_config = arguments.get("config")
     arguments["config"] = options.training(
-        COMBINE if start_config is None else start_config.model_dump(),
+        options.usual_combining(arguments),
         epochs=epochs,
         batch_size=batch_size,
         opt=opt,

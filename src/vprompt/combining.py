@@ -18,6 +18,7 @@ from vprompt.mix import Mix, Plan
 from vprompt.progress import Progress
 from vprompt.prompt import Prompt
 from vprompt.stages import Setting, run_tuning
+from vprompt.starting import fresh_adapter
 from vprompt.task import Task
 from vprompt.train_config import TrainConfig
 from vprompt.types import Features, LayerWeights, PromptTokens, SourceFeatures, Weights
@@ -131,12 +132,35 @@ def gather_evidence(
         progress=setting.progress,
     )
     heads = [source.head for source in sources]
-    evidence = replace(evidence, probabilities=_own_probabilities(heads, evidence.features))
+    evidence = replace(
+        evidence,
+        probabilities=_own_probabilities(heads, evidence.features),
+        task_embeddings=torch.stack([source.task_embedding for source in sources]),
+    )
+    if plan.validation:
+        evidence = _with_validation(setting, named, evidence)
     if plan.target_epochs:
         return replace(
             evidence, target=_learn_target(setting, sources[0], prompts[0], plan.target_epochs)
         )
     return evidence
+
+
+def _with_validation(setting: Setting, named: Mapping[str, Prompt], evidence: Evidence) -> Evidence:
+    if setting.val is None:
+        raise VPromptError(
+            "The method chooses on validation images, but there are none. Use another method."
+        )
+    seen = gather(
+        setting.backbone,
+        named,
+        setting.val,
+        len(setting.task.classes),
+        Plan(),
+        precision=setting.config.precision,
+        progress=setting.progress,
+    )
+    return replace(evidence, val_features=seen.features, val_labels=seen.labels)
 
 
 def _own_probabilities(heads: Sequence[Head], features: SourceFeatures) -> tuple[Tensor, ...]:
@@ -147,20 +171,13 @@ def _own_probabilities(heads: Sequence[Head], features: SourceFeatures) -> tuple
 
 def _learn_target(setting: Setting, first: Artifact, placed: Prompt, epochs: int) -> PromptTokens:
     """Learn a prompt on the target for a few epochs, from the start that the sources share."""
-    counts = placed.counts(setting.backbone.depth)
-    init = first.config.get("prompt_init") or {}
-    settings = {"prompt_init": init.get("kind", "blank"), "prompt_init_seed": init.get("seed", 0)}
-    if placed.persist:
-        settings |= {"num_virtual_tokens": sum(counts), "deep": False}
-    else:
-        settings |= {"num_virtual_tokens": counts, "deep": True}
-    adapter = registry.build("adapters", registry.Spec("vpt", settings))(setting.backbone)
     config = TrainConfig(
         epochs=epochs,
         keep="last",
         seed=setting.config.seed,
         precision=setting.config.precision,
     )
+    adapter = fresh_adapter(setting, first, placed)
     prompt = run_tuning(setting, adapter, config).adapter.prompt()
     assert prompt is not None
     return prompt.tokens

@@ -25,11 +25,14 @@ from vprompt.task import Examples
 from vprompt.types import (
     Features,
     Labels,
+    SourceEmbeddings,
     SourceFeatures,
     SourceGradients,
     SourceProbabilities,
     SourceTokens,
     TargetTokens,
+    ValFeatures,
+    ValLabels,
 )
 
 
@@ -43,7 +46,9 @@ class Evidence:
     sources' plain average over the second; `variances` of single images' gradients; `target`, the
     tokens learned briefly on the target itself. `prompts` are the sources' own tokens, where all
     have as many. `probabilities` are what every source's own head says of the images. `layers`
-    counts the backbone's blocks.
+    counts the backbone's blocks. `task_embeddings` are the mean prompt-free features of the
+    sources' own images, and `val_features` and `val_labels` what the sources make of the target's
+    validation images.
     """
 
     names: tuple[str, ...]
@@ -58,6 +63,9 @@ class Evidence:
     target: TargetTokens | None = None
     probabilities: tuple[SourceProbabilities, ...] | None = None
     layers: int = 1
+    task_embeddings: SourceEmbeddings | None = None
+    val_features: ValFeatures | None = None
+    val_labels: ValLabels | None = None
 
     def __len__(self) -> int:
         """Count the sources."""
@@ -78,6 +86,8 @@ class Evidence:
             half_gradients=pick(self.half_gradients),
             variances=pick(self.variances),
             prompts=pick(self.prompts),
+            task_embeddings=pick(self.task_embeddings),
+            val_features=pick(self.val_features),
             probabilities=self.probabilities and tuple(self.probabilities[row] for row in rows),
         )
 

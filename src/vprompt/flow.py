@@ -19,6 +19,7 @@ from vprompt import (
     runs,
     scoring,
     stages,
+    starting,
 )
 from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.artifact import Artifact
@@ -34,7 +35,7 @@ from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
 from vprompt.scoring import Scores
 from vprompt.task import Task
-from vprompt.train_config import COMBINE, TrainConfig
+from vprompt.train_config import TrainConfig, combining_defaults
 from vprompt.tune import Tuned
 
 RULES = {
@@ -159,7 +160,7 @@ def combine(
     deep prompts of different placements to one first. `scale` is one of `compose.SCALES`. With
     `safeguard`, tuning starts from the mix, unless the plain average or the best single source
     has a clearly smaller cross-validated loss on the training images. Left out, the three are as
-    the method asks. `config` defaults to `COMBINE`; `protocol` is as for `learn`.
+    the method asks; `config` too, and `protocol` is as for `learn`.
     Training images of another digest than `train_digest` are refused.
     """
     _check_output(output, overwrite)
@@ -170,7 +171,7 @@ def combine(
     opened = open_task(task, allow_absent=allow_absent)
     if not include_self:
         sources = combining.without_self(sources, opened, progress)
-    config = config or TrainConfig.checked(COMBINE)
+    config = config or TrainConfig.checked(combining_defaults(method))
     setting = stages.prepare(
         backbone,
         opened,
@@ -209,7 +210,11 @@ def combine(
     (first, _), _ = starts[begin]
     assert first is not None
     with setting.clock.stage("tune"):
-        tuned = stages.run_tuning(setting, PromptAdapter(backbone, first), chosen)
+        given = replace(mix, weights=weights)
+        adapter, given, own = starting.adapter_of(setting, method, sources, prompts, first, given)
+        tuned = stages.run_tuning(setting, adapter, chosen)
+    weights = starting.final_weights(tuned, given.weights)
+    mix = replace(mix, facts=given.facts)
     run: dict[str, Any] = {
         "command": "combine",
         "method": str(registry.parse(method)),
@@ -222,7 +227,7 @@ def combine(
         "train": chosen.model_dump(),
         "transfer": runs.describe_transfer(sources, evidence, mix, twins, weights, start),
         "aligned": moved,
-        "started_from": begin,
+        "started_from": f"as {registry.parse(method).name} does" if own else begin,
         "starts": {name: facts for name, (_, facts) in starts.items()},
         "prompt_init": None,
         "protocol": protocol,
@@ -360,7 +365,7 @@ def _finish(
     }
     state = tuned.adapter.state() if prompt is None and text is None else {}
     if state:
-        facts["method"] = run["method"]
+        facts["method"] = tuned.adapter.opens_as or run["method"]
     head = tuned.head
     config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
     card = cards.render(config_json, run)

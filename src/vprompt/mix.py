@@ -1,17 +1,24 @@
 """Mix: what a transfer method asks of the main line, and what it answers.
 
 A file in `transfer/` holds `weigh(evidence, *, settings) -> Mix`. Where it needs more than the
-sources' features, it also holds `plan(*, the same settings) -> Plan`.
+sources' features, it also holds `plan(*, the same settings) -> Plan`; where it trains something
+else than the summed prompt, `adapter(start, mix, *, the same settings) -> (Adapter, Mix) | None`;
+and where it wants other rates, `training(*, the same settings) -> dict`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from vprompt.adapter import Adapter
+from vprompt.backbone import Backbone
 from vprompt.compose import ALIGNS, SCALES
 from vprompt.errors import VPromptError
+from vprompt.prompt import Prompt
+from vprompt.task import Examples
+from vprompt.tune import Tuned
 from vprompt.types import LayerWeights, Weights
 
 GRADIENT_HEADS = ("base", "own", "hscore", "ncm", "random", "source")
@@ -24,16 +31,18 @@ class Plan:
     `gradient_head` is the head under which prompt gradients are taken, one of `GRADIENT_HEADS`, or
     None where the method uses no gradients. `reference` adds the gradient at the plain average of
     the sources on a held-out half of the images, `variances` the variance of the gradients over
-    images. `target_epochs` above 0 adds a prompt learned briefly on the target itself. `refine`
-    is for how many epochs the weights climb the true objective through the summed prompt before
-    its tokens are tuned. `align`, `scale` and `safeguard` are the defaults of the method's sum.
-    `merge_twins` weighs sources with the same features once.
+    images. `target_epochs` above 0 adds a prompt learned briefly on the target itself, `validation`
+    the features of the validation images. `refine` is for how many epochs the weights climb the
+    true objective through the summed prompt before its tokens are tuned. `align`, `scale` and
+    `safeguard` are the defaults of the method's sum. `merge_twins` weighs sources with the same
+    features once.
     """
 
     gradient_head: str | None = None
     reference: bool = False
     variances: bool = False
     target_epochs: int = 0
+    validation: bool = False
     refine: int = 0
     align: str = "auto"
     scale: str = "auto"
@@ -80,3 +89,23 @@ class Mix:
                 f"{method} returned the weights {weights.tolist()}, but there must be one for "
                 f"each of {sources} sources, none negative, with sum 1."
             )
+
+
+@dataclass(frozen=True, eq=False)
+class TuningStart:
+    """What a transfer method may build upon that trains something else than the summed prompt.
+
+    `prompts` are the sources' own, their tokens in correspondence, by `names`; `prompt` is what
+    would be tuned otherwise. `fresh()` is an untrained prompt of the sources' placement and start,
+    and `tune` trains an adapter on the target exactly as the final training will.
+    """
+
+    backbone: Backbone
+    names: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    prompt: Prompt
+    train: Examples
+    val: Examples | None
+    precision: str
+    fresh: Callable[[], Adapter]
+    tune: Callable[[Adapter], Tuned]

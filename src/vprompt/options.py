@@ -92,6 +92,15 @@ def training(defaults: Mapping[str, Any], **given: Any) -> Any:
     return TrainConfig.checked({**defaults, **typed})
 
 
+def usual_combining(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training settings of a recipe, or else what its method works best with."""
+    from vprompt.train_config import combining_defaults
+
+    if "config" in arguments:
+        return arguments["config"].model_dump()
+    return combining_defaults(arguments.get("method", "hgprompt"))
+
+
 def with_settings(method: str, extra: dict[str, Any]) -> str:
     """Add what short flags say to a method's settings."""
     from vprompt import registry

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vprompt import artifact, hub, registry
 from vprompt.errors import VPromptError
 from vprompt.mix import Plan
-from vprompt.train_config import COMBINE, TrainConfig
+from vprompt.train_config import TrainConfig, combining_defaults
 
 _ALIASES = {"mean": "uniform"}  # mergekit's name
 _SUM = ("align", "scale", "safeguard")
@@ -76,9 +76,9 @@ class Recipe(_Strict):
         What is `given` goes first; whoever names other images means them, so their digest is not
         held against the recipe's.
         """
-        config = TrainConfig.checked({**COMBINE, **self.train})
         method = self._method()
         registry.build("transfer", method)
+        config = TrainConfig.checked({**combining_defaults(method), **self.train})
         ask = registry.beside("transfer", method, "plan")
         plan = Plan() if ask is None else ask()
         replace(plan, **{k: v for k, v in self.parameters.items() if k in _SUM})

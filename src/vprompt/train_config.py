@@ -1,15 +1,25 @@
 """TrainConfig: every setting of the one training loop, checked when a person types it."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vprompt import registry
 from vprompt.errors import VPromptError
 
 # What `combine` changes: its start is good already and its images are few, so steps are smaller and
 # more, and epochs are judged by validation loss, which few images tell better than accuracy.
 COMBINE = {"lr": 1e-3, "batch_size": 16, "keep": "least_loss"}
+
+
+def combining_defaults(method: str) -> dict[str, Any]:
+    """Return `COMBINE`, and above it the settings that a method of `transfer/` works best with.
+
+    Its file may hold `training(**settings) -> dict`; what a person gives goes first.
+    """
+    ask = registry.beside("transfer", method, "training")
+    return {**COMBINE, **({} if ask is None else ask())}
 
 
 class TrainConfig(BaseModel):

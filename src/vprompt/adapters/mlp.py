@@ -46,7 +46,7 @@ def build(
 def training(**settings: object) -> dict[str, Any]:
     """Return the rate that the hidden layers want."""
     del settings
-    return {"lr": 1e-3}
+    return {"lr": 1e-2}
 
 
 class HiddenLayers(FeatureAdapter):

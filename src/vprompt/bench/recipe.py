@@ -33,7 +33,7 @@ from vprompt import registry
 from vprompt.errors import VPromptError
 from vprompt.mix import Plan
 from vprompt.stages import training_defaults
-from vprompt.train_config import COMBINE, TrainConfig
+from vprompt.train_config import TrainConfig, combining_defaults
 
 SUM = ("align", "scale", "safeguard")
 SEED = "{seed}"
@@ -164,7 +164,7 @@ class BenchRecipe(_Strict):
     def train_of(self, method: MethodEntry) -> dict[str, Any]:
         """Return a method's training settings: what it works best with, the budget, its own."""
         if method.command == "combine":
-            return {**COMBINE, **self.train, **method.train}
+            return {**combining_defaults(method.spec(0)), **self.train, **method.train}
         return {**training_defaults(method.spec(0)), **self.train, **method.train}
 
     def train_of_sources(self) -> dict[str, Any]:

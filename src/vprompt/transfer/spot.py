@@ -6,36 +6,98 @@ Reference: Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt 
 2022, arXiv 2110.07904.
 """
 
-import torch
+from dataclasses import replace
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
-from vprompt.metrics import prompt_cosine
-from vprompt.mix import Mix, Plan
+from vprompt.linalg import unit_rows
+from vprompt.mix import Mix, Plan, TuningStart
+from vprompt.registry import suggest
+from vprompt.types import PromptTokens
+
+SIMILARITIES = ("tokens", "mean")
+USES = ("average", "best")
 
 
-def plan(*, similarity: str = "tokens", top: int = 1, epochs: int = 5) -> Plan:
+def plan(
+    *, similarity: str = "tokens", top: int = 1, use: str = "average", epochs: int = 5
+) -> Plan:
     """Ask for a prompt learned on the target for a few epochs."""
+    if similarity not in SIMILARITIES:
+        raise VPromptError(
+            f"spot has no similarity {similarity!r}.{suggest(similarity, SIMILARITIES)}"
+        )
+    if use not in USES:
+        raise VPromptError(f"spot has no use {use!r}.{suggest(use, USES)}")
     if top < 1:
         raise VPromptError(f"spot keeps at least one source, but got top={top}.")
-    return prompt_cosine.plan(similarity=similarity, epochs=epochs)
+    if epochs < 1:
+        raise VPromptError(f"spot learns for at least one epoch, but got epochs={epochs}.")
+    return Plan(target_epochs=epochs)
 
 
-def weigh(evidence: Evidence, *, similarity: str = "tokens", top: int = 1, epochs: int = 5) -> Mix:
+def weigh(
+    evidence: Evidence,
+    *,
+    similarity: str = "tokens",
+    top: int = 1,
+    use: str = "average",
+    epochs: int = 5,
+) -> Mix:
     """Return weights proportional to the similarity of the `top` nearest prompts, others 0.
 
     `similarity` is `tokens` (mean cosine over all pairs of tokens) or `mean` (cosine of the mean
     tokens). Similarities below 0 count as 0; if all do, the nearest source gets all the weight.
+    With `use=best` the `top` count alike until each has been tuned and the best on validation is
+    kept: it costs as many trainings.
     """
     del epochs  # what the evidence was gathered with
     if evidence.prompts is None or evidence.target is None:
         raise VPromptError("spot needs a prompt learned on the target, but the evidence has none.")
-    target = evidence.target
-    cosines = [prompt_cosine.score(p, target, similarity=similarity) for p in evidence.prompts]
-    found = torch.tensor(cosines, dtype=torch.float64)
+    found = prompt_similarities(evidence.prompts, evidence.target, similarity)
     nearest = found.argsort(descending=True)[:top]
     weights = torch.zeros(len(evidence), dtype=torch.float64)
-    weights[nearest] = found[nearest].clamp_min(0)
+    weights[nearest] = 1.0 if use == "best" else found[nearest].clamp_min(0)
     if float(weights.sum()) <= 0:
         weights[nearest[0]] = 1.0
     return Mix(weights / weights.sum(), facts={"similarities": found.tolist()})
+
+
+def adapter(
+    start: TuningStart, mix: Mix, *, use: str = "average", **settings: Any
+) -> tuple[Adapter, Mix] | None:
+    """Return the source that is best on validation once it is tuned, of those with a weight."""
+    if use == "average":
+        return None
+    if start.val is None:
+        raise VPromptError(
+            "spot(use=best) chooses on validation images, but there are none. Use use=average."
+        )
+    reached: dict[int, tuple[float, float]] = {}
+    for row in mix.weights.nonzero().flatten().tolist():
+        tuned = start.tune(PromptAdapter(start.backbone, start.prompts[row]))
+        kept = tuned.record(tuned.kept_epoch)
+        reached[row] = (kept.val_accuracy or 0.0, -(kept.val_loss or 0.0))
+    best = max(reached, key=lambda row: reached[row])
+    weights = torch.zeros_like(mix.weights)
+    weights[best] = 1.0
+    accuracies = {start.names[row]: accuracy for row, (accuracy, _) in reached.items()}
+    facts = {**mix.facts, "val_accuracies": accuracies}
+    # The same training once more: it finds its own finished state and costs nothing.
+    chosen = PromptAdapter(start.backbone, start.prompts[best])
+    return chosen, replace(mix, weights=weights, facts=facts)
+
+
+def prompt_similarities(prompts: Tensor, target: PromptTokens, similarity: str) -> Tensor:
+    """Return how like the target's tokens `[count, dim]` each prompt's are, `[sources]`."""
+    own, theirs = target.double(), prompts.double()
+    if similarity == "mean":
+        return unit_rows(theirs.mean(1)) @ unit_rows(own.mean(0, keepdim=True))[0]
+    # The mean over all pairs is the inner product of the mean unit tokens.
+    units = torch.stack([unit_rows(each).mean(0) for each in theirs])
+    return units @ unit_rows(own).mean(0)

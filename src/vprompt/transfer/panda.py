@@ -1,0 +1,171 @@
+"""PANDA: a fresh prompt that learns from labels and from a teacher, itself a transferred prompt.
+
+The teacher starts from the source whose task is most like the target and is trained on the target;
+the student starts afresh. Tasks are compared by the mean features of their images under the frozen
+backbone, so a source has to share one vector and no images.
+
+Reference: Zhong et al., "PANDA: Prompt Transfer Meets Knowledge Distillation for Efficient Model
+Adaptation", TKDE 2024, arXiv 2208.10160.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vprompt.adapter import Adapter, PromptAdapter
+from vprompt.errors import VPromptError
+from vprompt.evidence import Evidence
+from vprompt.features import features_of
+from vprompt.files import digest
+from vprompt.linalg import unit_rows
+from vprompt.mix import Mix, Plan, TuningStart
+from vprompt.registry import suggest
+
+DISTILLATIONS = ("kl", "mse", "published")
+STUDENTS = ("fresh", "source")
+_PUBLISHED = 0.1 * 0.1  # the public code's factor times its beta
+
+
+def plan(
+    *,
+    teachers: int = 1,
+    distillation: str = "kl",
+    strength: float = 1.0,
+    temperature: float = 2.0,
+    student: str = "fresh",
+) -> Plan:
+    """Ask for features alone; settings that make no sense are refused here."""
+    if teachers < 1:
+        raise VPromptError(f"panda has at least one teacher, but got teachers={teachers}.")
+    if distillation not in DISTILLATIONS:
+        raise VPromptError(
+            f"panda has no distillation {distillation!r}.{suggest(distillation, DISTILLATIONS)}"
+        )
+    if student not in STUDENTS:
+        raise VPromptError(f"panda has no student {student!r}.{suggest(student, STUDENTS)}")
+    if not (strength >= 0 and temperature > 0):
+        raise VPromptError(
+            f"panda needs a strength of at least 0 and a temperature above 0, but got {strength} "
+            f"and {temperature}."
+        )
+    return Plan(safeguard=False, merge_twins=False)
+
+
+def training(**settings: object) -> dict[str, Any]:
+    """Return the rate that a fresh prompt wants."""
+    del settings
+    return {"lr": 5e-3}
+
+
+def weigh(
+    evidence: Evidence,
+    *,
+    teachers: int = 1,
+    distillation: str = "kl",
+    strength: float = 1.0,
+    temperature: float = 2.0,
+    student: str = "fresh",
+) -> Mix:
+    """Return the softmax of the similarities of the `teachers` nearest tasks, others 0.
+
+    `distillation` is `kl` (between softmaxes at `temperature`, times its square) or `mse` (between
+    logits). Either is multiplied by `strength` and the similarity, which the paper asks for and its
+    code leaves out. `published` is that code: 0.01 times the `mse` divided once more by the batch
+    size, next to nothing. `student=source` starts the student where its teacher started.
+    """
+    del distillation, strength, temperature, student  # what is trained with the weights
+    if evidence.task_embeddings is None:
+        raise VPromptError("panda needs the sources' task embeddings, but the evidence has none.")
+    found = task_similarities(evidence.task_embeddings, evidence.plain.mean(0))
+    nearest = found.argsort(descending=True)[:teachers]
+    weights = torch.zeros(len(evidence), dtype=torch.float64)
+    weights[nearest] = found[nearest].softmax(0)
+    return Mix(weights, facts={"similarities": found.tolist()})
+
+
+def adapter(
+    start: TuningStart,
+    mix: Mix,
+    *,
+    teachers: int = 1,
+    distillation: str = "kl",
+    strength: float = 1.0,
+    temperature: float = 2.0,
+    student: str = "fresh",
+) -> tuple[Adapter, Mix]:
+    """Train the teachers on the target, and return a student with their mean logits."""
+    del teachers
+    rows = mix.weights.nonzero().flatten().tolist()
+    logits, accuracies, similarity = torch.zeros(()), {}, 0.0
+    for row in rows:
+        tuned = start.tune(PromptAdapter(start.backbone, start.prompts[row]))
+        share = float(mix.weights[row])
+        logits = logits + share * tuned.head.logits(
+            features_of(
+                start.backbone,
+                tuned.adapter.prompt(),
+                start.train,
+                precision=start.precision,
+                use_cache=False,
+            )
+        )
+        accuracies[start.names[row]] = tuned.record(tuned.kept_epoch).val_accuracy
+        similarity += share * max(mix.facts["similarities"][row], 0.0)
+    afresh = student == "fresh"
+    first = start.fresh() if afresh else PromptAdapter(start.backbone, start.prompt)
+    weight = _PUBLISHED if distillation == "published" else strength * similarity
+    begun = Distilled(first, logits, weight, distillation, temperature)
+    facts = {**mix.facts, "teachers": accuracies, "distillation_weight": weight}
+    return begun, replace(mix, facts=facts)
+
+
+class Distilled(PromptAdapter):
+    """A prompt that is also drawn towards logits `[images, classes]` of the training images.
+
+    They are computed before the training, in evaluation mode and without a graph, so a teacher
+    costs nothing in a step and no gradient reaches it.
+    """
+
+    def __init__(
+        self, student: Adapter, teacher: Tensor, weight: float, loss: str, temperature: float
+    ) -> None:
+        prompt = student.prompt()
+        assert prompt is not None
+        super().__init__(student.backbone, prompt)
+        self.teacher, self.weight = teacher.detach(), weight
+        self.loss, self.temperature = loss, temperature
+
+    def extra_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Return the distance from the teacher's logits, as a share of the loss."""
+        teacher = self.teacher[rows].to(logits)
+        if self.loss != "kl":
+            square = functional.mse_loss(logits, teacher)
+            return self.weight * (square / len(rows) if self.loss == "published" else square)
+        ours, theirs = logits / self.temperature, teacher / self.temperature
+        distance = functional.kl_div(
+            ours.log_softmax(1), theirs.log_softmax(1), reduction="batchmean", log_target=True
+        )
+        return self.weight * self.temperature**2 * distance
+
+    def identity(self) -> dict[str, Any]:
+        """Add the teacher and how it draws."""
+        return {
+            **super().identity(),
+            "teacher": digest(self.teacher.contiguous().numpy().tobytes()),
+            "weight": self.weight,
+            "loss": self.loss,
+            "temperature": self.temperature,
+        }
+
+
+def task_similarities(sources: Tensor, target: Tensor) -> Tensor:
+    """Return the cosine of each source's embedding `[sources, width]` with the target's `[width]`.
+
+    All are seen from the mean of the sources, which most of each has in common. A single source
+    has no such mean but itself, and is compared as it is.
+    """
+    centre = sources.double().mean(0) if len(sources) > 1 else torch.zeros(())
+    return unit_rows(sources.double() - centre) @ unit_rows(target.double()[None] - centre)[0]
