@@ -1,10 +1,13 @@
 """Figures of a benchmark: what stands in them, the same bits every time, nothing overlapping."""
 
 import hashlib
+import html.parser
 import itertools
 import json
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -617,8 +620,6 @@ def test_the_map_is_drawn_by_one_command(trained, vprompt, tmp_path):
 
 
 def test_a_map_needs_the_images_and_the_pool_of_the_run(trained, refused, tmp_path):
-    import shutil
-
     from vprompt.bench import embedding
     from vprompt.bench.store import Store
 
@@ -666,3 +667,173 @@ def test_many_classes_leave_ten_with_colours_and_no_label_overlaps():
     assert "12 a method" in shown  # it has the most images
     assert_legible(drawing)
     assert_legible(embedding(panels[:1], [0, 1] * 31, ["a", "b"], method="t-SNE"))
+
+
+# Page
+
+
+class Reader(html.parser.HTMLParser):
+    """What a browser would make of a page: every tag closed, words, attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "path", "use", "rect", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("meta", "path", "use", "rect", "br"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).replace("\u202f", " ").split())
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Return a function that writes the page of some stores and reads it as a browser would."""
+    from vprompt.bench.page import write_report
+
+    def make(*stores, **options):
+        target = tmp_path / "page.html"
+        left_out = write_report([store.folder for store in stores], target, **options)
+        text = target.read_text(encoding="utf-8")
+        return text, Reader(text), left_out
+
+    return make
+
+
+WHOLE = {
+    "Linear": {"x": [0.50, 0.52], "y": [0.30, 0.30]},
+    "Uniform": {"x": [0.53, 0.53], "y": [0.31, 0.35]},
+    "HGPrompt": {"x": [0.54, 0.54], "y": [0.30, 0.37]},
+}
+SPECS = {"Uniform": "uniform", "HGPrompt": "hgprompt"}
+
+
+def test_a_page_is_complete_in_itself_and_the_same_every_time(fill, page):
+    store = fill(WHOLE, specs=SPECS, baseline="Uniform")
+    text, shown, left_out = page(store)
+    assert page(store)[0] == text
+    assert shown.tags.count("svg") == 5 and shown.tags.count("script") == 1
+    assert not {"link", "img", "iframe", "object", "image"} & set(shown.tags)
+    targets = [value for name, value in shown.attributes if name in ("src", "href", "xlink:href")]
+    assert all(target.startswith("#") for target in targets)
+    assert "@import" not in text and "http" not in re.sub(r'xmlns\S*="[^"]*"', "", text)
+    ids = [value for name, value in shown.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert [line.split(":")[0] for line in left_out] == ["made_up", "made_up"]  # lambda, tsne
+    assert "lambda:" in left_out[0] and "--data DIR" in left_out[1]
+
+
+def test_a_page_says_the_result_and_what_speaks_against_it(fill, page):
+    _, shown, _ = page(fill(WHOLE, specs=SPECS, baseline="Uniform"))
+    # By hand: HGPrompt (54 + 33.5) / 2; over Uniform +1 on x and +0.5 on y.
+    assert "43.8 % mean test accuracy of HGPrompt, the highest, over 2 tasks" in shown.text
+    assert "0.8 points more than Uniform (95 % interval over tasks: " in shown.text
+    assert "which may as well be none on other tasks" in shown.text
+    assert "12 of 12 runs" in shown.text and ", which is few" in shown.text
+    _, shown, _ = page(fill({"A": {"x": [0.5]}}, folder="one", baseline="A"))
+    assert "50.0 % mean test accuracy of A, the highest" in shown.text
+    assert "what the others are compared with" in shown.text
+
+
+def test_a_page_of_an_unfinished_benchmark_names_no_winner(fill, page):
+    store = fill(WHOLE, specs=SPECS, baseline="Uniform", missing={("Uniform", "y", 1)})
+    _, shown, _ = page(store)
+    assert "Not finished: 1 run of the recipe is missing" in shown.text
+    assert "the highest" not in shown.text and "11 of 12 runs" in shown.text
+
+
+def test_tables_can_be_sorted_and_read_without_a_script(fill, page):
+    text, shown, _ = page(fill(WHOLE, specs=SPECS, baseline="Uniform"))
+    assert text.count('<table class="sortable">') == 2
+    table = text.split('<table class="sortable">')[1].split("</table>")[0]
+    rows = re.findall(r'<th scope="row">(\w+)</th>', table)
+    assert rows == ["Linear", "Uniform", "HGPrompt"]
+    assert "<b>54.0</b> ± 0.0" in table and "<u>53.0</u> ± 0.0" in table
+    assert "button" not in shown.tags  # a script adds them
+
+
+def test_the_script_sorts_and_brings_the_order_back(fill, page, tmp_path):
+    """In a real browser, where there is one."""
+    browser = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no headless Chromium here")
+    text, _, _ = page(fill(WHOLE, specs=SPECS, baseline="Uniform"))
+    clicks = """<script>
+    const table = document.querySelector("table.sortable");
+    const buttons = table.querySelectorAll("button");
+    const order = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent).join();
+    const seen = [order()];
+    for (const column of [0, 1, 1, 1, 6]) { buttons[column].click(); seen.push(order()); }
+    document.title = seen.join(" | ") + " | " + table.querySelector("[aria-sort]").textContent;
+    </script></body>"""
+    (tmp_path / "clicked.html").write_text(text.replace("</body>", clicks), encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    found = subprocess.run(
+        [*command, f"file://{tmp_path / 'clicked.html'}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    title = re.search(r"<title>(.*?)</title>", found)[1].split(" | ")
+    plain, by_name, falling, rising = (
+        "Linear,Uniform,HGPrompt",
+        "HGPrompt,Linear,Uniform",
+        "HGPrompt,Uniform,Linear",
+        "Linear,Uniform,HGPrompt",
+    )
+    assert title[:5] == [plain, by_name, falling, rising, plain]
+    # The baseline has no gain over itself: it is last, whatever the direction.
+    assert title[5] == "HGPrompt,Linear,Uniform" and "same, tasks" in title[6]
+
+
+def test_names_that_are_html_do_no_harm(fill, page):
+    nasty = "<script>alert('x')</script>&"
+    own = {nasty: {"<b>x": [0.5]}, "B": {"<b>x": [0.6]}}
+    text, shown, _ = page(fill(own, specs={nasty: "spot"}, baseline="B"))
+    assert shown.tags.count("script") == 1 and "alert('x')" not in shown.tags
+    assert nasty in shown.text and "<script>alert" not in text
+
+
+def test_a_page_of_several_benchmarks_links_to_each(fill, page, vprompt, tmp_path):
+    first = fill(WHOLE, specs=SPECS, baseline="Uniform", folder="first")
+    second = fill({n: {"x": [0.5]} for n in LINE}, specs=LINE, folder="second", name="sweep")
+    text, shown, left_out = page(first, second)
+    assert "2 benchmarks" in shown.text
+    links = [value for name, value in shown.attributes if name == "href" and "bench" in value]
+    assert links == ["#benchmark-1", "#benchmark-2"]
+    assert "Accuracy by lambda on 1 targets" in text
+    ids = [value for name, value in shown.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert str(tmp_path) not in text  # a page that is passed on tells no places
+    assert any(
+        line.startswith("sweep: ablation: The recipe of the folder of sweep") for line in left_out
+    )
+    target = tmp_path / "by_command.html"
+    code, out, _ = vprompt(
+        *("bench", "report", first.folder, second.folder, "--output", target, "--quiet")
+    )
+    assert code == 0 and target.read_text() == text and "not drawn: sweep: ablation" in out
+
+
+def test_a_page_with_the_images_has_a_map(trained, page):
+    store, data = trained
+    text, shown, left_out = page(store, data=data, device="cpu")
+    assert "t-SNE of 12 training images under 3 prompts" in text
+    assert not any("tsne" in line for line in left_out)
+    assert "demo" not in shown.text and "tiny at 32 px, frozen" in shown.text

@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 
 app.command("figure")(cli_figures.bench_figure)
+app.command("report")(cli_figures.bench_report)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A .yaml recipe (docs/benchmarks.md).")]
 FolderArgument = Annotated[Path, typer.Argument(help="The --output of `bench run`.")]
@@ -83,7 +84,7 @@ def bench_run(
 @app.command("table")
 def bench_table(
     output: FolderArgument,
-    style: Annotated[str, typer.Option("--format", help="md, csv, latex.")] = "md",
+    style: Annotated[str, typer.Option("--format", help="md, csv, latex, html.")] = "md",
     baseline: Annotated[
         str | None, typer.Option(help="The method that others are compared with.")
     ] = None,

@@ -61,3 +61,27 @@ def bench_figure(
         drawing = figures.draw(kind, Store(folder), **given)
     drawing.save(output)
     print(terminal.printable(f"{drawing.description}: {output}"))
+
+
+def bench_report(
+    folders: Annotated[list[Path], typer.Argument(help="One or several --output of `bench run`.")],
+    output: Annotated[Path, typer.Option(help="The page, .html.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="The method that others are compared with.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that holds the image sets, for maps of features.")
+    ] = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Gather tables and figures of one or several benchmarks in one self-contained page."""
+    from vprompt.bench.page import write_report
+
+    with terminal.progress(quiet) as progress:
+        left_out = write_report(
+            folders, output, baseline=baseline, data=data, device=device, progress=progress
+        )
+    for sentence in left_out:
+        print(terminal.printable(f"not drawn: {sentence}"))
+    print(f"report: {output}")

@@ -133,9 +133,10 @@ def over_cost(store: Store, *, cost: str = "seconds", candidate: str | None = No
     """Draw mean accuracy over mean `seconds` of a run or trained `parameters`, and the front."""
     if cost not in pareto.COSTS:
         raise VPromptError(f"A cost is {' or '.join(pareto.COSTS)}, but got {cost!r}.")
-    points = []
+    points, seeds = [], set()
     for row in summarise(store, candidate=candidate).rows:
         if row.mean is not None:
+            seeds.add(row.mean.n)
             sizes = {"seconds": row.seconds, "parameters": row.parameters + row.head_parameters}
             points.append(
                 pareto.Point(row.method, max(sizes[cost], 0.01), row.mean.mean, row.mean.std)
@@ -145,7 +146,11 @@ def over_cost(store: Store, *, cost: str = "seconds", candidate: str | None = No
             f"No method in {store.folder} has finished a seed on every task yet, so there is no "
             "mean accuracy to draw."
         )
-    return pareto.pareto(points, cost)
+    drawn = pareto.pareto(points, cost)
+    if len(seeds) == 1:
+        return drawn
+    about = f"{drawn.description}; means are over {min(seeds)} to {max(seeds)} seeds"
+    return Drawing(drawn.name, drawn.figure, about)
 
 
 def by_lambda(store: Store, *, method: Sequence[str] = (), candidate: str | None = None) -> Drawing:

@@ -1,6 +1,7 @@
-"""Formats: a summary as Markdown, LaTeX or CSV."""
+"""Formats: a summary as Markdown, LaTeX, CSV or HTML."""
 
 import csv
+import html
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +14,8 @@ Emphasis = Callable[[str, int], str]
 
 
 def render(summary: Summary, style: str) -> str:
-    """Return the table as `md`, `latex` or `csv`."""
-    known = {"md": markdown, "latex": latex, "csv": tidy_csv}
+    """Return the table as `md`, `latex`, `csv` or `html`."""
+    known = {"md": markdown, "latex": latex, "csv": tidy_csv, "html": html_table}
     if style not in known:
         raise VPromptError(f"No format called {style!r}. There are: {', '.join(known)}.")
     return known[style](summary)
@@ -27,7 +28,7 @@ def markdown(summary: Summary) -> str:
         return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(place, text)
 
     heads, body = _body(summary, emphasise, "±")
-    lines = [f"## {summary.title}", "", _caption(summary), ""]
+    lines = [f"## {summary.title}", "", caption(summary), ""]
     lines += [_pipe(heads), "|---" * len(heads) + "|"]
     lines += [_pipe(row) for row in body]
     return "\n".join(lines) + "\n"
@@ -42,7 +43,7 @@ def latex(summary: Summary) -> str:
     heads, body = _body(summary, emphasise, r"$\pm$")
     lines = [
         r"\begin{table}",
-        rf"\caption{{{_tex(summary.title)}. {_tex(_caption(summary))}}}",
+        rf"\caption{{{_tex(summary.title)}. {_tex(caption(summary))}}}",
         r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}",
         r"\toprule",
         " & ".join(_tex(head) for head in heads) + r" \\",
@@ -55,6 +56,29 @@ def latex(summary: Summary) -> str:
         lines.append(" & ".join([_tex(cells[0]), *cells[1:]]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
+
+
+def html_table(summary: Summary) -> str:
+    """Return an HTML table, a rule between groups of methods: the best bold, the second underlined.
+
+    A page may make it sortable: every column but the first starts with a number or has none.
+    """
+
+    def emphasise(text: str, place: int) -> str:
+        return {1: f"<b>{text}</b>", 2: f"<u>{text}</u>"}.get(place, text)
+
+    heads, body = _body(summary, emphasise, "\N{PLUS-MINUS SIGN}")
+    first, *rest = [html.escape(head) for head in heads]
+    lines = ['<table class="sortable">', f'<thead><tr><th scope="col">{first}</th>']
+    lines += [f'<th scope="col" class="number">{head}</th>' for head in rest]
+    lines += ["</tr></thead>", "<tbody>"]
+    before = summary.rows[0].group
+    for row, (_, *cells) in zip(summary.rows, body, strict=True):
+        mark = ' class="group"' if row.group != before else ""
+        before = row.group
+        numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        lines.append(f'<tr{mark}><th scope="row">{html.escape(row.method)}</th>{numbers}</tr>')
+    return "\n".join([*lines, "</tbody>", "</table>"]) + "\n"
 
 
 def tidy_csv(summary: Summary) -> str:
@@ -133,7 +157,8 @@ def _column(
     return cells
 
 
-def _caption(summary: Summary) -> str:
+def caption(summary: Summary) -> str:
+    """Say how the numbers of a table are to be read, and where its runs are not alike."""
     runs = max(spread.n for row in summary.rows for spread in row.cells.values())
     words = [
         f"Test accuracy in %, mean and sample standard deviation (ddof 1) of n = {runs} seeds."

@@ -21,6 +21,17 @@ def write_report(run: Mapping[str, Any], path: Path) -> None:
 
 def render(run: Mapping[str, Any]) -> str:
     """Return the report as HTML; the same record gives the same text."""
+    try:
+        return fill("report.html", view.build(run))
+    except (KeyError, jinja2.UndefinedError) as error:
+        raise VPromptError(
+            f"This record is not a whole run of vprompt; what is missing: {error}. Give what "
+            "`vprompt learn` or `vprompt combine` wrote to run.json."
+        ) from error
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Return a template of this folder filled with values, which are escaped unless drawn here."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vprompt", "report"),
         autoescape=True,
@@ -28,10 +39,4 @@ def render(run: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    try:
-        return environment.get_template("report.html").render(view.build(run))
-    except (KeyError, jinja2.UndefinedError) as error:
-        raise VPromptError(
-            f"This record is not a whole run of vprompt; what is missing: {error}. Give what "
-            "`vprompt learn` or `vprompt combine` wrote to run.json."
-        ) from error
+    return environment.get_template(template).render(values)

@@ -74,7 +74,8 @@ def _limits(matrices: Sequence[Matrix]) -> tuple[float, float]:
 
 
 def _colours(lowest: Number) -> Colormap:
-    return colormaps["RdBu"] if lowest < 0 else _POSITIVE
+    # With so few steps the scale is made of shapes; a finer one would be a picture of pixels.
+    return (colormaps["RdBu"] if lowest < 0 else _POSITIVE).resampled(41)
 
 
 def _heat_map(

@@ -19,8 +19,15 @@ COSTS = {"seconds": "mean time of a run", "parameters": "trained parameters, hea
 
 _KEY = 232  # pixels of the list of names
 _LINE = 21  # pixels of a line of it
-_SECONDS = (0.01, 0.1, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 7200, 18000, 36000)
-_SIZES = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))  # of every power of ten
+# Marks of an axis, the roundest first; those of a size stand in every power of ten.
+_SECONDS = (
+    (0.01, 0.1, 1, 10, 60, 600, 3600, 36000),
+    (0.3, 3, 30, 120, 300, 1800, 7200, 18000),
+    (2, 5, 20, 45, 90, 180, 900, 2700, 5400, 10800),
+    (15, 40, 50, 70, 80, 100, 240, 420, 1200),
+)
+_SIZES = ((1,), (3,), (2, 5), (1.5, 4, 6, 8), (7, 9))
+_APART = 0.17  # how much of the axis lies between two marks, at least
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ def pareto(points: Sequence[Point], cost: str) -> Drawing:
     best = front(points)
     high = max(300, _LINE * len(points) + 8)
     with canvas.style("pareto"):
-        figure, place = canvas.fixed_figure(high + 66)
+        figure, place = canvas.fixed_figure(high + 60)
         axes = place(52, 12, WIDTH - _KEY - 66, high)
         canvas.strip_frame(axes, keep=("bottom",))
         axes.yaxis.grid(True)
@@ -90,27 +97,31 @@ def _cost_axis(axes: Axes, costs: Sequence[float], cost: str) -> None:
     low, high = min(costs), max(costs)
     room = max((high / low) ** 0.12, 1.15)
     axes.set_xlim(low / room, high * room)
-    if cost == "seconds":
-        marks = [mark for mark in _SECONDS if low / room <= mark <= high * room]
-        while len(marks) > 6:
-            marks = marks[::2]
-    else:
-        scales = [[m * 10.0**e for e in range(13) for m in steps] for steps in _SIZES]
-        found = [[m for m in marks if low / room <= m <= high * room] for marks in scales]
-        marks = next((marks for marks in reversed(found) if len(marks) <= 6), found[0][::2])
-    if len(marks) < 2:
-        marks = sorted({low, high})
+    marks = _marks(low / room, high * room, cost) or sorted({low, high})
     write = _time if cost == "seconds" else _size
     axes.set_xticks(marks, [write(mark) for mark in marks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"{COSTS[cost]}, log scale")
 
 
+def _marks(low: float, high: float, cost: str) -> list[float]:
+    """Return round values within an axis that leave one another room, the roundest ones first."""
+    levels: list[list[float]] = [[*level] for level in _SECONDS]
+    if cost == "parameters":
+        levels = [[m * 10.0**e for e in range(13) for m in level] for level in _SIZES]
+    chosen: list[float] = []
+    for mark in (mark for level in levels for mark in level if low <= mark <= high):
+        gaps = [abs(math.log(mark / other)) / math.log(high / low) for other in chosen]
+        if all(gap >= _APART for gap in gaps):
+            chosen.append(mark)
+    return sorted(chosen)
+
+
 def _time(value: Number) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
-        if value >= unit:
+        if value >= 2 * unit:
             return f"{value / unit:.3g} {name}"
-    return f"{value:.2g} s"
+    return f"{value:.3g} s"
 
 
 def _size(value: Number) -> str:
