@@ -837,3 +837,5 @@ def test_a_page_with_the_images_has_a_map(trained, page):
     assert "t-SNE of 12 training images under 3 prompts" in text
     assert not any("tsne" in line for line in left_out)
     assert "demo" not in shown.text and "tiny at 32 px, frozen" in shown.text
+    text, _, left_out = page(store, data=data / "warm", device="cpu")
+    assert str(data) not in text and "tsne" in left_out[-1] and "data folder" in left_out[-1]

@@ -51,7 +51,7 @@ def write_report(
                 given: dict[str, Any] = dict(options)
                 given |= {"baseline": baseline} if kind == "ablation" and baseline else {}
                 if kind == "tsne":
-                    given |= {"data": data, "device": device}
+                    given |= {"device": device, **({} if data is None else {"data": data})}
                 _add_figure(section, Store(folder), kind, given)
                 step.advance(1, kind)
             sections.append(section)
@@ -94,6 +94,8 @@ def _add_figure(
     except VPromptError as error:
         # A page that is passed on should not tell where its author's files are.
         why = str(error).replace(str(store.folder), f"the folder of {section['name']}")
+        if "data" in options:
+            why = why.replace(str(options["data"]), "the data folder")
         section["left_out"].append(f"{kind}: {why}")
         return
     place = f"{section['id']} {options.get('cost', '')}"
