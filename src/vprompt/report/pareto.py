@@ -106,7 +106,7 @@ def _cost_axis(axes: Axes, costs: Sequence[float], cost: str) -> None:
 
 def _marks(low: float, high: float, cost: str) -> list[float]:
     """Return round values within an axis that leave one another room, the roundest ones first."""
-    levels: list[list[float]] = [[*level] for level in _SECONDS]
+    levels = [[float(mark) for mark in level] for level in _SECONDS]
     if cost == "parameters":
         levels = [[m * 10.0**e for e in range(13) for m in level] for level in _SIZES]
     chosen: list[float] = []
