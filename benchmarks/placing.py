@@ -1,15 +1,17 @@
 """Does it help to move tokens between blocks? PRO-VPT against VPT-Deep and against its controls.
 
+    python benchmarks/placing.py rates --data DIR     # learning rates, on validation images alone
     python benchmarks/placing.py compare --data DIR   # all arms, one budget, test split opened once
     python benchmarks/placing.py scores --data DIR    # every score against exact ablation
     python benchmarks/placing.py cost --data DIR      # seconds per epoch over VPT-Deep
     python benchmarks/placing.py carry --data DIR --pool pools/mini --placed pools/placed
 
-Six targets, three draws of about 200 training images, backbone `demo` at 70 px. Every arm of
-`compare` trains at the same learning rates and for as many epochs (one arm for twice as many); rate
-and epoch are chosen on val200. `carry` combines a pool of VPT prompts and one of prompts that
-moved, on three targets. What is in `results/placing` is not run again; the tables are written by
-`python benchmarks/tables.py`.
+Six targets, three draws of about 200 training images, backbone `demo` at 70 px. `rates` tries three
+learning rates with plain VPT-Deep on the first draw of a target; the best on val200 is that of
+every arm of `compare` there, which can only favour VPT-Deep. All train for as many epochs (one arm
+for twice as many), and keep the best epoch on val200. `carry` combines a pool of VPT prompts and
+one of prompts that moved, on three targets. What is in `results/placing` is not run again; the
+tables are written by `python benchmarks/tables.py`.
 """
 
 import argparse
@@ -45,7 +47,8 @@ TARGETS = {
     "coil20": 11,
 }
 CARRIED = ("cifar100", "dtd10", "rsscn7")
-RATES = [0.002, 0.005, 0.01]
+RATES = [0.001, 0.002, 0.005]
+BATCH = 16  # thirteen steps an epoch
 STATIC = "static"
 # Every arm: its method and how many times the epochs it gets.
 ARMS: dict[str, tuple[str, int]] = {
@@ -67,19 +70,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("phase", choices=("compare", "scores", "cost", "carry"))
+    parser.add_argument("phase", choices=("rates", "compare", "scores", "cost", "carry"))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--images", type=int, default=64, help="of a training set, for `scores`")
     parser.add_argument("--pool", type=Path, help="prompts of VPT, for `carry`")
     parser.add_argument("--placed", type=Path, help="prompts that moved, for `carry`")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    {"compare": compare, "scores": score, "cost": cost, "carry": carry}[options.phase](options)
+    phases = {"rates": rates, "compare": compare, "scores": score, "cost": cost, "carry": carry}
+    phases[options.phase](options)
 
 
 class Bench:
@@ -87,7 +90,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, target: str, seed: int) -> None:
         self.target, self.seed, self.options = target, seed, options
-        self.config = TrainConfig(epochs=options.epochs, seed=seed)
+        self.config = TrainConfig(epochs=options.epochs, batch_size=BATCH, seed=seed)
         self.backbone = open_backbone("demo", image_size=SIZE)
         self.whole = open_task(str(options.data / target))
         drawn = replace(self.whole.few_shot(TARGETS[target], seed), val=self.whole.val)
@@ -118,6 +121,24 @@ class Bench:
         }
 
 
+def rates(options: argparse.Namespace) -> None:
+    """Choose the learning rate of every target with plain VPT-Deep, on the first draw."""
+    for target in options.targets:
+        path = _rated(options, target)
+        if path.is_file():
+            continue
+        bench = Bench(options, target, options.seeds[0])
+        points = stages.grid_points(bench.config, {"lr": RATES})
+        _, chosen, reached = stages.tune_best(bench.setting, bench.build("vpt"), points)
+        bench.setting.forget_checkpoints()
+        write_json(path, bench.record(method="vpt", lr=chosen.lr, reached=reached))
+        print(path.stem, chosen.lr, [point["val_accuracy"] for point in reached], flush=True)
+
+
+def _rated(options: argparse.Namespace, target: str) -> Path:
+    return Path(options.results) / f"rates_{target}_epochs{options.epochs}.json"
+
+
 def compare(options: argparse.Namespace) -> None:
     """Train every arm on every target and draw, and measure each once."""
     for seed in options.seeds:
@@ -141,16 +162,20 @@ def _compared(options: argparse.Namespace, arm: str, target: str, seed: int) -> 
 
 
 def _compare(bench: Bench, arm: str) -> dict[str, Any]:
-    """Train one arm at every rate, keep rate and epoch by val200, and open the test split once."""
+    """Train one arm at the target's rate, keep an epoch by val200, open the test split once."""
     method, factor = ARMS[arm]
     if arm == STATIC:
         path = _compared(bench.options, "robust", bench.target, bench.seed)
         if not path.is_file():
             raise SystemExit(f"{STATIC} needs {path}: run the arm `robust` first.")
         method = f"vpt(num_virtual_tokens={read_json(path)['placement']['distribution'][-1]})"
-    config = bench.config.model_copy(update={"epochs": factor * bench.options.epochs})
-    points = stages.grid_points(config, {"lr": bench.options.rates})
-    tuned, chosen, reached = stages.tune_best(bench.setting, bench.build(method), points)
+    rated = _rated(bench.options, bench.target)
+    if not rated.is_file():
+        raise SystemExit(f"compare needs {rated}: run `rates` first.")
+    config = bench.config.model_copy(
+        update={"epochs": factor * bench.options.epochs, "lr": read_json(rated)["lr"]}
+    )
+    tuned = stages.run_tuning(bench.setting, bench.build(method)(), config)
     candidates = {arm: (tuned.adapter, tuned.head)}
     measured = measure.test_accuracy(bench.backbone, bench.whole, candidates)[arm]
     bench.setting.forget_checkpoints()
@@ -158,8 +183,7 @@ def _compare(bench: Bench, arm: str) -> dict[str, Any]:
     return bench.record(
         arm=arm,
         method=method,
-        train=chosen.model_dump(),
-        reached=reached,
+        train=config.model_dump(),
         acc1=measured.acc1,
         test=measured.to_json(),
         val_accuracy=kept.val_accuracy,

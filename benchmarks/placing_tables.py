@@ -61,14 +61,16 @@ def compare_table(results: Path) -> str:
         return ""
     first = _read(results, "compare")[0]
     targets = sorted({run["target"] for run in found})
-    rates = ", ".join(f"{point['train']['lr']:g}" for point in first["reached"])
+    chosen = {run["target"]: run["train"]["lr"] for run in _read(results, "compare")}
+    rates = ", ".join(f"{target} {chosen[target]:g}" for target in targets)
     rows = [
         "## Does it help to move tokens between blocks?",
         "",
         f"{len(targets)} targets ({', '.join(targets)}), n = {len(found)} runs of about 200 "
         f"training images; backbone `demo` at {first['image_size']} px, 10 tokens a block at the "
-        f"start. Every arm has the same rates to choose from ({rates or 'one'}) and, but for one, "
-        "the same epochs; rate and epoch are chosen on val200, the test split is opened once. "
+        f"start. The learning rate of a target is the best of three on val200 for VPT-Deep "
+        f"({rates}), the same for all arms; {first['train']['epochs']} epochs (one arm twice as "
+        "many) of batches of 16, the best epoch on val200, the test split opened once. "
         "Accuracy in %, mean over targets ± its standard deviation between draws; differences are "
         "paired over target and draw, with 95 % t-intervals; rank 1 is the best.",
         "",
