@@ -2,13 +2,15 @@
 
     python benchmarks/transfer.py choose --data DIR    # scores, on validation images alone
     python benchmarks/transfer.py settle --data DIR    # alignment, refining, safeguard, likewise
+    python benchmarks/transfer.py soften --data DIR --image-size 70 --epochs 5
+                                                       # soft weights, after tuning, likewise
     python benchmarks/transfer.py compare --data DIR   # methods, on the test split, opened once
 
 Six targets, three draws of about 200 training images each. Sources are the prompts of the other
 twelve sets (`pools/demo` and `pools/extra`, at 70 px `pools/mini`), never the target's own.
 `choose` and `settle` fit a closed-form head on the untuned start of every setting and read its
-accuracy on val200; `compare` tunes every method's start with the same budget. What is in
-`results/transfer` is not run again.
+accuracy on val200; `soften` tunes every start first and reads the kept epoch; `compare` tunes every
+method's start with the same budget. What is in `results/transfer` is not run again.
 """
 
 import argparse
@@ -67,6 +69,15 @@ SETTLED = {
     "shrunk, reference x 1": SHRUNK.format("reference", 1.0),
     "shrunk, refined": "hgprompt(bootstrap=0, refine=3)",
 }
+SOFTENED = {
+    "uniform": "uniform",
+    "shrunk": "hgprompt(bootstrap=0)",
+    "shrunk, half uniform": "hgprompt(bootstrap=0, soften=0.5)",
+    "shrunk, bagged": "hgprompt(soften=bagged)",
+    "shrunk, spread": "hgprompt(soften=spread)",
+    "trace ratio": "hgprompt(bootstrap=0, score=trace_ratio)",
+    "paper (trace ratio)": "hgprompt(preset=paper, score=trace_ratio)",
+}
 SETTINGS = {"choose": CHOICES, "settle": SETTLED}
 METHODS = {
     "uniform": "uniform",
@@ -82,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("phase", choices=("choose", "settle", "compare"))
+    parser.add_argument("phase", choices=("choose", "settle", "soften", "compare"))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -91,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         for target in options.targets:
-            epochs = f"_epochs{options.epochs}" if options.phase == "compare" else ""
+            epochs = f"_epochs{options.epochs}" if options.phase in ("soften", "compare") else ""
             size = "" if options.image_size == 112 else f"_{options.image_size}px"
             name = f"{options.phase}_{target}{size}{epochs}_seed{seed}.json"
             if (RESULTS / name).is_file():
@@ -99,8 +110,10 @@ def main() -> None:
             with terminal.progress(quiet=True) as progress:
                 config = TrainConfig.checked({**COMBINE, "epochs": options.epochs, "seed": seed})
                 bench = Bench(options.data / target, target, config, options.image_size, progress)
-                settings = SETTINGS.get(options.phase)
-                found = bench.compare() if settings is None else bench.choose(settings)
+                if options.phase in SETTINGS:
+                    found = bench.choose(SETTINGS[options.phase])
+                else:
+                    found = bench.compare() if options.phase == "compare" else bench.soften()
             write_json(RESULTS / name, found)
             print(name, json.dumps(found["summary"]), flush=True)
 
@@ -167,6 +180,24 @@ class Bench:
                 "weights": weights,
             }
         return self.record(found, {k: v["val_accuracy"] for k, v in found.items()}, settings)
+
+    def soften(self) -> dict[str, Any]:
+        """Tune every setting's start alike, and read the validation images at the kept epoch."""
+        found: dict[str, Any] = {}
+        for name, method in SOFTENED.items():
+            prompt, weights = self.mixed(method)
+            adapter = PromptAdapter(self.setting.backbone, prompt)
+            tuned = stages.run_tuning(self.setting, adapter, self.config)
+            before, kept = tuned.record(0), tuned.record(tuned.kept_epoch)
+            found[name] = {
+                "val_accuracy": kept.val_accuracy,
+                "val_loss": kept.val_loss,
+                "untuned": {"val_accuracy": before.val_accuracy, "val_loss": before.val_loss},
+                "kept_epoch": tuned.kept_epoch,
+                "weights": weights,
+            }
+        self.setting.forget_checkpoints()
+        return self.record(found, {k: v["val_accuracy"] for k, v in found.items()}, SOFTENED)
 
     def compare(self) -> dict[str, Any]:
         """Tune every method's start alike, and measure starts and results on the test split."""

@@ -221,6 +221,7 @@ def test_the_paper_preset_is_the_published_combination(pool):
         "solver": "leave_one_out_sgd",
         "bootstrap": 0,
         "refine": 0,
+        "soften": "none",
     }
     assert not mix.simplex and float(mix.weights.sum()) == pytest.approx(1)
     plan = hgprompt.plan(preset="paper")

@@ -19,7 +19,7 @@ from vprompt.evidence import Evidence
 from vprompt.linalg import check_shrinkage
 from vprompt.mix import Mix, Plan
 from vprompt.registry import suggest
-from vprompt.transfer import _alignment, _bootstrap
+from vprompt.transfer import _alignment, _bootstrap, _softening
 from vprompt.transfer._scores import AdjustedHScore, HScore, Times, TraceRatio
 from vprompt.transfer._simplex import Objective, Optimum, distinct, maximise, starts
 from vprompt.transfer._solvers import SOLVERS
@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": "exponentiated",
         "bootstrap": 100,
         "refine": 0,
+        "soften": "none",
     },
     "paper": {
         "score": "hscore_raw",
@@ -41,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": "leave_one_out_sgd",
         "bootstrap": 0,
         "refine": 0,
+        "soften": "none",
     },
 }
 SCORES = ("hscore_adjusted", "hscore_shrunk", "hscore_raw", "trace_ratio")
@@ -61,6 +63,7 @@ def plan(
     gradient_head: str | None = "base",
     bootstrap: int | None = None,
     refine: int | None = None,
+    soften: str | float | None = None,
 ) -> Plan:
     """Ask for gradients under `gradient_head`, and for the sum that the preset makes of them."""
     chosen = _chosen(
@@ -71,6 +74,7 @@ def plan(
         solver=solver,
         bootstrap=bootstrap,
         refine=refine,
+        soften=soften,
     )
     del class_balanced, standardise
     check_shrinkage(shrinkage)
@@ -106,6 +110,7 @@ def weigh(
     gradient_head: str | None = "base",
     bootstrap: int | None = None,
     refine: int | None = None,
+    soften: str | float | None = None,
 ) -> Mix:
     """Return the best of all optima found, with the others, intervals and the noise floor.
 
@@ -118,7 +123,9 @@ def weigh(
     `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of
     `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights.
     `bootstrap` is the number of resamples behind the intervals. `refine` is for how many epochs
-    the weights then climb the true objective through the summed prompt.
+    the weights then climb the true objective through the summed prompt. `soften` moves the optimum
+    back towards uniform weights: `bagged` takes the mean of the resampled optima, `spread` pulls
+    that mean by as much as they differ, a number from 0 to 1 is the share of uniform weights.
     """
     del gradient_head  # what the evidence was gathered with
     chosen = _chosen(
@@ -129,6 +136,7 @@ def weigh(
         solver=solver,
         bootstrap=bootstrap,
         refine=refine,
+        soften=soften,
     )
     if len(evidence) == 1:
         return Mix(torch.ones(1, dtype=torch.float64), facts={"chosen": chosen})
@@ -148,15 +156,18 @@ def weigh(
 
     objective = objective_of(evidence.features, evidence.labels)
     found = _solve(objective, evidence, objective_of, chosen["solver"])
-    weights = found[0].weights / found[0].weights.sum()
+    optimum = found[0].weights / found[0].weights.sum()
+    samples = None
+    if chosen["bootstrap"] > 0:
+        samples = _resample(evidence, objective_of, optimum, chosen["bootstrap"])
+    weights = _softening.soften_weights(optimum, chosen["soften"], samples)
     facts: dict[str, Any] = {
         "chosen": chosen,
         "optima": [_describe(optimum) for optimum in found],
         **_noise(evidence, weights, shrinkage),
         "without_gradient": _silent(evidence),
     }
-    if chosen["bootstrap"] > 0:
-        samples = _resample(evidence, objective_of, weights, chosen["bootstrap"])
+    if samples is not None:
         facts["intervals"] = _bootstrap.intervals(samples)
     return Mix(weights, chosen["solver"] != "leave_one_out_sgd", facts)
 
@@ -202,6 +213,11 @@ def _chosen(*, preset: str, **given: Any) -> dict[str, Any]:
     for key in ("bootstrap", "refine"):
         if chosen[key] < 0:
             raise VPromptError(f"{key} is a number from 0 upwards, but got {chosen[key]}.")
+    _softening.check(chosen["soften"])
+    if chosen["soften"] in ("bagged", "spread") and not chosen["bootstrap"]:
+        raise VPromptError(
+            f"soften={chosen['soften']} averages resampled weights. Use bootstrap=100, or a number."
+        )
     if chosen["bootstrap"] and chosen["solver"] != "exponentiated":
         raise VPromptError(
             "Intervals come from solver=exponentiated on the simplex, which says nothing about "
