@@ -70,7 +70,7 @@ def compare_table(results: Path) -> str:
         f"training images; backbone `demo` at {first['image_size']} px, 10 tokens a block at the "
         f"start. The learning rate of a target is the best of three on val200 for VPT-Deep "
         f"({rates}), the same for all arms; {first['train']['epochs']} epochs (one arm twice as "
-        "many) of batches of 16, the best epoch on val200, the test split opened once. "
+        "many) of batches of 16, the last epoch, the test split opened once. "
         "Accuracy in %, mean over targets ± its standard deviation between draws; differences are "
         "paired over target and draw, with 95 % t-intervals; rank 1 is the best.",
         "",
