@@ -3,7 +3,9 @@
     python benchmarks/demo_pool.py --data DIR --pool pools/demo
     python benchmarks/demo_pool.py --data DIR --pool pools/mini --image-size 70 --methods vpt
 
-The second line learns the smaller pool of the mini benchmark.
+    python benchmarks/demo_pool.py --data DIR --pool pools/placed --image-size 70 --methods pro_vpt
+
+The second line learns the smaller pool of the mini benchmark, the third one of prompts that moved.
 
 Every set is learned with the defaults of `vprompt learn`. The artefacts of seed 0 go into the pool;
 one JSON record per run goes into `benchmarks/results`, and what exists there is not run again. The
@@ -65,7 +67,7 @@ def run_one(
     size = f"_{image_size}px" if image_size else ""
     record = RESULTS / f"{folder.name}_{label}{size}_seed{config.seed}.json"
     artefact = pool / folder.name
-    keep = label == "vpt" and config.seed == 0
+    keep = label in ("vpt", "pro_vpt") and config.seed == 0
     if record.is_file() and (artefact.is_dir() or not keep):
         return
     with terminal.progress(quiet=False) as progress:

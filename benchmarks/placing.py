@@ -393,6 +393,7 @@ def carry(options: argparse.Namespace) -> None:
     pools = {"vpt": (options.pool, None), "placed": (options.placed, "placement")}
     if None in (options.pool, options.placed):
         raise SystemExit("carry needs --pool and --placed; benchmarks/demo_pool.py learns both.")
+    both = set.intersection(*({f.name for f in pool.iterdir()} for pool, _ in pools.values()))
     for target in options.targets if len(options.targets) < len(TARGETS) else CARRIED:
         for seed in options.seeds:
             for name, (pool, align) in pools.items():
@@ -407,6 +408,7 @@ def carry(options: argparse.Namespace) -> None:
                         shots=TARGETS[target],
                         draw=seed,
                         align=align,
+                        exclude=tuple(sorted(f.name for f in pool.iterdir() if f.name not in both)),
                         progress=progress,
                     )
                 summary = {key: value.acc1 for key, value in outcome.test.items()}
