@@ -24,7 +24,7 @@ import torch
 from vprompt import artifact, combining, compose, measure, registry, runs, stages, terminal
 from vprompt.adapter import PromptAdapter
 from vprompt.artifact import prompt_digest
-from vprompt.files import write_json
+from vprompt.files import read_json, write_json
 from vprompt.heads import Head, closed_form
 from vprompt.mix import Plan
 from vprompt.opening import open_backbone, open_task
@@ -76,6 +76,7 @@ SOFTENED = {
     "shrunk, bagged": "hgprompt(soften=bagged)",
     "shrunk, spread": "hgprompt(soften=spread)",
     "trace ratio": "hgprompt(bootstrap=0, score=trace_ratio)",
+    "trace ratio, spread": "hgprompt(score=trace_ratio, soften=spread)",
     "paper (trace ratio)": "hgprompt(preset=paper, score=trace_ratio)",
 }
 SETTINGS = {"choose": CHOICES, "settle": SETTLED}
@@ -105,7 +106,8 @@ def main() -> None:
             epochs = f"_epochs{options.epochs}" if options.phase in ("soften", "compare") else ""
             size = "" if options.image_size == 112 else f"_{options.image_size}px"
             name = f"{options.phase}_{target}{size}{epochs}_seed{seed}.json"
-            if (RESULTS / name).is_file():
+            before = read_json(RESULTS / name) if (RESULTS / name).is_file() else {}
+            if before and (options.phase != "soften" or before["methods"] == SOFTENED):
                 continue
             with terminal.progress(quiet=True) as progress:
                 config = TrainConfig.checked({**COMBINE, "epochs": options.epochs, "seed": seed})
@@ -113,7 +115,11 @@ def main() -> None:
                 if options.phase in SETTINGS:
                     found = bench.choose(SETTINGS[options.phase])
                 else:
-                    found = bench.compare() if options.phase == "compare" else bench.soften()
+                    found = (
+                        bench.compare()
+                        if options.phase == "compare"
+                        else bench.soften(before.get("found", {}))
+                    )
             write_json(RESULTS / name, found)
             print(name, json.dumps(found["summary"]), flush=True)
 
@@ -181,10 +187,11 @@ class Bench:
             }
         return self.record(found, {k: v["val_accuracy"] for k, v in found.items()}, settings)
 
-    def soften(self) -> dict[str, Any]:
-        """Tune every setting's start alike, and read the validation images at the kept epoch."""
-        found: dict[str, Any] = {}
+    def soften(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Tune every missing setting's start alike, and read validation images at the kept epoch."""
         for name, method in SOFTENED.items():
+            if name in found:
+                continue
             prompt, weights = self.mixed(method)
             adapter = PromptAdapter(self.setting.backbone, prompt)
             tuned = stages.run_tuning(self.setting, adapter, self.config)

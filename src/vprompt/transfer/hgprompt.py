@@ -126,6 +126,7 @@ def weigh(
     the weights then climb the true objective through the summed prompt. `soften` moves the optimum
     back towards uniform weights: `bagged` takes the mean of the resampled optima, `spread` pulls
     that mean by as much as they differ, a number from 0 to 1 is the share of uniform weights.
+    Without a bootstrap nothing is softened unless it says so.
     """
     del gradient_head  # what the evidence was gathered with
     chosen = _chosen(
@@ -204,6 +205,8 @@ def _chosen(*, preset: str, **given: Any) -> dict[str, Any]:
     if preset not in PRESETS:
         raise VPromptError(f"hgprompt has no preset {preset!r}.{suggest(preset, PRESETS)}")
     chosen = {**PRESETS[preset], **{k: v for k, v in given.items() if v is not None}}
+    if chosen["bootstrap"] == 0 and given.get("soften") is None:
+        chosen["soften"] = "none"  # nothing was resampled, so there is nothing to average
     known = {"score": SCORES, "alignment": ALIGNMENTS, "solver": ("exponentiated", *SOLVERS)}
     for key, values in known.items():
         if chosen[key] not in values:
