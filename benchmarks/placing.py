@@ -404,7 +404,7 @@ def carry(options: argparse.Namespace) -> None:
                     outcome = flow.combine(
                         str(options.data / target),
                         pool_folder=pool,
-                        method="hgprompt(bootstrap=0)",
+                        method="hgprompt",
                         shots=TARGETS[target],
                         draw=seed,
                         align=align,

@@ -85,7 +85,7 @@ METHODS = {
     "best single": "best",
     "SPoT": "spot",
     "HGPrompt paper (trace ratio)": "hgprompt(preset=paper, score=trace_ratio)",
-    "HGPrompt robust, no safeguard": "hgprompt(bootstrap=0)",
+    "HGPrompt robust, no safeguard": "hgprompt",
 }
 
 
@@ -188,7 +188,7 @@ class Bench:
         return self.record(found, {k: v["val_accuracy"] for k, v in found.items()}, settings)
 
     def soften(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Tune every missing setting's start alike, and read validation images at the kept epoch."""
+        """Tune every missing setting alike, and read validation images at the kept epoch."""
         for name, method in SOFTENED.items():
             if name in found:
                 continue

@@ -646,3 +646,18 @@ def test_standardised_features_do_not_depend_on_their_units(pool):
     mean, spread = pool.features.mean(1, keepdim=True), pool.features.std(1, keepdim=True)
     by_hand = replace(pool, features=(pool.features - mean) / spread)
     assert best(by_hand) == pytest.approx(value, rel=1e-5)
+
+
+def test_robust_softens_and_without_a_bootstrap_returns_the_optimum(pool):
+    from vprompt.errors import VPromptError
+    from vprompt.transfer import hgprompt
+
+    soft, hard = hgprompt.weigh(pool), hgprompt.weigh(pool, bootstrap=0)
+    assert soft.facts["chosen"]["soften"] == "spread" and hard.facts["chosen"]["soften"] == "none"
+    best = torch.tensor(soft.facts["optima"][0]["weights"], dtype=torch.float64)
+    assert torch.equal(hard.weights, best)
+    assert not torch.allclose(soft.weights, best)
+    assert soft.simplex and float(soft.weights.sum()) == pytest.approx(1)
+    assert float((soft.weights - 1 / 4).norm()) < float((best - 1 / 4).norm())
+    with pytest.raises(VPromptError, match="soften=bagged averages resampled weights"):
+        hgprompt.weigh(pool, bootstrap=0, soften="bagged")

@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": "exponentiated",
         "bootstrap": 100,
         "refine": 0,
-        "soften": "none",
+        "soften": "spread",
     },
     "paper": {
         "score": "hscore_raw",
