@@ -149,6 +149,32 @@ def test_lengths_are_those_of_the_largest_sum_that_fits(generator):
         assert choose(scores, candidates, budget) == list(best)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_tokens_of_several_widths_share_a_budget(generator, exact):
+    from itertools import product
+
+    from vprompt.lengths import choose
+
+    candidates, widths = [0, 2, 5], [2, 2, 3, 3]
+    for budget in (16, 30, 50):
+        scores = torch.randn(4, 3, generator=generator).tolist()
+        costs = {
+            pick: sum(w * candidates[i] for w, i in zip(widths, pick, strict=True))
+            for pick in product(range(3), repeat=4)
+        }
+        allowed = [p for p, cost in costs.items() if cost == budget or cost < budget and not exact]
+        best = max(allowed, key=lambda pick: sum(scores[b][i] for b, i in enumerate(pick)))
+        found = choose(scores, candidates, budget, widths=widths, exact=exact)
+        assert found == list(best)
+
+
+def test_a_total_that_no_choice_has_is_refused(refused):
+    from vprompt.lengths import choose
+
+    with refused("exactly 7 tokens"):
+        choose([[0.0, 0.0]] * 3, [0, 2], 7, exact=True)
+
+
 def test_of_equal_choices_the_shorter_wins():
     from vprompt.lengths import choose
 

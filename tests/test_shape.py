@@ -20,6 +20,7 @@ LAYERS = [
         "sentences",
         "vtab",
         "lengths",
+        "configurations",
     },
     {"attention"},
     {"backbone", "heads", "linalg", "images", "ranking"},
