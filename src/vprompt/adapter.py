@@ -80,11 +80,12 @@ class Adapter(nn.Module, abc.ABC):
         """
         return True
 
-    def own_head(self) -> tuple[Tensor, Tensor] | None:
+    def own_head(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor] | None:
         """Return weight `[classes, feature_dim]` and bias `[classes]`, with their graph.
 
-        None, the default, leaves the head to the training loop.
+        None, the default, leaves the head to the training loop. `generator` as in `features`.
         """
+        del generator
         return None
 
     def name_classes(self, classes: Sequence[str], templates: Sequence[str]) -> None:

@@ -47,10 +47,10 @@ class Classifier(nn.Module):
         self.weight = nn.Parameter(weight.clone().contiguous().to(device))
         self.bias = nn.Parameter(bias.clone().to(device))
 
-    def logits(self, features: Features) -> Tensor:
-        """Return `[batch, classes]` in fp32."""
+    def logits(self, features: Features, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return `[batch, classes]` in fp32; a `generator` is given in training."""
         if self.weight is None:
-            own = self.adapter.own_head()
+            own = self.adapter.own_head(generator=generator)
             assert own is not None
             seen = features.float()
             if self.adapter.cosine:

@@ -4,7 +4,7 @@ The logits are `scale * cos(image, text)`, so nothing is trained but tokens: in 
 the image tower, or in both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vprompt import sentences
 from vprompt.adapter import Adapter, FeatureAdapter
+from vprompt.attention import Attend
 from vprompt.backbone import Backbone, extract
 from vprompt.errors import VPromptError
 from vprompt.prompt import Prompt
@@ -46,17 +47,24 @@ class ReadingAdapter(Adapter):
         self.texts = class_texts(self.backbone.text, classes, self.read).to(self.backbone.device)
         self._plain = None
 
-    def own_head(self) -> tuple[Tensor, Tensor]:
+    def own_head(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return `scale` times the classes' features, and a bias of zeros."""
+        del generator
+        return self.head_of(self.prompts()[1])
+
+    def head_of(
+        self, prompt: Prompt | None, attend: Callable[[int], Attend | None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the head that the classes' texts make under a prompt of the text tower."""
         if self.texts is None:
             raise VPromptError(
                 "This method reads class names and was given none. Call "
                 "`adapter.name_classes(task.classes, task.templates)` before training."
             )
-        weight = self._plain
+        weight = self._plain if prompt is None else None
         if weight is None:
-            prompt = self.prompts()[1]
-            weight = self.backbone.scale * class_features(self.backbone.text, self.texts, prompt)
+            made = class_features(self.backbone.text, self.texts, prompt, attend)
+            weight = self.backbone.scale * made
             if prompt is None:
                 self._plain = weight
         return weight, weight.new_zeros(len(weight))

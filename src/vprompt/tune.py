@@ -175,7 +175,7 @@ def _logits(
 ) -> tuple[Tensor, Tensor]:
     inputs, labels = next(examples.batches(len(rows), rows))
     features = batch_features(classifier.adapter, inputs, config, generator)
-    return classifier.logits(features), labels.to(features.device)
+    return classifier.logits(features, generator=generator), labels.to(features.device)
 
 
 def _train_epoch(

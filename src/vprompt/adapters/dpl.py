@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.adapter import Adapter, Training
+from vprompt.adapter import Adapter
+from vprompt.adapters._bilevel import AlphaSettings, Bilevel
 from vprompt.adapters._start import start_tokens
 from vprompt.attention import Attend, gated, mixture, survival
 from vprompt.backbone import Backbone, extract
@@ -26,8 +27,6 @@ from vprompt.registry import suggest
 from vprompt.types import Features, Images, PromptTokens
 
 BRANCH = "image"
-BANKS = ("separate", "nested")
-ORDERS = ("cycle", "first")
 PRESETS: dict[str, dict[str, Any]] = {
     # The released code, faults that change a result included: `first` shows alpha the same images
     # at every step.
@@ -63,21 +62,13 @@ TRAINING: dict[str, dict[str, Any]] = {
     },
     "robust": {"epochs": 30, "weight_decay": 0.0, "keep": "last"},
 }
-_BETAS, _EPSILON = (0.5, 0.999), 1e-8  # of alpha's Adam
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """How alpha moves; see `build`."""
+class SearchSettings(AlphaSettings):
+    """The candidates, and what they cost; see `build`."""
 
     lengths: tuple[int, ...]
-    bank: str
-    alpha_init: float
-    alpha_lr: float
-    alpha_batch: int
-    alpha_order: str
-    alpha_warmup: float
-    patience: int
     max_prompts: int | None
     budget_weight: float
     length_penalty: float
@@ -123,15 +114,6 @@ def build(
         alpha_warmup=alpha_warmup,
         patience=patience,
     )
-    if bank not in BANKS:
-        raise VPromptError(f"dpl has no bank {bank!r}.{suggest(bank, BANKS)}")
-    if chosen["alpha_order"] not in ORDERS:
-        raise VPromptError(f"alpha_order is one of {ORDERS}, but got {chosen['alpha_order']!r}.")
-    if alpha_batch < 1 or chosen["alpha_lr"] <= 0 or not 0 <= chosen["alpha_warmup"] < 1:
-        raise VPromptError(
-            "alpha needs a batch of at least 1, a rate above 0 and a warm-up in [0, 1), but got "
-            f"{alpha_batch}, {chosen['alpha_lr']} and {chosen['alpha_warmup']}."
-        )
     candidates = check_candidates(chosen.pop("lengths"))
     choose([[0.0] * len(candidates)] * backbone.depth, candidates, max_prompts)
     tokens = _bank(backbone, candidates, bank, chosen.pop("prompt_init"), prompt_init_seed)
@@ -153,18 +135,15 @@ def training(*, preset: str = "robust", **settings: Any) -> dict[str, Any]:
     return TRAINING.get(preset, {})
 
 
-class LengthSearch(Adapter):
+class LengthSearch(Bilevel):
     """Prompts of every candidate length in every block, and the weights between them.
 
     Training sees the weighted mixture; without a generator, features are those of the choice that
-    the search would end with now. Alpha is a buffer: the prompts' step cannot reach it.
+    the search would end with now.
     """
 
+    settings: SearchSettings
     blocks: Tensor
-    alpha: Tensor
-    alpha_mean: Tensor
-    alpha_square: Tensor
-    alpha_steps: Tensor
 
     def __init__(
         self, backbone: Backbone, tokens: PromptTokens, settings: SearchSettings, seed: int
@@ -178,23 +157,16 @@ class LengthSearch(Adapter):
         self.register_buffer("blocks", place(sum(self.sizes), backbone.depth, deep=True).to(device))
         shape = (backbone.depth, len(settings.lengths))
         alpha = settings.alpha_init * torch.randn(shape, generator=stream(seed, "alpha"))
-        self.register_buffer("alpha", alpha.to(device))
-        self.register_buffer("alpha_mean", torch.zeros(shape, device=device))
-        self.register_buffer("alpha_square", torch.zeros(shape, device=device))
-        self.register_buffer("alpha_steps", torch.zeros((), dtype=torch.long, device=device))
-        self._leaf: Tensor | None = None  # alpha with a gradient, within its own step
         self.memory = {
             "branch": BRANCH,
             "candidates": list(settings.lengths),
             "bank": settings.bank,
-            "alpha": [self.alpha.tolist()],
-            "found": [self.found()],
-            "stopped": None,
         }
+        self.hold_alpha(alpha)
 
     def weights(self) -> Tensor:
         """Return the weight `[depth, candidates]` of every candidate in every block."""
-        return (self.alpha if self._leaf is None else self._leaf).softmax(1)
+        return self.current_alpha().softmax(1)
 
     def expected(self) -> Tensor:
         """Return the expected number of tokens of every block, `[depth]`."""
@@ -203,6 +175,11 @@ class LengthSearch(Adapter):
     def found(self) -> list[int]:
         """Return the length of every block that the search would end with now."""
         return [self.settings.lengths[index] for index in self._choice()]
+
+    def learns_as(self) -> str:
+        """Return VPT with a count per block; the head alone where no block wants a token."""
+        found = self.found()
+        return f"vpt(num_virtual_tokens={found})" if sum(found) else "linear"
 
     def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
         """Return the features of the mixture in training, of the found lengths otherwise."""
@@ -227,55 +204,6 @@ class LengthSearch(Adapter):
         tokens = self.tokens.detach().cpu()[torch.cat(rows)]
         return Prompt(tokens, place(found, self.backbone.depth, deep=True), False)
 
-    def begin_step(self, training: Training) -> None:
-        """Move alpha by one step of Adam on validation images; nothing else sees a gradient."""
-        if training.val is None or not len(training.val):
-            raise VPromptError(
-                "DPL moves its lengths on validation images, but this task has none. Use "
-                "`vprompt search`, which sets half of the training images aside."
-            )
-        if training.step < self.settings.alpha_warmup * training.epochs * training.steps_per_epoch:
-            return
-        rows = self.alpha_rows(len(training.val), training.seed)
-        self._leaf = self.alpha.clone().requires_grad_()
-        try:
-            loss = training.loss(training.val, rows, stream(training.seed, "alpha, dropout"))
-            (gradient,) = torch.autograd.grad(loss + self._penalty(), self._leaf)
-        finally:
-            self._leaf = None
-        self._move(gradient)
-
-    def alpha_rows(self, count: int, seed: int) -> Tensor:
-        """Return which of `count` validation images alpha's next step sees.
-
-        `cycle` goes through all of them in a new order before it sees one again.
-        """
-        size = min(self.settings.alpha_batch, count)
-        if self.settings.alpha_order == "first":
-            return torch.arange(size)
-        begin, rows = int(self.alpha_steps) * size, []
-        for cycle in range(begin // count, (begin + size - 1) // count + 1):
-            order = torch.randperm(count, generator=stream(seed, f"alpha order, cycle {cycle}"))
-            rows.append(order[max(begin - cycle * count, 0) : begin + size - cycle * count])
-        return torch.cat(rows)
-
-    def end_epoch(self, training: Training) -> None:
-        """Remember alpha and its choice, and see whether the choice has settled."""
-        self.memory["alpha"].append(self.alpha.tolist())
-        self.memory["found"].append(self.found())
-        patience = self.settings.patience
-        resting = self.settings.alpha_warmup * training.epochs
-        recent = self.memory["found"][-patience - 1 :]
-        settled = training.epoch - patience >= resting and all(f == recent[0] for f in recent)
-        if patience and settled:
-            self.memory["stopped"] = training.epoch
-        if self.finished() or training.epoch == training.epochs:
-            self.memory["gap"] = self._gap(training)
-
-    def finished(self) -> bool:
-        """Say whether no block's choice has changed for long enough."""
-        return self.memory["stopped"] is not None
-
     def identity(self) -> dict[str, Any]:
         """Add the settings of the search."""
         return {**super().identity(), **asdict(self.settings)}
@@ -296,30 +224,6 @@ class LengthSearch(Adapter):
             beyond = (total / self.settings.max_prompts - 1).relu()
             penalty = penalty + self.settings.budget_weight * beyond
         return penalty
-
-    @torch.no_grad()
-    def _move(self, gradient: Tensor) -> None:
-        """Take one step of Adam, whose state is in buffers and so in every checkpoint."""
-        self.alpha_steps += 1
-        steps = int(self.alpha_steps)
-        self.alpha_mean.lerp_(gradient, 1 - _BETAS[0])
-        self.alpha_square.lerp_(gradient.square(), 1 - _BETAS[1])
-        mean = self.alpha_mean / (1 - _BETAS[0] ** steps)
-        square = self.alpha_square / (1 - _BETAS[1] ** steps)
-        self.alpha -= self.settings.alpha_lr * mean / (square.sqrt() + _EPSILON)
-
-    @torch.no_grad()
-    def _gap(self, training: Training) -> dict[str, float]:
-        """Return how much validation accuracy is lost from the mixture to the found lengths."""
-        assert training.val is not None
-        accuracy = {}
-        for name, generator in (("mixture", stream(0, "gap")), ("found", None)):
-            right = 0
-            for rows in torch.arange(len(training.val)).split(training.batch_size):
-                logits, labels = training.logits(training.val, rows, generator)
-                right += int((logits.argmax(1) == labels).sum())
-            accuracy[name] = right / len(training.val)
-        return {**accuracy, "gap": accuracy["mixture"] - accuracy["found"]}
 
 
 def _chosen(preset: str, **given: Any) -> dict[str, Any]:
