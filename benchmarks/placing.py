@@ -90,10 +90,12 @@ def main() -> None:
 class Bench:
     """One target and one draw of its training images; val200 whole, the test split closed."""
 
-    def __init__(self, options: argparse.Namespace, target: str, seed: int) -> None:
-        self.target, self.seed, self.options = target, seed, options
+    def __init__(
+        self, options: argparse.Namespace, target: str, seed: int, size: int = SIZE
+    ) -> None:
+        self.target, self.seed, self.options, self.size = target, seed, options, size
         self.config = TrainConfig(epochs=options.epochs, batch_size=BATCH, keep="last", seed=seed)
-        self.backbone = open_backbone("demo", image_size=SIZE)
+        self.backbone = open_backbone("demo", image_size=size)
         self.whole = open_task(str(options.data / target))
         drawn = replace(self.whole.few_shot(TARGETS[target], seed), val=self.whole.val)
         with terminal.progress(quiet=True) as progress:
@@ -104,7 +106,8 @@ class Bench:
     def build(self, method: str) -> Callable[[], Any]:
         """Return a builder of the method, with its start drawn from this seed."""
         spec = registry.parse(method)
-        spec = registry.Spec(spec.name, {"prompt_init_seed": self.seed, **spec.settings})
+        if "prompt_init_seed" in registry.settings("adapters", spec.name):
+            spec = registry.Spec(spec.name, {"prompt_init_seed": self.seed, **spec.settings})
         return lambda: registry.build("adapters", spec)(self.backbone)
 
     def record(self, **found: Any) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class Bench:
             "target": self.target,
             "seed": self.seed,
             "shots": TARGETS[self.target],
-            "image_size": SIZE,
+            "image_size": self.size,
             "task": runs.describe_task(setting.task, splits),
             "backbone": runs.describe_backbone(self.backbone),
             "machine": runs.describe_machine(device, resolve("auto", device)),

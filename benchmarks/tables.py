@@ -7,6 +7,7 @@ from pathlib import Path
 import metrics
 from paired import gap, interval, mean, ranks, spread
 from placing_tables import placing_tables
+from searching_tables import searching_tables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -17,7 +18,7 @@ def main() -> None:
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
     parts += [learn_table(), transfer_table(), choice_table(), settle_table(), soften_table()]
     parts += [metrics_table()]
-    parts += [solver_table(), start_table(), placing_tables()]
+    parts += [solver_table(), start_table(), placing_tables(), searching_tables()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 

@@ -162,7 +162,9 @@ def test_tokens_of_several_widths_share_a_budget(generator, exact):
             pick: sum(w * candidates[i] for w, i in zip(widths, pick, strict=True))
             for pick in product(range(3), repeat=4)
         }
-        allowed = [p for p, cost in costs.items() if cost == budget or cost < budget and not exact]
+        allowed = [
+            p for p, cost in costs.items() if cost == budget or (cost < budget and not exact)
+        ]
         best = max(allowed, key=lambda pick: sum(scores[b][i] for b, i in enumerate(pick)))
         found = choose(scores, candidates, budget, widths=widths, exact=exact)
         assert found == list(best)
@@ -363,15 +365,58 @@ def test_expected_lengths_are_weights_times_lengths(tiny, generator):
     torch.testing.assert_close(adapter.expected(), torch.stack(rows))
 
 
-def test_a_budget_pulls_alpha_down_and_binds_the_choice(tiny):
-    free, bound = make(tiny, SMALL), make(tiny, f"{SMALL}, max_prompts=4, budget_weight=50")
-    for adapter in (free, bound):
-        training, _ = hand_over(adapter, examples(10, 2))
-        for _ in range(10):
-            adapter.begin_step(training)
-    assert bound.expected().sum() < free.expected().sum()
+def test_a_price_holds_the_expected_cost_to_a_limit(generator):
+    from vprompt.adapters._budget import priced
+
+    alpha = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    costs = weights_of(0, 2, 7).expand(5, 3)
+    free = float((alpha.softmax(1) * costs).sum())
+    for limit in (0.5, 3.0, 0.9 * free):
+        weights, price = priced(alpha, costs, limit)
+        assert float((weights * costs).sum()) == pytest.approx(limit, rel=1e-9) and price > 0
+        assert relative(weights, (alpha - price * costs).softmax(1)) < 1e-12
+    weights, price = priced(alpha, costs, free + 1e-9)
+    assert torch.equal(weights, alpha.softmax(1)) and price == 0
+    weights, _ = priced(alpha, costs, 0.0)
+    assert float(weights[:, 0].min()) == pytest.approx(1)
+    assert torch.isfinite(priced(alpha.float() * 100, costs, 1e-6)[0]).all()
+
+
+@pytest.mark.parametrize("limit", [4.0, 1e3])
+def test_weights_under_a_price_have_their_exact_gradient(generator, limit):
+    from vprompt.adapters._budget import priced
+
+    alpha = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    costs = torch.tensor([[0, 2, 7], [0, 2, 7], [0, 3, 9], [0, 3, 9]], dtype=torch.float64)
+    aim = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+
+    def value(alpha):
+        return (priced(alpha, costs, limit)[0] * aim).square().sum()
+
+    assert torch.autograd.gradcheck(value, alpha.clone().requires_grad_())
+
+
+def test_a_budget_holds_the_mixture_and_binds_the_choice(tiny, generator):
+    bound = make(tiny, f"{SMALL}, max_prompts=4")
+    for alpha in (torch.zeros_like(bound.alpha), torch.randn(bound.alpha.shape)):
+        bound.alpha.copy_(alpha)
+        assert float(bound.expected().sum()) == pytest.approx(4, rel=1e-4)
     bound.alpha.copy_(torch.eye(3)[2].expand(bound.alpha.shape))  # all want the longest
-    assert 0 < sum(bound.found()) <= 4
+    assert sum(bound.found()) == 3  # not none, though each block alone would rather pay nothing
+    assert bound.memory["price"][0] > 0
+    free = make(tiny, f"{SMALL}, max_prompts=100")
+    assert free.memory["price"] == [0.0]
+
+
+def test_what_a_token_is_worth_decides_which_blocks_keep_theirs_under_a_budget(tiny):
+    adapter = make(tiny, "lengths=[0, 2], alpha_warmup=0, alpha_lr=0.05, max_prompts=4")
+    worth = torch.tensor([0.001, 0.1, 0.002, 0.0, 0.05, 0.001])[: tiny.depth]
+    training, _ = hand_over(adapter, examples(10, 2))
+    training.loss = lambda *_: -(adapter.weights()[:, 1] * worth).sum()
+    for _ in range(60):
+        adapter.begin_step(training)
+    best = sorted(range(tiny.depth), key=lambda block: -worth[block])[:2]
+    assert [block for block, length in enumerate(adapter.found()) if length] == sorted(best)
 
 
 def test_a_search_needs_validation_images(tiny, refused):

@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from vprompt.errors import VPromptError
 
+_WORLDS = 60.0  # between two logits: the smaller then counts as nothing, in float64 too
+
 
 @dataclass(frozen=True, eq=False)
 class KeyValue:
@@ -96,8 +98,8 @@ def mixture(weights: Tensor, sizes: Sequence[int]) -> Attend:
 
     The prompt's keys are the candidates' side by side, `sizes` of them each; a candidate of size 0
     is plain attention. `weights` `[candidates]` are non-negative with sum 1. All candidates share
-    the block's own logits, so the exact sum costs about one attention: a candidate's own part and
-    the block's are joined by the gate sigmoid(their difference in logsumexp). In fp32 at least.
+    the block's own logits, so the exact sum costs about one attention: each has the block's part
+    and its own, over the sum of both normalisers. Softmax statistics are in fp32 at least.
 
     Reference: Huang et al., "Differentiable Prompt Learning for Vision Language Models", IJCAI
     2025, arXiv 2501.00457, for the sum.
@@ -112,18 +114,25 @@ def mixture(weights: Tensor, sizes: Sequence[int]) -> Attend:
         query: Tensor, own: KeyValue, prompt: KeyValue, scale: float, mask: Tensor | None
     ) -> Tensor:
         right = logits(query, own.key, scale, mask)
-        normaliser = right.logsumexp(-1, keepdim=True)
-        parts, left = [], torch.zeros_like(normaliser)
+        peak = _peak(right)
+        right = (right - peak).exp()
+        total = right.sum(-1, keepdim=True)
+        # A candidate of terms E has (right @ V + E @ its V) / (total + sum of E), so that all share
+        # one `right @ V`, times the sum of the candidates' factors.
+        parts, factor = [], torch.zeros_like(total)
         candidates = logits(query, prompt.key, scale).split(list(sizes), dim=-1)
         for weight, scores in zip(weights.to(right.dtype), candidates, strict=True):
             if not scores.shape[-1]:
-                left = left + weight
+                factor = factor + weight / total
                 continue
-            ahead = scores.logsumexp(-1, keepdim=True) - normaliser
-            left = left + weight * torch.sigmoid(-ahead)
-            parts.append(scores.softmax(-1) * (weight * torch.sigmoid(ahead)))
+            summit = _peak(scores)
+            ahead = (summit - peak).clamp(-_WORLDS, _WORLDS).exp()
+            left = (scores - summit).exp()
+            share = weight / (total + ahead * left.sum(-1, keepdim=True))
+            factor = factor + share
+            parts.append(left * (share * ahead))
         dtype = own.value.dtype
-        mixed = (right.softmax(-1) * left).to(dtype) @ own.value
+        mixed = ((right.to(dtype) @ own.value) * factor).to(dtype)
         if not parts:
             return mixed
         return mixed + torch.cat(parts, dim=-1).to(dtype) @ prompt.value.to(dtype)

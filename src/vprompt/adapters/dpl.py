@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.adapter import Adapter
+from vprompt.adapter import Adapter, Training
 from vprompt.adapters._bilevel import AlphaSettings, Bilevel
+from vprompt.adapters._budget import priced
 from vprompt.adapters._start import start_tokens
 from vprompt.attention import Attend, gated, mixture, survival
 from vprompt.backbone import Backbone, extract
@@ -70,7 +71,6 @@ class SearchSettings(AlphaSettings):
 
     lengths: tuple[int, ...]
     max_prompts: int | None
-    budget_weight: float
     length_penalty: float
 
 
@@ -81,7 +81,6 @@ def build(
     lengths: list[int] | None = None,
     bank: str = "separate",
     max_prompts: int | None = None,
-    budget_weight: float = 1.0,
     length_penalty: float = 0.0,
     prompt_init: str | None = None,
     prompt_init_seed: int = 0,
@@ -96,13 +95,13 @@ def build(
 
     `lengths` are the candidates of every block. `bank` gives each candidate tokens of its own
     (`separate`, the paper's) or the first tokens of the longest (`nested`, with survival gates).
-    `max_prompts` bounds the tokens of all blocks together: the expected number beyond it costs
-    `budget_weight` per multiple of the bound, and the final choice is the most probable one within
-    it. `length_penalty` is the cost of one expected token. `alpha_init` is the standard deviation
-    of alpha at the start, `alpha_lr` its rate, `alpha_batch` the number of validation images of
-    its steps, `alpha_order` how those are drawn, `alpha_warmup` the share of the steps in which
-    alpha rests. The search stops when no block's choice has changed for `patience` epochs
-    (0: never).
+    `max_prompts` bounds the tokens of all blocks together: a price per token, the same for every
+    block, holds the expected number to it, and the final choice is the one of most probable alphas
+    within it. `length_penalty` is what one expected token adds to alpha's loss. `alpha_init` is
+    the standard deviation of alpha at the start, `alpha_lr` its rate, `alpha_batch` the number of
+    validation images of its steps, `alpha_order` how those are drawn, `alpha_warmup` the share of
+    the steps in which alpha rests. The search stops when no block's choice has changed for
+    `patience` epochs (0: never).
     """
     chosen = _chosen(
         preset,
@@ -122,7 +121,6 @@ def build(
         bank=bank,
         alpha_batch=alpha_batch,
         max_prompts=max_prompts,
-        budget_weight=budget_weight,
         length_penalty=length_penalty,
         **chosen,
     )
@@ -163,10 +161,14 @@ class LengthSearch(Bilevel):
             "bank": settings.bank,
         }
         self.hold_alpha(alpha)
+        self.memory["price"] = [self._price()]
 
     def weights(self) -> Tensor:
-        """Return the weight `[depth, candidates]` of every candidate in every block."""
-        return self.current_alpha().softmax(1)
+        """Return the weight `[depth, candidates]` of every candidate in every block.
+
+        Where a budget binds, the softmax is of alpha less the price of the candidate's tokens.
+        """
+        return self._weights_and_price()[0]
 
     def expected(self) -> Tensor:
         """Return the expected number of tokens of every block, `[depth]`."""
@@ -204,6 +206,11 @@ class LengthSearch(Bilevel):
         tokens = self.tokens.detach().cpu()[torch.cat(rows)]
         return Prompt(tokens, place(found, self.backbone.depth, deep=True), False)
 
+    def end_epoch(self, training: Training) -> None:
+        """Remember the price of a token as well."""
+        self.memory["price"].append(self._price())
+        super().end_epoch(training)
+
     def identity(self) -> dict[str, Any]:
         """Add the settings of the search."""
         return {**super().identity(), **asdict(self.settings)}
@@ -217,13 +224,17 @@ class LengthSearch(Bilevel):
             return gated(survival(weights, self.settings.lengths))
         return mixture(weights, self.settings.lengths)
 
+    def _weights_and_price(self) -> tuple[Tensor, Tensor]:
+        alpha, limit = self.current_alpha(), self.settings.max_prompts
+        if limit is None:
+            return alpha.softmax(1), alpha.new_zeros(())
+        return priced(alpha, alpha.new_tensor(self.settings.lengths).expand_as(alpha), float(limit))
+
+    def _price(self) -> float:
+        return float(self._weights_and_price()[1])
+
     def _penalty(self) -> Tensor:
-        total = self.expected().sum()
-        penalty = self.settings.length_penalty * total
-        if self.settings.max_prompts:
-            beyond = (total / self.settings.max_prompts - 1).relu()
-            penalty = penalty + self.settings.budget_weight * beyond
-        return penalty
+        return self.settings.length_penalty * self.expected().sum()
 
 
 def _chosen(preset: str, **given: Any) -> dict[str, Any]:

@@ -1,0 +1,310 @@
+"""Is a searched length worth more than one that anyone could write down? DPL and its controls.
+
+    python benchmarks/searching.py compare --data DIR  # all arms, one budget, test opened once
+    python benchmarks/searching.py cost --data DIR     # seconds per step over VPT-Deep
+
+`compare` takes six targets and three draws of about 200 training images, backbone `demo` at 70 px.
+First come the searches, on training images and val200 (alpha's images): a free one per target and
+draw, with `--budget-seeds` one for each of three budgets on tokens, with `--placed-seeds` a run of
+PRO-VPT at the number of tokens that the free search found. Then a fresh prompt is trained for every
+configuration, at the target's rate (chosen with VPT-Deep by `placing.py rates`), for equal epochs,
+the last of which is kept: nothing is chosen. All candidates of a target and draw see the test split
+together, once. What is in `results/searching` is not run again; the tables are written by
+`python benchmarks/tables.py`.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from placing import RESULTS as PLACED
+from placing import TARGETS, Bench
+from searching_relaxed import PUBLISHED, RELAXATIONS
+
+from vprompt import measure, stages
+from vprompt.adapter import Adapter, Training
+from vprompt.adapters.dpl import BRANCH
+from vprompt.configurations import random_of_equal_count, shuffled, uniform
+from vprompt.files import read_json, write_json
+from vprompt.lengths import choose
+from vprompt.task import Examples
+from vprompt.train_config import TrainConfig
+
+RESULTS = Path(__file__).parent / "results" / "searching"
+BUDGETS = (20, 40, 80)
+SPEED = 58  # training images per second of one core, for the estimate
+SEARCH = 2.6  # times the cost of plain training: alpha's images, and the mixture
+JUDGED = 6.0  # seconds to fit a head, validate and test
+
+
+def main() -> None:
+    """Run what is missing, one target and draw after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("phase", choices=("compare", "cost"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget-seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--placed-seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--randoms", type=int, default=2, help="configurations per target and seed")
+    parser.add_argument("--search-epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--lr", type=float, help="Default: what `placing.py rates` chose.")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[70, 112], help="px, for `cost`")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    {"compare": compare, "cost": cost}[options.phase](options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Search everywhere, then train every configuration and measure all of a case at once."""
+    cases = [(target, seed) for seed in options.seeds for target in options.targets]
+    print(estimate(options, cases), flush=True)
+    for seed in options.seeds:
+        for target in options.targets:
+            _find(options, target, seed)
+        for target in options.targets:  # a control of each is another's configuration
+            path = options.results / f"compare_{target}_seed{seed}.json"
+            if not path.is_file():
+                found = _compare(Bench(options, target, seed), _arms(options, target, seed))
+                write_json(path, found)
+                print(path.stem, json.dumps(found["summary"]), f"{found['seconds']} s", flush=True)
+
+
+def estimate(options: argparse.Namespace, cases: list[tuple[str, int]]) -> str:
+    """Say how long the missing part takes, from the number of images that are trained on."""
+    searches, moved, trained = 0, 0, 0
+    for target, seed in cases:
+        missing = [k for k, p in _plan(options, target, seed).items() if not p.is_file()]
+        searches += len(missing) - ("placed" in missing)
+        moved += "placed" in missing
+        if not (options.results / f"compare_{target}_seed{seed}.json").is_file():
+            trained += 4 + options.randoms + (seed in options.placed_seeds)
+            trained += 2 * len(BUDGETS) * (seed in options.budget_seeds)
+    images = 200 * (searches * SEARCH * options.search_epochs + (trained + moved) * options.epochs)
+    seconds = images / SPEED + JUDGED * (searches + moved + trained)
+    return (
+        f"{searches} searches of {options.search_epochs} epochs, {trained} trainings of "
+        f"{options.epochs} and {moved} of PRO-VPT: about {seconds / 60:.0f} minutes of one core"
+    )
+
+
+def _plan(options: argparse.Namespace, target: str, seed: int) -> dict[str, Path]:
+    """Return the result file of every search of a target and draw, by its kind."""
+    kinds = ["free"]
+    kinds += [f"budget{n}" for n in BUDGETS if seed in options.budget_seeds]
+    kinds += ["placed"] if seed in options.placed_seeds else []
+    return {kind: options.results / f"search_{target}_{kind}_seed{seed}.json" for kind in kinds}
+
+
+def _find(options: argparse.Namespace, target: str, seed: int) -> None:
+    """Run the searches of a target and draw that are missing, and PRO-VPT after them."""
+    bench, plan = None, _plan(options, target, seed)
+    for kind, path in plan.items():
+        if path.is_file():
+            continue
+        bench = bench or Bench(options, target, seed)
+        if kind == "placed":
+            found = _place(bench, read_json(plan["free"])["found"])
+        else:
+            found = _search(bench, int(kind.removeprefix("budget")) if kind != "free" else None)
+        write_json(path, found)
+        print(path.stem, found["found"], f"{found['seconds']} s", flush=True)
+
+
+def _search(bench: Bench, budget: int | None) -> dict[str, Any]:
+    """Search on the training images and val200; the test split stays closed."""
+    method = "dpl" if budget is None else f"dpl(max_prompts={budget})"
+    own = {**stages.training_defaults(method), "epochs": bench.options.search_epochs}
+    config = TrainConfig.checked({**_training(bench).model_dump(), **own})
+    began = time.perf_counter()
+    tuned = stages.run_tuning(bench.setting, bench.build(method)(), config)
+    bench.setting.forget_checkpoints()
+    memory = tuned.adapter.memory
+    return bench.record(
+        method=method,
+        budget=budget,
+        train=config.model_dump(),
+        found=memory["found"][-1],
+        memory=memory,
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def _place(bench: Bench, found: list[int]) -> dict[str, Any]:
+    """Let PRO-VPT move as many tokens as were found, from a uniform start."""
+    even = uniform({BRANCH: found}, {BRANCH: 1})[BRANCH]
+    if not sum(even):
+        return bench.record(method="linear", found=even, seconds=0.0)
+    method, began = f"pro_vpt(num_virtual_tokens={even})", time.perf_counter()
+    config = _training(bench)
+    tuned = stages.run_tuning(bench.setting, bench.build(method)(), config)
+    bench.setting.forget_checkpoints()
+    place = tuned.adapter.memory["placement"]
+    return bench.record(
+        method=method,
+        train=config.model_dump(),
+        found=place["distribution"][-1],
+        placement=place,
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def _training(bench: Bench) -> TrainConfig:
+    """Return how everything is trained: batches of 16, the last epoch kept, the target's rate."""
+    rate = bench.options.lr
+    if rate is None:
+        rated = sorted(PLACED.glob(f"rates_{bench.target}_*.json"))
+        if not rated:
+            raise SystemExit(f"No rate for {bench.target}: run `placing.py rates`, or give --lr.")
+        rate = read_json(rated[0])["lr"]
+    return bench.config.model_copy(update={"lr": rate})
+
+
+def _arms(options: argparse.Namespace, target: str, seed: int) -> dict[str, list[int]]:
+    """Return every configuration to train, by name; all but those under a budget have one count."""
+    searched = {k: read_json(p) for k, p in _plan(options, target, seed).items()}
+    free = searched["free"]
+    found, candidates = free["found"], free["memory"]["candidates"]
+    whole, widths = {BRANCH: found}, {BRANCH: 1}
+    other = options.targets[(options.targets.index(target) + 1) % len(options.targets)]
+    elsewhere = read_json(_plan(options, other, seed)["free"])["memory"]["alpha"][-1]
+    scores = torch.tensor(elsewhere).double().log_softmax(1).tolist()
+    moved = choose(scores, candidates, sum(found), exact=True)
+    arms = {
+        "uniform": uniform(whole, widths)[BRANCH],
+        "found": found,
+        "shuffled": shuffled(whole, seed=seed)[BRANCH],
+        "elsewhere": [candidates[index] for index in moved],
+    }
+    for number in range(options.randoms):
+        drawn = random_of_equal_count(whole, candidates, widths, seed=1000 * seed + number)
+        arms[f"random {number + 1}"] = drawn[BRANCH]
+    if "placed" in searched:
+        arms["placed"] = searched["placed"]["found"]
+    for budget in BUDGETS if seed in options.budget_seeds else ():
+        under = searched[f"budget{budget}"]["found"]
+        arms[f"budget {budget}"] = under
+        arms[f"uniform {budget}"] = uniform({BRANCH: under}, widths)[BRANCH]
+    return arms
+
+
+def _compare(bench: Bench, arms: dict[str, list[int]]) -> dict[str, Any]:
+    """Train a fresh prompt for every configuration, and open the test split once for all."""
+    config, began = _training(bench), time.perf_counter()
+    candidates, reached = {}, {}
+    for name, lengths in arms.items():
+        method = f"vpt(num_virtual_tokens={lengths})" if sum(lengths) else "linear"
+        tuned = stages.run_tuning(bench.setting, bench.build(method)(), config)
+        candidates[name] = (tuned.adapter, tuned.head)
+        last = tuned.record(tuned.kept_epoch)
+        reached[name] = {
+            "lengths": lengths,
+            "tokens": sum(lengths),
+            "val_accuracy": last.val_accuracy,
+            "val_loss": last.val_loss,
+            "train_loss": last.train_loss,
+        }
+    measured = measure.test_accuracy(bench.backbone, bench.whole, candidates)
+    bench.setting.forget_checkpoints()
+    return bench.record(
+        train=config.model_dump(),
+        arms=reached,
+        summary={name: found.acc1 for name, found in measured.items()},
+        test={name: found.to_json() for name, found in measured.items()},
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Time the steps of VPT-Deep, of the search, and of the relaxation as published, in turns."""
+    for size in options.sizes:
+        path = options.results / f"cost_{size}px.json"
+        if path.is_file():
+            continue
+        bench = Bench(options, options.targets[0], options.seeds[0], size)
+        check_alike(bench)
+        spent: dict[str, dict[str, list[float]]] = {}
+        for _ in range(2):
+            for name, adapter in _timed(bench).items():
+                times = spent.setdefault(name, {"wall": [], "cpu": []})
+                for key, values in _step_times(bench, adapter).items():
+                    times[key] += values
+        middle = {
+            name: {key: statistics.median(values) for key, values in times.items()}
+            for name, times in spent.items()
+        }
+        plain = middle["vpt"]
+        over = {n: {k: v / plain[k] for k, v in times.items()} for n, times in middle.items()}
+        write_json(path, bench.record(seconds=spent, median=middle, over_vpt=over))
+        print(size, json.dumps(over, indent=2), flush=True)
+
+
+def _timed(bench: Bench) -> dict[str, Adapter]:
+    """Return what is timed, made anew: plain VPT, the search, and its mixture as explicit sums."""
+    resting, moving = "dpl(alpha_warmup=0.99)", "dpl(alpha_warmup=0.0)"
+    found = {
+        "vpt": bench.build("vpt")(),
+        "search": bench.build(moving)(),
+        "search, prompts' step alone": bench.build(resting)(),
+        "search, nested": bench.build("dpl(bank=nested, alpha_warmup=0.0)")(),
+    }
+    found |= {name: relax(bench.build(moving)()) for name, relax in RELAXATIONS.items()}
+    published = RELAXATIONS[PUBLISHED](bench.build(resting)())
+    return {**found, f"{PUBLISHED}, prompts' step alone": published}
+
+
+def check_alike(bench: Bench) -> None:
+    """Stop unless all forms of the mixture give the same features: else times mean nothing."""
+    pixels, _ = next(bench.setting.train.batches(4))
+    images, features = bench.backbone.normalise(pixels), {}
+    for name, relax in {"exact": lambda search: search, **RELAXATIONS}.items():
+        search = relax(bench.build("dpl(lengths=[0, 2, 5], alpha_init=1.0)")())
+        with torch.no_grad():
+            features[name] = search.features(images, generator=torch.Generator())
+    for name, value in features.items():
+        apart = float((value - features["exact"]).norm() / features["exact"].norm())
+        if apart > 1e-4:
+            raise SystemExit(f"{name!r} differs from the exact mixture by {apart:.1e}.")
+
+
+def _step_times(bench: Bench, adapter: Adapter) -> dict[str, list[float]]:
+    """Return wall and processor seconds of whole steps of 64 images, alpha's part included."""
+    marks: list[tuple[float, float]] = []
+    begin = adapter.begin_step
+
+    def mark(training: Training) -> None:
+        marks.append((time.perf_counter(), time.process_time()))
+
+    def before(training: Training) -> None:
+        mark(training)
+        begin(training)
+
+    adapter.begin_step, adapter.end_epoch = before, mark  # type: ignore[method-assign]
+    few = {name: _first(getattr(bench.setting, name), 192) for name in ("train", "val")}
+    setting = replace(bench.setting, **few)
+    stages.run_tuning(setting, adapter, TrainConfig(epochs=2, keep="last"))
+    setting.forget_checkpoints()
+    found: dict[str, list[float]] = {"wall": [], "cpu": []}
+    for index, (start, end) in enumerate(itertools.pairwise(marks)):
+        if index and index % 4 < 3:  # the first warms up, every fourth is between two epochs
+            found["wall"].append(end[0] - start[0])
+            found["cpu"].append(end[1] - start[1])
+    return found
+
+
+def _first(examples: Examples, count: int) -> Examples:
+    return Examples(examples.pixels[:count], examples.labels[:count], f"{examples.digest}, {count}")
+
+
+if __name__ == "__main__":
+    main()
