@@ -14,7 +14,7 @@ from PIL import Image
 
 torch.set_num_threads(1)  # steps this small only wait for a second thread
 COMMANDS = ["learn", "combine", "score", "predict", "list", "pool", "pool ls", "pool check"]
-COMMANDS += ["pool show", "placement", "search", "evaluate", "share push", "share pull"]
+COMMANDS += ["pool show", "placement", "lengths", "search", "evaluate", "share push", "share pull"]
 COMMANDS += ["share find", "data ls", "data verify", "data build", "bench run", "bench table"]
 COMMANDS += ["bench compare", "bench check", "bench metrics", "bench figure", "bench report"]
 

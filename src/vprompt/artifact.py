@@ -21,7 +21,7 @@ from vprompt import codec
 from vprompt.backbone import Backbone, DataConfig
 from vprompt.codec import CONFIG, TENSORS, read_config
 from vprompt.errors import VPromptError
-from vprompt.files import atomic_folder, digest, write_json, write_tensors, write_text
+from vprompt.files import atomic_folder, digest, read_json, write_json, write_tensors, write_text
 from vprompt.heads import Head
 from vprompt.prompt import Prompt
 from vprompt.two_tower import TextPrompt, TwoTower
@@ -139,6 +139,16 @@ def save(
         write_text(draft / CARD, artifact.card)
         if run is not None:
             write_json(draft / RUN, run)
+
+
+def read_run(path: Path | str) -> dict[str, Any]:
+    """Return the record of a run, from a `run.json` or from an artefact that holds one."""
+    path = Path(path)
+    path = path / RUN if path.is_dir() else path
+    record = read_json(path)
+    if not isinstance(record, dict) or "tuning" not in record:
+        raise VPromptError(f"{path} is not the record of a run. Give a run.json or an artefact.")
+    return record
 
 
 def check_replaceable(folder: Path) -> None:

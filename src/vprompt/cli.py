@@ -10,6 +10,7 @@ import typer
 from vprompt import (
     cli_bench,
     cli_data,
+    cli_lengths,
     cli_place,
     cli_pool,
     cli_search,
@@ -66,6 +67,7 @@ app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_share.app, name="share")
 app.command("placement")(cli_place.placement)
+app.command("lengths")(cli_lengths.lengths)
 
 
 def _print_version(wanted: bool) -> bool:

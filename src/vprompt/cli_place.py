@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from vprompt import terminal
-from vprompt.errors import VPromptError
 from vprompt.options import JsonOption
 
 
@@ -19,13 +18,10 @@ def placement(
     as_json: JsonOption = False,
 ) -> None:
     """Show how the tokens of a `pro_vpt` run moved between blocks."""
-    from vprompt import artifact, files
+    from vprompt import artifact
     from vprompt.report import placement as pictures
 
-    path = run / artifact.RUN if run.is_dir() else run
-    record = files.read_json(path)
-    if not isinstance(record, dict) or "tuning" not in record:
-        raise VPromptError(f"{path} is not the record of a run. Give a run.json or an artefact.")
+    record = artifact.read_run(run)
     rows, summary = pictures.flows(record), pictures.summary(record)
     if output is not None:
         pictures.drawing(record).save(output)

@@ -17,6 +17,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextPath
@@ -43,6 +44,12 @@ _VARIABLES = {
     SECOND: "second",
     QUIET: "quiet",
 }
+
+# Of heat maps: one hue whose lightness falls all the way, so it survives grey print and any colour
+# vision.
+LIGHTNESS = LinearSegmentedColormap.from_list(
+    "weights", ["#f3f7f7", "#93c6c0", "#0b6e69", "#03302e"]
+)
 
 _NOTHING = {key: None for key in ("Date", "Creator", "Format", "Type")}  # the same in every run
 _STYLE = {

@@ -42,6 +42,7 @@ _SHOWN = {
     "prompt_init",
     "scale",
     "seconds",
+    "search",
     "settings",
     "starts",
     "task",
@@ -69,6 +70,7 @@ def groups(run: Run) -> list[Group]:
         Group("Backbone and preprocessing", flatten(run["backbone"]), _VALID),
         Group("Method and start", flatten({**start, **_start_digest(run)})),
         Group("Training settings", flatten(settings)),
+        Group("Search", flatten(_search(run))),
         Group("Selection and result", flatten(_selection(run["tuning"]))),
         Group("Software", flatten(versions)),
         Group("Machine", flatten(machine)),
@@ -137,6 +139,13 @@ def _selection(tuning: Run) -> dict[str, Any]:
     shown = ("history", "parameters", "memory")
     rules = (tuning.get("memory") or {}).get("placement", {}).get("rules", {})
     return {**{k: v for k, v in tuning.items() if k not in shown}, **_named("placement", rules)}
+
+
+def _search(run: Run) -> dict[str, Any]:
+    """Return how the lengths were searched; what was found has a picture of its own."""
+    search = dict(run.get("search", {}))
+    about = {key: search.pop(key) for key in ("task", "tuning", "found") if key in search}
+    return {**search, **({"splits": about["task"]["splits"]} if "task" in about else {})}
 
 
 def _named(name: str, values: Run) -> dict[str, Any]:

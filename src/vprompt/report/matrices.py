@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap
 
 from vprompt.report import canvas
 from vprompt.report.canvas import CARD, INK, MUTED, WIDE, WIDTH, Drawing
@@ -17,10 +17,6 @@ from vprompt.report.wording import Number, signed
 Matrix = Sequence[Sequence[Number | None]]
 
 MOST_ROWS = 40
-# One hue whose lightness falls all the way, so it survives grey print and any colour vision.
-_POSITIVE = LinearSegmentedColormap.from_list(
-    "weights", ["#f3f7f7", "#93c6c0", "#0b6e69", "#03302e"]
-)
 _TURN = 50  # degrees by which the names of columns are turned
 _ROOM = 25  # a cell of so many pixels holds its number
 
@@ -75,7 +71,7 @@ def _limits(matrices: Sequence[Matrix]) -> tuple[float, float]:
 
 def _colours(lowest: Number) -> Colormap:
     # With so few steps the scale is made of shapes; a finer one would be a picture of pixels.
-    return (colormaps["RdBu"] if lowest < 0 else _POSITIVE).resampled(41)
+    return (colormaps["RdBu"] if lowest < 0 else canvas.LIGHTNESS).resampled(41)
 
 
 def _heat_map(

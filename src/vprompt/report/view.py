@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vprompt.report import placement, plots
+from vprompt.report import placement, plots, searched
 from vprompt.report.facts import groups
 from vprompt.report.wording import Number, count, moment, percent, plural, signed, unbroken
 
@@ -31,6 +31,7 @@ def build(run: Run) -> dict[str, Any]:
         "transfer": transfer(run) if run.get("transfer") else None,
         "training": training(run["tuning"]),
         "placement": placed(run),
+        "search": found(run),
         "cost": cost(run),
         "groups": groups(run),
         "paired": paired,
@@ -198,6 +199,21 @@ def placed(run: Run) -> dict[str, Any] | None:
         "summary": placement.summary(run),
         "flows": placement.flows(run),
         "decisions": placement.history(run)["decisions"],
+    }
+
+
+def found(run: Run) -> dict[str, Any] | None:
+    """Return the picture of a search for lengths and its numbers, if there was one."""
+    memory = run.get("search", run).get("tuning", {}).get("memory") or {}
+    if "candidates" not in memory:
+        return None
+    rows = searched.rows(run)
+    return {
+        "plot": Markup(searched.drawing(run).svg()),
+        "summary": searched.summary(run),
+        "rows": rows,
+        "candidates": [*rows[0]["weights"]],
+        "priced": any(memory.get("price") or []),
     }
 
 
