@@ -2,6 +2,7 @@
 
     python benchmarks/searching.py compare --data DIR  # all arms, one budget, test opened once
     python benchmarks/searching.py cost --data DIR     # seconds per step over VPT-Deep
+    python benchmarks/searching.py rates --data DIR    # alpha's rate, on val200 alone
 
 `compare` takes six targets and three draws of about 200 training images, backbone `demo` at 70 px.
 First come the searches, on training images and val200 (alpha's images): a free one per target and
@@ -10,7 +11,8 @@ PRO-VPT at the number of tokens that the free search found. Then a fresh prompt 
 configuration, at the target's rate (chosen with VPT-Deep by `placing.py rates`), for equal epochs,
 the last of which is kept: nothing is chosen. All candidates of a target and draw see the test split
 together, once. What is in `results/searching` is not run again; the tables are written by
-`python benchmarks/tables.py`.
+`python benchmarks/tables.py`. `rates` searches at three rates of alpha and judges each by what a
+fresh prompt of the found lengths reaches on val200, on two targets and one draw.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from vprompt.adapter import Adapter, Training
 from vprompt.adapters.dpl import BRANCH
 from vprompt.configurations import random_of_equal_count, shuffled, uniform
 from vprompt.files import read_json, write_json
+from vprompt.heads import Head
 from vprompt.lengths import choose
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
@@ -40,6 +43,8 @@ RESULTS = Path(__file__).parent / "results" / "searching"
 BUDGETS = (20, 40, 80)
 SPEED = 58  # training images per second of one core, for the estimate
 SEARCH = 2.6  # times the cost of plain training: alpha's images, and the mixture
+ALPHA_RATES = (0.005, 0.02, 0.08)
+RATED = ("dtd10", "rsscn7")
 JUDGED = 6.0  # seconds to fit a head, validate and test
 
 
@@ -48,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("phase", choices=("compare", "cost"))
+    parser.add_argument("phase", choices=("compare", "cost", "rates"))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -62,7 +67,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    {"compare": compare, "cost": cost}[options.phase](options)
+    {"compare": compare, "cost": cost, "rates": rates}[options.phase](options)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -116,14 +121,15 @@ def _find(options: argparse.Namespace, target: str, seed: int) -> None:
         if kind == "placed":
             found = _place(bench, read_json(plan["free"])["found"])
         else:
-            found = _search(bench, int(kind.removeprefix("budget")) if kind != "free" else None)
+            budget = None if kind == "free" else int(kind.removeprefix("budget"))
+            found = _search(bench, "dpl" if budget is None else f"dpl(max_prompts={budget})")
+            found["budget"] = budget
         write_json(path, found)
         print(path.stem, found["found"], f"{found['seconds']} s", flush=True)
 
 
-def _search(bench: Bench, budget: int | None) -> dict[str, Any]:
+def _search(bench: Bench, method: str) -> dict[str, Any]:
     """Search on the training images and val200; the test split stays closed."""
-    method = "dpl" if budget is None else f"dpl(max_prompts={budget})"
     own = {**stages.training_defaults(method), "epochs": bench.options.search_epochs}
     config = TrainConfig.checked({**_training(bench).model_dump(), **own})
     began = time.perf_counter()
@@ -132,7 +138,6 @@ def _search(bench: Bench, budget: int | None) -> dict[str, Any]:
     memory = tuned.adapter.memory
     return bench.record(
         method=method,
-        budget=budget,
         train=config.model_dump(),
         found=memory["found"][-1],
         memory=memory,
@@ -200,29 +205,50 @@ def _arms(options: argparse.Namespace, target: str, seed: int) -> dict[str, list
 
 def _compare(bench: Bench, arms: dict[str, list[int]]) -> dict[str, Any]:
     """Train a fresh prompt for every configuration, and open the test split once for all."""
-    config, began = _training(bench), time.perf_counter()
-    candidates, reached = {}, {}
+    began, candidates, reached = time.perf_counter(), {}, {}
     for name, lengths in arms.items():
-        method = f"vpt(num_virtual_tokens={lengths})" if sum(lengths) else "linear"
-        tuned = stages.run_tuning(bench.setting, bench.build(method)(), config)
-        candidates[name] = (tuned.adapter, tuned.head)
-        last = tuned.record(tuned.kept_epoch)
-        reached[name] = {
-            "lengths": lengths,
-            "tokens": sum(lengths),
-            "val_accuracy": last.val_accuracy,
-            "val_loss": last.val_loss,
-            "train_loss": last.train_loss,
-        }
+        candidates[name], reached[name] = _train(bench, lengths)
     measured = measure.test_accuracy(bench.backbone, bench.whole, candidates)
     bench.setting.forget_checkpoints()
     return bench.record(
-        train=config.model_dump(),
+        train=_training(bench).model_dump(),
         arms=reached,
         summary={name: found.acc1 for name, found in measured.items()},
         test={name: found.to_json() for name, found in measured.items()},
         seconds=round(time.perf_counter() - began, 1),
     )
+
+
+def _train(bench: Bench, lengths: list[int]) -> tuple[tuple[Adapter, Head], dict[str, Any]]:
+    """Train a fresh prompt of these lengths; return it, and what it reaches on val200."""
+    method = f"vpt(num_virtual_tokens={lengths})" if sum(lengths) else "linear"
+    tuned = stages.run_tuning(bench.setting, bench.build(method)(), _training(bench))
+    last = tuned.record(tuned.kept_epoch)
+    reached = {
+        "lengths": lengths,
+        "tokens": sum(lengths),
+        "val_accuracy": last.val_accuracy,
+        "val_loss": last.val_loss,
+        "train_loss": last.train_loss,
+    }
+    return (tuned.adapter, tuned.head), reached
+
+
+def rates(options: argparse.Namespace) -> None:
+    """Search at several rates of alpha; val200 alone says which lengths are better."""
+    seed = options.seeds[0]
+    for target in [name for name in options.targets if name in RATED]:
+        bench = None
+        for rate in ALPHA_RATES:
+            path = options.results / f"rate_{target}_{rate:g}_seed{seed}.json"
+            if path.is_file():
+                continue
+            bench = bench or Bench(options, target, seed)
+            found = _search(bench, f"dpl(alpha_lr={rate})")
+            _, reached = _train(bench, found["found"])
+            bench.setting.forget_checkpoints()
+            write_json(path, {**found, "alpha_lr": rate, "reached": reached})
+            print(path.stem, found["found"], reached["val_accuracy"], flush=True)
 
 
 def cost(options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ def searching_tables(results: Path = RESULTS) -> str:
     """Return all tables for which there are results, as Markdown."""
     found, searches = _read(results, "compare"), _read(results, "search")
     parts = [compare_table(found), budget_table(found), search_table(searches)]
+    parts += [rate_table(_read(results, "rate"))]
     return "\n".join(part for part in [*parts, cost_table(results)] if part)
 
 
@@ -168,6 +169,29 @@ def _confidence(memory: dict[str, Any]) -> float:
         total = sum(exp(value - max(row)) for value in row)
         weights.append(exp(row[lengths.index(length)] - max(row)) / total)
     return statistics.mean(weights)
+
+
+def rate_table(found: list[dict[str, Any]]) -> str:
+    """Return what lengths that were searched at several rates of alpha reach on val200."""
+    if not found:
+        return ""
+    rows = [
+        "## The rate of alpha",
+        "",
+        "Validation images alone: what a fresh prompt of the found lengths reaches on val200, "
+        "which alpha has seen.",
+        "",
+        "| target | rate | tokens | confidence | gap | accuracy | log-loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in sorted(found, key=lambda run: (run["target"], run["alpha_lr"])):
+        reached = run["reached"]
+        rows.append(
+            f"| {run['target']} | {run['alpha_lr']:g} | {reached['tokens']} "
+            f"| {_confidence(run['memory']):.2f} | {100 * run['memory']['gap']['gap']:+.1f} "
+            f"| {100 * reached['val_accuracy']:.1f} | {reached['val_loss']:.3f} |"
+        )
+    return "\n".join(rows) + "\n"
 
 
 def cost_table(results: Path) -> str:

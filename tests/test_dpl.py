@@ -403,9 +403,9 @@ def test_a_budget_holds_the_mixture_and_binds_the_choice(tiny, generator):
         assert float(bound.expected().sum()) == pytest.approx(4, rel=1e-4)
     bound.alpha.copy_(torch.eye(3)[2].expand(bound.alpha.shape))  # all want the longest
     assert sum(bound.found()) == 3  # not none, though each block alone would rather pay nothing
-    assert bound.memory["price"][0] > 0
+    assert bound.memory["prices"][0]["image"] > 0
     free = make(tiny, f"{SMALL}, max_prompts=100")
-    assert free.memory["price"] == [0.0]
+    assert free.memory["prices"] == [{"image": 0.0}]
 
 
 def test_what_a_token_is_worth_decides_which_blocks_keep_theirs_under_a_budget(tiny):
@@ -424,8 +424,15 @@ def test_a_search_needs_validation_images(tiny, refused):
         tuned(make(tiny, SMALL), val=False)
 
 
-@pytest.mark.parametrize("bank", ["separate", "nested"])
-def test_a_search_is_the_same_every_time_and_after_a_stop(tiny, tmp_path, bank):
+def test_a_bound_on_parameters_is_one_on_tokens(tiny, refused):
+    width = tiny.dim
+    assert make(tiny, f"{SMALL}, max_params={5 * width - 1}").settings.max_prompts == 4
+    with refused("either the tokens", "not both"):
+        make(tiny, f"{SMALL}, max_params={width}, max_prompts=4")
+
+
+@pytest.mark.parametrize("extra", ["bank=separate", "bank=nested", "max_prompts=4"])
+def test_a_search_is_the_same_every_time_and_after_a_stop(tiny, tmp_path, extra):
     class Stop(Exception):
         pass
 
@@ -433,7 +440,7 @@ def test_a_search_is_the_same_every_time_and_after_a_stop(tiny, tmp_path, bank):
         if training.step == 3:
             raise Stop
 
-    settings = f"{SMALL}, bank={bank}"
+    settings = f"{SMALL}, {extra}"
     whole, again = (tuned(make(tiny, settings)) for _ in range(2))
     stopped = make(tiny, settings)
     stopped.after_backward = stop_in_the_second_epoch

@@ -25,7 +25,7 @@ def search_of(branches=("image",), epochs=3, price=0.0):
         "alpha": alpha,
         "found": found,
         "gap": {"mixture": 0.8, "found": 0.75, "gap": 0.05},
-        "price": [price] * (epochs + 1),
+        "prices": [dict.fromkeys(branches, price)] * (epochs + 1),
     }
     search = {"method": "dpl", "found": found[-1], "tuning": {"memory": memory, "history": []}}
     return {**LEARN, "command": "search", "search": search}

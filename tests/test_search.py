@@ -68,4 +68,71 @@ def test_what_cannot_be_split_is_refused(task, refused):
 
 def test_the_command_is_there(vprompt):
     code, out, _ = vprompt("search", "--help")
-    assert code == 0 and "--max-prompts" in out
+    assert code == 0 and "--max-prompts" in out and "--max-params" in out
+
+
+SHORT = {"epochs": 2, "batch_size": 6, "precision": "fp32", "keep": "last", "head": "zero"}
+METHOD = "dpl(lengths=[0, 1], alpha_init=1.0, alpha_warmup=0.0, prompt_init=normal)"
+
+
+def test_a_search_that_was_stopped_while_it_learned_goes_on_with_the_same_bits(
+    tiny, task, tmp_path, monkeypatch
+):
+    from vprompt import searching
+    from vprompt.adapters.dpl import LengthSearch
+    from vprompt.train_config import TrainConfig
+
+    short = TrainConfig(**SHORT)
+    steps, begin, learn = [], LengthSearch.begin_step, searching.flow.learn
+
+    def search(name):
+        done = searching.search(
+            task,
+            model=tiny,
+            method=METHOD,
+            config=short,
+            search_config=short,
+            output=tmp_path / name,
+        )
+        return done.run["search"], done.artifact.prompt
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        LengthSearch, "begin_step", lambda self, t: (steps.append(t.step), begin(self, t))[1]
+    )
+    monkeypatch.setattr(searching.flow, "learn", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search("stopped")
+    assert not (tmp_path / "stopped").exists()
+    monkeypatch.setattr(searching.flow, "learn", learn)
+    count = len(steps)
+    resumed, prompt = search("stopped")
+    assert len(steps) == count  # the search itself was done
+    whole, expected = search("whole")
+    assert len(steps) == 2 * count
+    assert resumed["tuning"]["memory"] == whole["tuning"]["memory"]
+    assert torch.equal(prompt.tokens, expected.tokens)
+
+
+def test_the_prompts_of_a_search_can_go_on_being_learned(tiny, task, tmp_path, refused):
+    from vprompt import flow, registry
+    from vprompt.searching import split_for_alpha
+    from vprompt.train_config import TrainConfig
+
+    short, halved = TrainConfig(**SHORT), split_for_alpha(task, "half", 0)
+    searched = flow.learn(
+        halved, model=tiny, method=METHOD, config=short, output=tmp_path / "a", test=False
+    )
+    method = f"vpt(start='{tmp_path / 'a'}')"
+    start = registry.build("adapters", method)(tiny).prompt()
+    assert torch.equal(start.tokens, searched.artifact.prompt.tokens)
+    assert torch.equal(start.blocks, searched.artifact.prompt.blocks) and not start.persist
+    learned = flow.learn(task, model=tiny, method=method, config=short, output=tmp_path / "b")
+    assert learned.artifact.prompt.counts(tiny.depth) == start.counts(tiny.depth)
+    assert not torch.equal(learned.artifact.prompt.tokens, start.tokens)
+    assert learned.run["prompt_init"] is None  # its tokens are no longer those of a fresh start
+    flow.learn(task, model=tiny, method="linear", config=short, output=tmp_path / "c")
+    with refused("no prompt to go on from"):
+        registry.build("adapters", f"vpt(start='{tmp_path / 'c'}')")(tiny)

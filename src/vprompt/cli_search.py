@@ -28,6 +28,9 @@ def search(
     max_prompts: Annotated[
         int | None, typer.Option(help="Bound on the tokens of all blocks together.")
     ] = None,
+    max_params: Annotated[
+        int | None, typer.Option(help="Bound on the numbers in those tokens, instead.")
+    ] = None,
     alpha_data: Annotated[
         str, typer.Option(help="val, half (of the training images), or auto.")
     ] = "auto",
@@ -47,7 +50,7 @@ def search(
     """Search how many prompt tokens each block needs, then learn a prompt of those lengths."""
     from vprompt import searching, stages
 
-    method = options.with_settings(method, {"max_prompts": max_prompts})
+    method = options.with_settings(method, {"max_prompts": max_prompts, "max_params": max_params})
     defaults = stages.training_defaults(method)
     with terminal.progress(quiet) as progress:
         outcome = searching.search(

@@ -380,7 +380,8 @@ def _finish(
 def _prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
     """Say from which initialisation a method's prompt starts, so that pools know what matches."""
     chosen = registry.complete("adapters", method)
-    if not chosen.get("prompt_init") or not adapter.keeps_places:
+    fresh = chosen.get("prompt_init") and not chosen.get("start")
+    if not fresh or not adapter.keeps_places:
         return None
     return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from vprompt import artifact
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
-from vprompt.prompt import vpt_uniform
+from vprompt.prompt import Prompt, vpt_uniform
 from vprompt.randomness import stream
 from vprompt.registry import suggest
 from vprompt.types import Blocks, PromptTokens
@@ -31,6 +32,15 @@ def start_tokens(backbone: Backbone, blocks: Blocks, prompt_init: str, seed: int
     raise VPromptError(
         f"No prompt_init called {prompt_init!r}.{suggest(prompt_init, PROMPT_INITS)}"
     )
+
+
+def inherited(backbone: Backbone, folder: str) -> Prompt:
+    """Return the prompt of an artefact that was made on this backbone, to go on learning it."""
+    found = artifact.load(folder)
+    artifact.check_fits(found.config, backbone, what=f"The prompt in {folder}")
+    if found.prompt is None:
+        raise VPromptError(f"{folder} holds no prompt to go on from. Name another artefact.")
+    return found.prompt
 
 
 def blank_tokens(backbone: Backbone, blocks: Blocks, seed: int) -> PromptTokens:

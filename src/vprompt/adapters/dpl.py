@@ -81,6 +81,7 @@ def build(
     lengths: list[int] | None = None,
     bank: str = "separate",
     max_prompts: int | None = None,
+    max_params: int | None = None,
     length_penalty: float = 0.0,
     prompt_init: str | None = None,
     prompt_init_seed: int = 0,
@@ -97,11 +98,11 @@ def build(
     (`separate`, the paper's) or the first tokens of the longest (`nested`, with survival gates).
     `max_prompts` bounds the tokens of all blocks together: a price per token, the same for every
     block, holds the expected number to it, and the final choice is the one of most probable alphas
-    within it. `length_penalty` is what one expected token adds to alpha's loss. `alpha_init` is
-    the standard deviation of alpha at the start, `alpha_lr` its rate, `alpha_batch` the number of
-    validation images of its steps, `alpha_order` how those are drawn, `alpha_warmup` the share of
-    the steps in which alpha rests. The search stops when no block's choice has changed for
-    `patience` epochs (0: never).
+    within it; `max_params` bounds the numbers in those tokens instead. `length_penalty` is what
+    one expected token adds to alpha's loss. `alpha_init` is the standard deviation of alpha at the
+    start, `alpha_lr` its rate, `alpha_batch` the number of validation images of its steps,
+    `alpha_order` how those are drawn, `alpha_warmup` the share of the steps in which alpha rests.
+    The search stops when no block's choice has changed for `patience` epochs (0: never).
     """
     chosen = _chosen(
         preset,
@@ -113,6 +114,10 @@ def build(
         alpha_warmup=alpha_warmup,
         patience=patience,
     )
+    if max_params is not None:
+        if max_prompts is not None:
+            raise VPromptError("Bound either the tokens (max_prompts) or the parameters, not both.")
+        max_prompts = max_params // backbone.dim
     candidates = check_candidates(chosen.pop("lengths"))
     choose([[0.0] * len(candidates)] * backbone.depth, candidates, max_prompts)
     tokens = _bank(backbone, candidates, bank, chosen.pop("prompt_init"), prompt_init_seed)
@@ -161,7 +166,7 @@ class LengthSearch(Bilevel):
             "bank": settings.bank,
         }
         self.hold_alpha(alpha)
-        self.memory["price"] = [self._price()]
+        self.memory["prices"] = [self._prices()]
 
     def weights(self) -> Tensor:
         """Return the weight `[depth, candidates]` of every candidate in every block.
@@ -208,7 +213,7 @@ class LengthSearch(Bilevel):
 
     def end_epoch(self, training: Training) -> None:
         """Remember the price of a token as well."""
-        self.memory["price"].append(self._price())
+        self.memory["prices"].append(self._prices())
         super().end_epoch(training)
 
     def identity(self) -> dict[str, Any]:
@@ -230,8 +235,8 @@ class LengthSearch(Bilevel):
             return alpha.softmax(1), alpha.new_zeros(())
         return priced(alpha, alpha.new_tensor(self.settings.lengths).expand_as(alpha), float(limit))
 
-    def _price(self) -> float:
-        return float(self._weights_and_price()[1])
+    def _prices(self) -> dict[str, float]:
+        return {BRANCH: float(self._weights_and_price()[1])}
 
     def _penalty(self) -> Tensor:
         return self.settings.length_penalty * self.expected().sum()

@@ -4,7 +4,7 @@ Reference: Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119.
 """
 
 from vprompt.adapter import Adapter, PromptAdapter
-from vprompt.adapters._start import start_tokens
+from vprompt.adapters._start import inherited, start_tokens
 from vprompt.backbone import Backbone
 from vprompt.prompt import Prompt, place
 
@@ -14,6 +14,7 @@ def build(
     *,
     num_virtual_tokens: int | list[int] = 10,
     deep: bool = True,
+    start: str | None = None,
     prompt_dropout: float = 0.0,
     prompt_init: str = "blank",
     prompt_init_seed: int = 0,
@@ -25,7 +26,11 @@ def build(
     for a trace of noise).
     `prompt_init_seed` is apart from the run's seed and the same by default, so that all learners
     of a pool start from one initialisation: only then do their tokens correspond and average.
+    `start` names the folder of an artefact whose prompt goes on being learned, such as that of a
+    search: its tokens, their blocks and whether they travel on are then its own.
     """
+    if start is not None:
+        return PromptAdapter(backbone, inherited(backbone, start), prompt_dropout=prompt_dropout)
     blocks = place(num_virtual_tokens, backbone.depth, deep=deep)
     tokens = start_tokens(backbone, blocks, prompt_init, prompt_init_seed)
     # Rows of a shallow prompt travel on; where a list leaves blocks empty, they are dropped there.

@@ -48,11 +48,11 @@ def branches(run: Run) -> dict[str, tuple[Weights, list[int]]]:
     if not isinstance(found, Mapping):
         name = memory.get("branch", "image")
         alpha, found = [{name: rows} for rows in alpha], {name: found}
-    prices = memory.get("price") or [0.0] * len(alpha)
+    prices = memory.get("prices") or [dict.fromkeys(found, 0.0)] * len(alpha)
     return {
         name: (
             [
-                [_softmax(row, price, memory["candidates"]) for row in epoch[name]]
+                [_softmax(row, price[name], memory["candidates"]) for row in epoch[name]]
                 for epoch, price in zip(alpha, prices, strict=True)
             ],
             list(lengths),

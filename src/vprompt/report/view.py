@@ -213,7 +213,7 @@ def found(run: Run) -> dict[str, Any] | None:
         "summary": searched.summary(run),
         "rows": rows,
         "candidates": [*rows[0]["weights"]],
-        "priced": any(memory.get("price") or []),
+        "priced": any(any(price.values()) for price in memory.get("prices") or []),
     }
 
 
