@@ -46,6 +46,9 @@ def search(
         raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
     build = registry.build("adapters", method)
     backbone, opened = open_backbone(model, device=device), open_task(task)
+    adapter = build(backbone)
+    if not isinstance(adapter, Bilevel):
+        raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")
     drawn = opened if shots is None else opened.few_shot(shots, draw)
     moved_on = choose_alpha_data(drawn, alpha_data, method)
     setting = stages.prepare(
@@ -57,9 +60,6 @@ def search(
         skip_bad=skip_bad,
         progress=progress,
     )
-    adapter = build(backbone)
-    if not isinstance(adapter, Bilevel):
-        raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")
     with setting.clock.stage("search"):
         tuned = stages.run_tuning(setting, adapter, setting.config)
     found, chosen = adapter.found(), adapter.learns_as()

@@ -43,13 +43,14 @@ class Teacher:
 
     def loss(self, learned: Tensor, taught: Tensor) -> Tensor:
         """Return the loss of logits `[batch, classes]`."""
-        divergence = functional.kl_div(
+        summed = functional.kl_div(
             (learned / self.temperature).log_softmax(1),
             (taught / self.temperature).log_softmax(1),
-            reduction=self.reduction,
+            reduction="sum",
             log_target=True,
         )
-        return self.weight * self.temperature**2 * divergence
+        count = len(learned) if self.reduction == "batchmean" else learned.numel()
+        return self.weight * self.temperature**2 * summed / count
 
 
 class _Distilled(ReadingAdapter):
