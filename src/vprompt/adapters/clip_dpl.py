@@ -171,6 +171,15 @@ def training(*, preset: str = "robust", **settings: Any) -> dict[str, Any]:
     return TRAINING.get(preset, {})
 
 
+def learned_by(*, preset: str = "robust", prompt_init: str | None = None, **settings: Any) -> str:
+    """Return the method that learns what is found, as far as its training settings depend on it."""
+    del settings
+    start = (
+        PRESETS.get(preset, {}).get("train_init", "unit") if prompt_init is None else prompt_init
+    )
+    return f"clip_deep(prompt_init={start})"
+
+
 def alpha_data(*, preset: str = "robust", **settings: Any) -> str:
     """Return which images alpha moves on: validation images, or half of the training images."""
     del settings
