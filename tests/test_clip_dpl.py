@@ -284,15 +284,17 @@ def test_budgets_count_tokens_or_parameters_of_both_towers(clip, generator):
     wide = {"image": clip.dim, "text": clip.text.dim}
     for name, price in (("max_prompts", dict.fromkeys(wide, 1)), ("max_params", wide)):
         for limit in (0, 3 * price["text"], 7 * price["image"]):
-            bound = make(clip, f"{SMALL}, {name}={limit}, budget_weight=2")
+            bound = make(clip, f"{SMALL}, {name}={limit}")
             bound.alpha.copy_(free.alpha)
             found = bound.found()
             cost = sum(price[tower] * sum(counts) for tower, counts in found.items())
             assert cost <= limit
-            expected = {t: float(rows.sum()) for t, rows in bound.expected().items()}
-            total = sum(price[tower] * count for tower, count in expected.items())
-            wanted = 2 * max(total / limit - 1, 0) if limit else 0
-            assert float(bound._penalty()) == pytest.approx(wanted, rel=1e-5)
+            expected = sum(float(price[t] * n.sum()) for t, n in bound.expected().items())
+            assert expected == pytest.approx(limit, rel=1e-4, abs=1e-3)  # less than all want
+            prices = bound._prices()
+            for tower, rows in bound.by_tower(bound.alpha).items():
+                paid = rows - prices[tower] * rows.new_tensor([0, 1, 3])
+                torch.testing.assert_close(bound.weights()[tower], paid.softmax(1))
     assert sum(map(sum, free.found().values())) > 7
 
 

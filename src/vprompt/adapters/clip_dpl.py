@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vprompt.adapter import Adapter, FeatureAdapter
+from vprompt.adapter import Adapter, FeatureAdapter, Training
 from vprompt.adapters._bank import CandidateBank, bank_size
 from vprompt.adapters._bilevel import AlphaSettings, Bilevel
+from vprompt.adapters._budget import priced
 from vprompt.adapters._clip_start import check_init, start_rows
 from vprompt.backbone import Backbone, extract
 from vprompt.configurations import swapped
@@ -74,7 +75,6 @@ class TowerSettings(AlphaSettings):
     lengths: tuple[int, ...]
     max_prompts: int | None
     max_params: int | None
-    budget_weight: float
     length_penalty: float
     swap_branches: bool
     learned: tuple[tuple[str, Any], ...]
@@ -100,7 +100,6 @@ def build(
     bank: str = "separate",
     max_prompts: int | None = None,
     max_params: int | None = None,
-    budget_weight: float = 1.0,
     length_penalty: float = 0.0,
     templates: str | None = None,
     prompt_init: str | None = None,
@@ -151,7 +150,6 @@ def build(
         alpha_batch=alpha_batch,
         max_prompts=max_prompts,
         max_params=max_params,
-        budget_weight=budget_weight,
         length_penalty=length_penalty,
         swap_branches=swap_branches,
         learned=tuple(learned.items()),
@@ -214,6 +212,7 @@ class TowerSearch(ReadingAdapter, Bilevel):
             "bank": settings.bank,
         }
         self.hold_alpha(settings.alpha_init * torch.cat(drawn))
+        self.memory["prices"] = [self._prices()]
 
     def searched(self) -> dict[str, CandidateBank]:
         """Return the prompts of the towers that are searched."""
@@ -225,8 +224,11 @@ class TowerSearch(ReadingAdapter, Bilevel):
         return dict(zip(depths, alpha.split(list(depths.values())), strict=True))
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weight `[depth, candidates]` of every candidate in every block, by tower."""
-        return self.by_tower(self.current_alpha().softmax(1))
+        """Return the weight `[depth, candidates]` of every candidate in every block, by tower.
+
+        Where a bound holds, the softmax is of alpha less the price of the candidate's tokens.
+        """
+        return self.by_tower(self._weights_and_price()[0])
 
     def expected(self) -> dict[str, Tensor]:
         """Return the expected number of tokens of every block, `[depth]`, by tower."""
@@ -270,6 +272,11 @@ class TowerSearch(ReadingAdapter, Bilevel):
         bank, weights = self._now("text", generator)
         return self.head_of(bank.whole(), bank.attend(weights))
 
+    def end_epoch(self, training: Training) -> None:
+        """Remember the price of a token as well."""
+        self.memory["prices"].append(self._prices())
+        super().end_epoch(training)
+
     def identity(self) -> dict[str, Any]:
         """Add the settings of the search."""
         settings = asdict(self.settings)
@@ -288,22 +295,32 @@ class TowerSearch(ReadingAdapter, Bilevel):
         widths = {"image": self.backbone.dim, "text": self.backbone.text.dim}
         return {tower: widths[tower] for tower in self.banks}
 
+    def _costs(self) -> list[int]:
+        """Return what a token of every block costs, in the order of alpha's rows."""
+        widths, banks = self._widths(), self.searched()
+        return [widths[tower] for tower, bank in banks.items() for _ in range(bank.depth)]
+
+    def _weights_and_price(self) -> tuple[Tensor, Tensor]:
+        alpha, limit = self.current_alpha(), self.settings.limit
+        if limit is None:
+            return alpha.softmax(1), alpha.new_zeros(())
+        costs = torch.outer(*map(alpha.new_tensor, (self._costs(), self.settings.lengths)))
+        return priced(alpha, costs, float(limit))
+
+    def _prices(self) -> dict[str, float]:
+        """Return the price of a token of each tower."""
+        price = float(self._weights_and_price()[1])
+        return {tower: price * width for tower, width in self._widths().items()}
+
     def _choice(self) -> dict[str, list[int]]:
-        scores = self.alpha.double().log_softmax(1).tolist()
-        depths, widths = {t: bank.depth for t, bank in self.searched().items()}, self._widths()
-        costs = [widths[tower] for tower, depth in depths.items() for _ in range(depth)]
-        limit, lengths = self.settings.limit, self.settings.lengths
-        chosen = iter(choose(scores, lengths, limit, widths=costs))
-        return {tower: list(itertools.islice(chosen, depth)) for tower, depth in depths.items()}
+        scores, limit = self.alpha.double().log_softmax(1).tolist(), self.settings.limit
+        chosen = iter(choose(scores, self.settings.lengths, limit, widths=self._costs()))
+        banks = self.searched()
+        return {t: list(itertools.islice(chosen, bank.depth)) for t, bank in banks.items()}
 
     def _penalty(self) -> Tensor:
-        totals, widths = {t: rows.sum() for t, rows in self.expected().items()}, self._widths()
-        penalty = self.settings.length_penalty * torch.stack(list(totals.values())).sum()
-        if self.settings.limit:
-            cost = torch.stack([widths[tower] * total for tower, total in totals.items()]).sum()
-            beyond = (cost / self.settings.limit - 1).relu()
-            penalty = penalty + self.settings.budget_weight * beyond
-        return penalty
+        totals = [rows.sum() for rows in self.expected().values()]
+        return self.settings.length_penalty * torch.stack(totals).sum()
 
 
 class TextSearch(TowerSearch, FeatureAdapter):
