@@ -72,7 +72,7 @@ def training(*, prompt_init: str = "unit", **settings: Any) -> dict[str, Any]:
     """Return the settings for few shots; SGD as published where the tokens start as published."""
     del settings
     base = {"batch_size": 4, "epochs": 40, "keep": "last"}
-    return {**base, **_PAPER} if prompt_init == "small" else {**base, "weight_decay": 0.0}
+    return {**base, **(_PAPER if prompt_init == "small" else {"lr": 0.02, "weight_decay": 0.0})}
 
 
 def _tokens(
