@@ -200,6 +200,8 @@ METHODS = {
     "clip_vpt(num_virtual_tokens=2)": {"image_tokens"},
     "ivlp": {"image_tokens", "text_tokens"},
     "maple": {"text_tokens", "couplings"},
+    "clip_deep(num_image_tokens=[0, 1, 0, 2], distill=0.5)": {"image_tokens", "text_tokens"},
+    "clip_deep(num_image_tokens=0, num_text_tokens=[1, 0, 3])": {"text_tokens"},
 }
 
 

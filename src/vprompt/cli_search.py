@@ -25,6 +25,10 @@ def search(
     task: TaskArgument,
     model: ModelOption = "demo",
     method: Annotated[str, typer.Option(help="A search, with its settings.")] = "dpl",
+    towers: Annotated[
+        str | None,
+        typer.Option(help="Of a CLIP: image, text or both. Classes are then read, by clip_dpl."),
+    ] = None,
     max_prompts: Annotated[
         int | None, typer.Option(help="Bound on the tokens of all blocks together.")
     ] = None,
@@ -50,14 +54,17 @@ def search(
     """Search how many prompt tokens each block needs, then learn a prompt of those lengths."""
     from vprompt import searching, stages
 
-    method = options.with_settings(method, {"max_prompts": max_prompts, "max_params": max_params})
+    if towers is not None and method == "dpl":
+        method = "clip_dpl"
+    short = {"max_prompts": max_prompts, "max_params": max_params, "towers": towers}
+    method = options.with_settings(method, short)
     defaults = stages.training_defaults(method)
     with terminal.progress(quiet) as progress:
         outcome = searching.search(
             task,
             model=model,
             method=method,
-            config=options.training({}, epochs=epochs, lr=lr, seed=seed),
+            config=options.typed(epochs=epochs, lr=lr, seed=seed),
             search_config=options.training(defaults, epochs=search_epochs, lr=lr, seed=seed),
             shots=shots,
             draw=draw,

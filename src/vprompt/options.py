@@ -88,8 +88,12 @@ def training(defaults: Mapping[str, Any], **given: Any) -> Any:
     """Return the training settings that a person gave, on top of the defaults of what is done."""
     from vprompt.train_config import TrainConfig
 
-    typed = {key: value for key, value in given.items() if value is not None}
-    return TrainConfig.checked({**defaults, **typed})
+    return TrainConfig.checked({**defaults, **typed(**given)})
+
+
+def typed(**given: Any) -> dict[str, Any]:
+    """Return what a person gave, without what was left out."""
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def usual_combining(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Searching: the main line of `search`: find a length for every block, then learn with those."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vprompt import artifact, flow, registry, runs, stages
+from vprompt.adapters._bilevel import Bilevel
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.flow import Outcome
@@ -20,7 +22,7 @@ def search(
     *,
     model: str | Backbone = "demo",
     method: str = "dpl",
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     search_config: TrainConfig | None = None,
     shots: int | None = None,
     draw: int = 0,
@@ -35,18 +37,23 @@ def search(
     """Search how many tokens each block needs, then learn a fresh prompt of those lengths.
 
     `method` is a search of `adapters/` with its settings, `search_config` how it is trained and
-    `config` how the found prompt is. `alpha_data` is `val`, `half` (half of each class's training
-    images, which then train in the second stage), or `auto`: `val` where there is one. Where no
-    block wants a token, the head is learned alone. The record holds both stages.
+    `config` how the found prompt is, or what differs there from the usual. `alpha_data` is `val`,
+    `half` (half of each class's training images, which then train in the second stage), or `auto`:
+    as the method asks, which is `val` where there is one for `dpl`. Where no block wants a token,
+    the head is learned alone, or zero-shot is left. The record holds both stages.
     """
     if output is not None and not overwrite and Path(output).exists():
         raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
     build = registry.build("adapters", method)
     backbone, opened = open_backbone(model, device=device), open_task(task)
+    adapter = build(backbone)
+    if not isinstance(adapter, Bilevel):
+        raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")
     drawn = opened if shots is None else opened.few_shot(shots, draw)
+    moved_on = choose_alpha_data(drawn, alpha_data, method)
     setting = stages.prepare(
         backbone,
-        split_for_alpha(drawn, alpha_data, draw),
+        split_for_alpha(drawn, moved_on, draw),
         search_config or TrainConfig.checked(stages.training_defaults(method)),
         None,
         draw,
@@ -54,13 +61,11 @@ def search(
         progress=progress,
     )
     with setting.clock.stage("search"):
-        tuned = stages.run_tuning(setting, build(backbone), setting.config)
-    memory = tuned.adapter.memory
-    if "found" not in memory:
-        raise VPromptError(f"{method!r} searches no lengths. Use `dpl`.")
-    found: list[int] = memory["found"][-1]
-    progress.say(f"found lengths {found}, {sum(found)} tokens; now they are learned")
-    chosen = f"vpt(num_virtual_tokens={found})" if sum(found) else "linear"
+        tuned = stages.run_tuning(setting, adapter, setting.config)
+    found, chosen = adapter.found(), adapter.learns_as()
+    progress.say(f"found lengths {found}; now `{chosen}` is learned")
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.checked({**stages.training_defaults(chosen), **(config or {})})
     made = flow.learn(
         drawn,
         model=backbone,
@@ -77,6 +82,8 @@ def search(
         "task": runs.describe_task(setting.task, {"train": setting.train, "val": setting.val}),
         "tuning": runs.describe_tuning(tuned, flow.RULES["last"]),
         "found": found,
+        "alpha_data": moved_on,
+        "labelled_images": len(drawn.train) + (len(drawn.val or ()) if moved_on == "val" else 0),
         "seconds": setting.clock.seconds,
     }
     run = {**made.run, "command": "search", "search": record}
@@ -86,6 +93,20 @@ def search(
         kept = replace(kept, folder=Path(output))
     setting.forget_checkpoints()
     return Outcome(kept, made.test, run)
+
+
+def choose_alpha_data(task: Task, asked: str, method: str) -> str:
+    """Return `val` or `half`: what is asked for, or what suits the method and the task.
+
+    A method whose file holds `alpha_data(**settings) -> str` prefers that. A class of one image
+    cannot be halved, and what has no validation images can only be halved.
+    """
+    if asked != "auto":
+        return asked
+    ask = registry.beside("adapters", method, "alpha_data")
+    single = any(task.train.labels.count(label) < 2 for label in task.train.labels_present)
+    halves = ask is not None and ask() == "half" and not single
+    return "half" if halves or task.val is None else "val"
 
 
 def split_for_alpha(task: Task, alpha_data: str, seed: int) -> Task:

@@ -4,6 +4,7 @@ Counted per run: images that go forward and backward, and images that go forward
 a third. The rest (solvers, heads, disk) is small beside them.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,9 @@ def count(jobs: Iterable[Job]) -> dict[str, Passes]:
     found: dict[str, Passes] = {}
     kept = _Kept()
     for job in jobs:
-        passes = _learning(job, kept) if job.command == "learn" else _combining(job, kept)
+        passes = _combining(job, kept) if job.command == "combine" else _learning(job, kept)
+        if job.command == "search":
+            passes += _searching(job)
         found[kind_of(job)] = found.get(kind_of(job), Passes()) + passes
     return found
 
@@ -182,6 +185,14 @@ def _learning(job: Job, kept: _Kept) -> Passes:
     if registry.parse(job.spec).name in FEATURES_ONLY:
         return Passes(0, forward + kept.once(val, "val", *_images(job)))
     return Passes(epochs * train, forward + train + (epochs + 1) * val + test)
+
+
+def _searching(job: Job) -> Passes:
+    """Count alpha's batches as images that go both ways, and all shots as training the prompts."""
+    config = TrainConfig.checked(job.options["search_train"])
+    steps = math.ceil(job.counts["train"] / config.batch_size)
+    alpha = registry.complete("adapters", job.spec)["alpha_batch"]
+    return Passes(config.epochs * (job.counts["train"] + steps * alpha), 0)
 
 
 def _combining(job: Job, kept: _Kept) -> Passes:

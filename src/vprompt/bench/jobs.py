@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from vprompt import artifact, pool, registry
-from vprompt.bench.recipe import BenchRecipe, MethodEntry, Sources, TaskEntry
+from vprompt.bench.recipe import BenchRecipe, Command, MethodEntry, Sources, TaskEntry
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.opening import open_task
@@ -39,7 +39,7 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["source", "select", "final"] = "final"
-    command: Literal["learn", "combine"]
+    command: Command
     method: str
     spec: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -94,25 +94,38 @@ def expand(
     Every task is opened and every pool's artefacts are read, so what is missing is found here.
     """
 
-    def opened(entry: TaskEntry) -> _Target:
-        return _Target(recipe, entry, data=data, output=output, device=device)
+    targets: dict[str, _Target] = {}
 
-    targets = {entry.name: opened(entry) for entry in recipe.tasks}
+    def opened(entry: TaskEntry, seed: int) -> _Target:
+        own = entry if entry.data is None else entry.at(data, seed)
+        key = f"{own.name} {own.data}"  # the same for all seeds, unless each draws its own images
+        if key not in targets:
+            targets[key] = _Target(recipe, own, data=data, output=output, device=device)
+        return targets[key]
+
     sources: dict[str, Job] = {}
     if recipe.sources is not None:
         for entry in recipe.sources.tasks or recipe.tasks:
-            target = targets.get(entry.name) or opened(entry)
+            target = opened(entry, recipe.sources.seed)
             sources[entry.name] = target.source(recipe.sources)
     jobs = list(sources.values())
-    for name, target in targets.items():
-        needed = tuple(job for source, job in sources.items() if source != name)
-        chosen = {method.name: target.selections(method, needed) for method in recipe.methods}
+    for entry in recipe.tasks:
+        needed = tuple(job for source, job in sources.items() if source != entry.name)
+        chooser = opened(entry, _selection_seed(recipe))
+        chosen = {method.name: chooser.selections(method, needed) for method in recipe.methods}
         jobs += itertools.chain.from_iterable(chosen.values())
         for seed in recipe.seeds:
+            target = opened(entry, seed)
             jobs += [
                 target.final(method, seed, needed, chosen[method.name]) for method in recipe.methods
             ]
     return jobs
+
+
+def _selection_seed(recipe: BenchRecipe) -> int:
+    """Return the seed that settings are chosen with."""
+    selection = recipe.selection
+    return recipe.seeds[0] if selection is None or selection.seed is None else selection.seed
 
 
 class _Target:
@@ -159,7 +172,7 @@ class _Target:
         selection, grid = self.recipe.selection, self.recipe.grid_of(method)
         if selection is None or not grid:
             return []
-        seed = self.recipe.seeds[0] if selection.seed is None else selection.seed
+        seed = _selection_seed(self.recipe)
         points = [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
         return [self._run(method, seed, sources, role="select", point=point) for point in points]
 

@@ -12,14 +12,17 @@
       - {name: VPT-Deep, learn: vpt(num_virtual_tokens=10)}
       - {name: HGPrompt, combine: hgprompt, safeguard: false, train: {lr: 0.001}}
 
-A task is a folder of `--data`, or what its `data` says. `{seed}` in a method stands for the run's
-seed. Where `protocol` is a name of `vprompt list protocols`, every record says in which points the
-run departs from it; any other text just stands above the table. With `selection: {grid: {lr:
-[0.001, 0.01]}}` the training settings are chosen per task and method on validation images, then
-every seed is trained on `train800val200`. With `sources`, a prompt of every task is learned first
-and is the pool of the others.
+A task is a folder of `--data`, or what its `data` says; there `{data}` stands for the folder of
+`--data` and `{seed}` for the run's seed, as it does in a method. `each: {shots: [1, 4]}` in a task
+makes one of every value, or of every combination, with `{shots}` filled into its texts. Where
+`protocol` is a name of `vprompt list protocols`, every record says in which points the run departs
+from it; any other text just stands above the table. With `selection: {grid: {lr: [0.001, 0.01]}}`
+the training settings are chosen per task and method on validation images, then every seed is
+trained on `train800val200`. With `sources`, a prompt of every task is learned first and is the pool
+of the others. `search: dpl` searches lengths and learns a prompt of those.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -36,7 +39,8 @@ from vprompt.stages import training_defaults
 from vprompt.train_config import TrainConfig, combining_defaults
 
 SUM = ("align", "scale", "safeguard")
-SEED = "{seed}"
+SEED, DATA = "{seed}", "{data}"
+Command = Literal["learn", "combine", "search"]
 
 
 class _Strict(BaseModel):
@@ -59,6 +63,14 @@ class TaskEntry(_Strict):
     group: str | None = None
     exclude: list[str] = Field(default_factory=list)
 
+    def at(self, data: Path | None, seed: int) -> "TaskEntry":
+        """Return the entry with the folder of `--data` and a seed in what opens it."""
+        text = self.data or ""
+        if DATA in text and data is None:
+            raise VPromptError(f"The task {self.name!r} needs the folder of its data: --data DIR.")
+        made = text.replace(DATA, str(data)).replace(SEED, str(seed))
+        return self.model_copy(update={"data": made})
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, values: Any) -> Any:
@@ -66,11 +78,17 @@ class TaskEntry(_Strict):
 
 
 class MethodEntry(_Strict):
-    """One row of the table: a plug-in of `adapters/` or of `transfer/` with its settings."""
+    """One row of the table: a plug-in of `adapters/` or of `transfer/` with its settings.
+
+    `search` is one that looks for lengths first; `train` is then about learning what it found, and
+    `search_train` about the search.
+    """
 
     name: str
     learn: str | None = None
     combine: str | None = None
+    search: str | None = None
+    search_train: dict[str, Any] = Field(default_factory=dict)
     align: str | None = None
     scale: str | None = None
     safeguard: bool | None = None
@@ -81,26 +99,36 @@ class MethodEntry(_Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> "MethodEntry":
-        if (self.learn is None) == (self.combine is None):
-            raise ValueError("a method has either `learn` or `combine`")
+        if sum(verb is not None for verb in (self.learn, self.combine, self.search)) != 1:
+            raise ValueError("a method has either `learn` or `combine` or `search`")
         given = [key for key in SUM if getattr(self, key) is not None]
-        if self.learn is not None and given:
+        if self.combine is None and given:
             raise ValueError(f"`{given[0]}` is for methods that combine")
+        if self.search is None and self.search_train:
+            raise ValueError("`search_train` is for methods that search")
         return self
 
     @property
-    def command(self) -> Literal["learn", "combine"]:
+    def command(self) -> Command:
         """Which verb runs it."""
+        if self.search is not None:
+            return "search"
         return "combine" if self.learn is None else "learn"
 
     def spec(self, seed: int) -> str:
         """Return the plug-in with its settings, in canonical form."""
-        return str(registry.parse((self.learn or self.combine or "").replace(SEED, str(seed))))
+        text = self.learn or self.combine or self.search or ""
+        return str(registry.parse(text.replace(SEED, str(seed))))
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return what is said about the sum of prompts."""
-        return {key: getattr(self, key) for key in SUM if getattr(self, key) is not None}
+        """Return what is said about the sum of prompts, or about the search."""
+        about = {"search_train": self.search_train_of()} if self.search is not None else {}
+        return about | {key: getattr(self, key) for key in SUM if getattr(self, key) is not None}
+
+    def search_train_of(self) -> dict[str, Any]:
+        """Return the training settings of the search: what it works best with, and its own."""
+        return {**training_defaults(self.spec(0)), **self.search_train}
 
 
 class Selection(_Strict):
@@ -140,6 +168,16 @@ class BenchRecipe(_Strict):
     allow_absent: bool = False
     skip_bad: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _each(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("tasks"), list):
+            return values
+        return {
+            **values,
+            "tasks": [made for task in values["tasks"] for made in _one_of_each(task)],
+        }
+
     @model_validator(mode="after")
     def _unique(self) -> "BenchRecipe":
         named: dict[str, list[Any]] = {
@@ -165,7 +203,11 @@ class BenchRecipe(_Strict):
         """Return a method's training settings: what it works best with, the budget, its own."""
         if method.command == "combine":
             return {**combining_defaults(method.spec(0)), **self.train, **method.train}
-        return {**training_defaults(method.spec(0)), **self.train, **method.train}
+        spec = method.spec(0)
+        if method.command == "search":
+            ask = registry.beside("adapters", spec, "learned_by")
+            spec = "vpt" if ask is None else ask()
+        return {**training_defaults(spec), **self.train, **method.train}
 
     def train_of_sources(self) -> dict[str, Any]:
         """Return the training settings of the pool's prompts."""
@@ -173,6 +215,23 @@ class BenchRecipe(_Strict):
             return {}
         base = training_defaults(self.sources.learn)
         return {**base, **self.train, **self.sources.train}
+
+
+def _one_of_each(task: Any) -> list[Any]:
+    """Return a task for every combination of the values in its `each`, filled into its texts."""
+    if not isinstance(task, dict) or not isinstance(task.get("each"), dict):
+        return [task]
+    plain = {key: value for key, value in task.items() if key != "each"}
+    found = []
+    for values in itertools.product(*task["each"].values()):
+        made = dict(plain)
+        for name, value in zip(task["each"], values, strict=True):
+            made = {
+                key: text.replace(f"{{{name}}}", str(value)) if isinstance(text, str) else text
+                for key, text in made.items()
+            }
+        found.append(made)
+    return found
 
 
 def read(path: Path | str) -> BenchRecipe:
@@ -220,8 +279,12 @@ def check(recipe: BenchRecipe, *, where: str) -> None:
 
 def _check_method(recipe: BenchRecipe, method: MethodEntry) -> None:
     spec = method.spec(recipe.seeds[0])
-    if method.command == "learn":
+    if method.command != "combine":
         registry.build("adapters", spec)
+        if method.command == "search":
+            TrainConfig.checked(method.search_train_of())
+            if recipe.train_on != "train" or recipe.selection is not None:
+                raise VPromptError("It searches, which goes with `train_on: train` alone.")
     else:
         registry.build("transfer", spec)
         ask = registry.beside("transfer", spec, "plan")

@@ -13,7 +13,8 @@ from vprompt.errors import VPromptError
 from vprompt.files import read_json
 from vprompt.progress import SILENT, Progress
 
-HEADLINE = {"learn": "learned", "combine": "tuned"}  # the candidate that is the method's result
+# The candidate that is the method's result.
+HEADLINE = {"learn": "learned", "search": "learned", "combine": "tuned"}
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vprompt import flow, protocols
+from vprompt import flow, protocols, searching
 from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job
 from vprompt.errors import VPromptError
@@ -34,7 +34,7 @@ def run_job(
     began = time.perf_counter()
     config = TrainConfig.checked({**job.train, **(chosen or {}), "seed": job.seed})
     backbone = load_backbone(job.model, job.image_size, job.device)
-    run = _learn if job.command == "learn" else _combine
+    run = {"learn": _learn, "search": _search, "combine": _combine}[job.command]
     outcome = run(job, backbone, config, progress)
     return {
         **outcome.run,
@@ -105,6 +105,23 @@ def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress
         test=job.role == "final",
         keep_states=True,  # several methods may start from one prompt
         protocol=_protocol(job),
+        skip_bad=job.skip_bad,
+        progress=progress,
+    )
+
+
+def _search(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> flow.Outcome:
+    return searching.search(
+        open_task(job.data, allow_absent=job.allow_absent),
+        model=backbone,
+        method=job.spec,
+        config=config,
+        search_config=TrainConfig.checked({**job.options["search_train"], "seed": job.seed}),
+        shots=job.shots,
+        draw=job.seed,
+        output=job.output,
+        overwrite=True,
+        test=job.role == "final",
         skip_bad=job.skip_bad,
         progress=progress,
     )

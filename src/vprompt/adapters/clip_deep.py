@@ -1,0 +1,100 @@
+"""Deep prompts in both towers of a CLIP, of any length in every block; what a search has found.
+
+The tokens are keys and values of their block alone. In the text tower they stand beside the words
+and are seen from every position, so the sentence around the class name stays whole.
+
+Reference: Huang et al., "Differentiable Prompt Learning for Vision Language Models", IJCAI 2025,
+arXiv 2501.00457.
+"""
+
+from typing import Any, Literal
+
+from vprompt import artifact
+from vprompt.adapter import Adapter
+from vprompt.adapters._clip_start import start_rows
+from vprompt.adapters._distill import DistilledText, DistilledTowers, Teacher
+from vprompt.backbone import Backbone
+from vprompt.errors import VPromptError
+from vprompt.prompt import Prompt, place
+from vprompt.randomness import stream
+from vprompt.text_adapter import chosen_templates, two_towers
+from vprompt.two_tower import TwoTower
+
+_PAPER = {"opt": "sgd", "lr": 0.0035, "weight_decay": 5e-4, "warmup": 1 / 40}
+
+
+def build(
+    backbone: Backbone,
+    *,
+    num_image_tokens: int | list[int] = 2,
+    num_text_tokens: int | list[int] = 2,
+    start: str | None = None,
+    templates: str | None = None,
+    prompt_init: str = "unit",
+    prompt_init_seed: int = 0,
+    distill: float = 0.0,
+    temperature: float = 1.0,
+    distill_reduction: Literal["batchmean", "mean"] = "batchmean",
+    teacher_templates: str | None = None,
+) -> Adapter:
+    """Start tokens in every block; a list names every block's count, and 0 leaves a tower as it is.
+
+    `start` names the folder of an artefact whose prompts go on being learned, such as those of a
+    search; counts and `prompt_init` are then its own. `templates` is as for `zero_shot`, and
+    `prompt_init` one of `unit`, `normal`, `uniform` and `small`.
+
+    With `distill` above 0 the loss gains that weight times KL(teacher || learned) at `temperature`:
+    the teacher is the model without prompts, reading the classes in `teacher_templates` (as
+    `templates`; by default the same sentences). `batchmean` is the mean over images, `mean` that
+    over images and classes, as in DPL's code. At 0 there is no teacher.
+    """
+    clip = two_towers(backbone, "clip_deep")
+    if start is None:
+        image = _tokens(clip, "image", num_image_tokens, prompt_init, prompt_init_seed)
+        text = _tokens(clip, "text", num_text_tokens, prompt_init, prompt_init_seed)
+    else:
+        image, text = _inherited(clip, start)
+    if image is None and text is None:
+        raise VPromptError(
+            "Prompts of no tokens learn nothing. Give some to a tower, or use the method "
+            "`zero_shot`."
+        )
+    teacher = Teacher(
+        distill, temperature, distill_reduction, chosen_templates(clip, teacher_templates)
+    )
+    read = chosen_templates(clip, templates)
+    if image is None:
+        return DistilledText(clip, text, read, teacher=teacher)
+    return DistilledTowers(clip, image, text, read, teacher=teacher)
+
+
+def training(*, prompt_init: str = "unit", **settings: Any) -> dict[str, Any]:
+    """Return the settings for few shots; SGD as published where the tokens start as published."""
+    del settings
+    base = {"batch_size": 4, "epochs": 40, "keep": "last"}
+    return {**base, **(_PAPER if prompt_init == "small" else {"lr": 0.02, "weight_decay": 0.0})}
+
+
+def _tokens(
+    clip: TwoTower, tower: str, counts: int | list[int], kind: str, seed: int
+) -> Prompt | None:
+    """Return a tower's prompt as it starts, or None where it has no token."""
+    part = clip if tower == "image" else clip.text
+    if not (counts if isinstance(counts, int) else sum(counts)):
+        return None
+    blocks = place(counts, part.depth, deep=True)
+    rows = start_rows(kind, len(blocks), part.dim, stream(seed, f"prompt_init, {tower}"))
+    return Prompt(rows, blocks, persist=False)
+
+
+def _inherited(clip: TwoTower, folder: str) -> tuple[Prompt | None, Prompt | None]:
+    """Return the prompts of an artefact that was made on this model."""
+    found = artifact.load(folder)
+    artifact.check_fits(found.config, clip, what=f"The prompt in {folder}")
+    text = None if found.text is None else found.text.prompt
+    if any(prompt is not None and prompt.persist for prompt in (found.prompt, text)):
+        raise VPromptError(
+            f"The prompt in {folder} travels on from block to block, but `clip_deep` learns "
+            "prompts that are keys and values alone. Start from one of `clip_deep` or `clip_dpl`."
+        )
+    return found.prompt, text
