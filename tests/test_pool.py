@@ -36,7 +36,7 @@ def change(folder):
 
 
 def test_entries_come_in_name_order_and_skip_what_is_hidden(folder):
-    from vprompt.pool import entries
+    from vprompt.catalogue import entries
 
     (folder / ".birds.abc123").mkdir()  # a draft that a killed process left
     (folder / "notes.txt").write_text("not a folder")
@@ -46,7 +46,7 @@ def test_entries_come_in_name_order_and_skip_what_is_hidden(folder):
 
 
 def test_rows_are_plain_and_say_what_a_person_asks(folder):
-    from vprompt.pool import rows
+    from vprompt.catalogue import rows
 
     row = rows(folder)[0]
     assert json.loads(json.dumps(row)) == row
@@ -60,14 +60,14 @@ def test_rows_are_plain_and_say_what_a_person_asks(folder):
 
 
 def test_no_pool_is_named(tmp_path, refused):
-    from vprompt.pool import entries
+    from vprompt.catalogue import entries
 
     with refused("No pool at", "nowhere"):
         entries(tmp_path / "nowhere")
 
 
 def test_an_empty_pool_says_how_to_fill_it(tmp_path, refused):
-    from vprompt.pool import entries
+    from vprompt.catalogue import entries
 
     with refused("holds no artefact folders", "vprompt learn"):
         entries(tmp_path)
@@ -95,7 +95,7 @@ def test_checking_against_a_backbone_finds_misfits(folder):
 
 
 def test_listing_shows_a_broken_artefact_beside_the_sound_ones(folder):
-    from vprompt.pool import rows
+    from vprompt.catalogue import rows
 
     (folder / "birds" / CONFIG).unlink()
     problems = [row["problem"] for row in rows(folder)]
@@ -117,7 +117,7 @@ def test_listing_shows_a_broken_artefact_beside_the_sound_ones(folder):
     ids=str,
 )
 def test_a_stranger_s_odd_config_does_not_break_the_listing(folder, change, keys):
-    from vprompt.pool import rows
+    from vprompt.catalogue import rows
 
     change(**keys)
     assert [row["name"] for row in rows(folder)] == ["apples", "birds", "cars", "doors"]

@@ -8,7 +8,7 @@
       README.md                   the card for people
       run.json                    the record of the run that made it, where there is one
 
-`codec.py` checks a stranger's folder before anything of it is used.
+`header.py` and `codec.py` check a stranger's folder before anything of it is used.
 """
 
 from dataclasses import dataclass, field
@@ -18,11 +18,12 @@ from typing import Any
 from torch import Tensor
 
 from vprompt import codec
-from vprompt.backbone import Backbone, DataConfig
-from vprompt.codec import CONFIG, TENSORS, read_config
+from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.files import atomic_folder, digest, read_json, write_json, write_tensors, write_text
+from vprompt.header import CONFIG, FORMAT_VERSION, TENSORS, read_config
 from vprompt.heads import Head
+from vprompt.preprocessing import DataConfig
 from vprompt.prompt import Prompt
 from vprompt.two_tower import TextPrompt, TwoTower
 
@@ -92,7 +93,7 @@ def make_config(
         "peft_type": "VISUAL_PROMPT",
         "task_type": "IMAGE_CLASSIFICATION",
         "peft_version": None,
-        "format_version": codec.FORMAT_VERSION if cosine or text else 1,
+        "format_version": FORMAT_VERSION if cosine or text else 1,
         "base_model_name_or_path": backbone.name,
         "revision": None,
         "base_model_fingerprint": backbone.fingerprint,

@@ -10,6 +10,7 @@ import torch
 from vprompt import (
     artifact,
     cards,
+    catalogue,
     combining,
     comparing,
     compose,
@@ -24,12 +25,12 @@ from vprompt import (
 from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
+from vprompt.catalogue import Pool
 from vprompt.cost import combining_estimate, training_estimate
 from vprompt.errors import VPromptError
 from vprompt.heads import closed_form
 from vprompt.measure import Candidate, Measurement
-from vprompt.opening import open_backbone, open_named_backbone, open_task
-from vprompt.pool import Pool
+from vprompt.opening import open_backbone, open_pool_backbone, open_task
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
@@ -219,7 +220,7 @@ def combine(
         "command": "combine",
         "method": str(registry.parse(method)),
         "settings": registry.complete("transfer", method),
-        "pool": pool.describe(pool_folder),
+        "pool": catalogue.describe(pool_folder),
         "align": plan.align,
         "scale": scale,
         "safeguard": plan.safeguard,
@@ -288,33 +289,6 @@ def score(
     if reasons:
         raise VPromptError(reasons[0])
     return found[metric].ranked
-
-
-def open_pool_backbone(
-    pool_folder: Pool,
-    model: str | Backbone | None,
-    *,
-    exclude: tuple[str, ...] = (),
-    device: str = "auto",
-) -> Backbone:
-    """Return the named backbone, or the one that the pool's first usable prompt names."""
-    configs = [
-        entry.config
-        for entry in pool.entries(pool_folder)
-        if entry.config is not None
-        and entry.name not in exclude
-        and sum(entry.config["num_virtual_tokens"])
-    ]
-    if not configs:
-        problems = [entry.problem for entry in pool.entries(pool_folder) if entry.problem]
-        raise VPromptError(
-            f"The pool {pool.describe(pool_folder)} holds no prompt to combine. "
-            f"{' '.join(problems[:1])}".strip()
-        )
-    size = int(configs[0]["data_config"]["input_size"][1])
-    if model is None:
-        return open_named_backbone(configs[0], device=device)
-    return open_backbone(model, image_size=size, device=device)
 
 
 def _finish(
