@@ -52,7 +52,7 @@ LAYERS = [
     },
     PLUGINS,
     {"stages", "data"},
-    {"combining", "comparing", "starting"},
+    {"combining", "comparing", "starting", "screening", "shortlist"},
     {"flow", "report", "searching"},
     {"bench"},
     {"cli", "options", "terminal"},

@@ -191,6 +191,17 @@ def load(folder: Path | str) -> Artifact:
 
 def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The prompt") -> None:
     """Raise VPromptError naming every field in which artefact and backbone differ."""
+    shown = differences(config, backbone)
+    if shown:
+        raise VPromptError(
+            f"{what} was learned on {config['base_model_name_or_path']!r}, but the backbone is "
+            f"{backbone.name!r}. They differ in {shown}. Load the backbone the prompt names, or "
+            "add --force to use it all the same."
+        )
+
+
+def differences(config: dict[str, Any], backbone: Backbone) -> str:
+    """Return every field in which artefact and backbone differ, with both values, or nothing."""
     mine = make_config(backbone, None, ())
     fields = ["token_dim", "feature_dim", "num_layers", "data_config", "base_model_fingerprint"]
     theirs = {**config, "data_config": DataConfig.from_json(config["data_config"]).to_json()}
@@ -198,16 +209,8 @@ def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The p
     sizes = [entry["data_config"].get("input_size") for entry in (config, mine)]
     if sizes[0] != sizes[1] and "base_model_fingerprint" in differ:
         differ.remove("base_model_fingerprint")  # resampled positions change it, not the model
-    if not differ:
-        return
-    config = theirs
-    shown = "; ".join(
-        f"{name}: {_short(config[name])} against {_short(mine[name])}" for name in differ
-    )
-    raise VPromptError(
-        f"{what} was learned on {config['base_model_name_or_path']!r}, but the backbone is "
-        f"{backbone.name!r}. They differ in {shown}. Load the backbone the prompt names, or add "
-        "--force to use it all the same."
+    return "; ".join(
+        f"{name}: {_short(theirs[name])} against {_short(mine[name])}" for name in differ
     )
 
 

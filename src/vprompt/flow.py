@@ -15,10 +15,10 @@ from vprompt import (
     comparing,
     compose,
     measure,
-    pool,
     registry,
     runs,
     scoring,
+    screening,
     stages,
     starting,
 )
@@ -138,6 +138,7 @@ def combine(
     draw: int = 0,
     train_digest: str | None = None,
     exclude: tuple[str, ...] = (),
+    screen: str = "auto",
     include_self: bool = False,
     align: str | None = None,
     scale: str | None = None,
@@ -162,16 +163,24 @@ def combine(
     `safeguard`, tuning starts from the mix, unless the plain average or the best single source
     has a clearly smaller cross-validated loss on the training images. Left out, the three are as
     the method asks; `config` too, and `protocol` is as for `learn`.
-    Training images of another digest than `train_digest` are refused.
+    Training images of another digest than `train_digest` are refused. `screen` says how a large
+    pool is screened first (`screening.Screen`): `auto`, `auto(keep=16)` or `off`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
     plan = combining.plan_of(method, align=align, scale=scale, safeguard=safeguard)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
-    sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
-    if not include_self:
-        sources = combining.without_self(sources, opened, progress)
+    selection = screening.select(
+        pool_folder,
+        backbone,
+        None if include_self else opened,
+        screen,
+        exclude=exclude,
+        force=force,
+        align="none" if plan.target_epochs else plan.align,
+        progress=progress,
+    )
     config = config or TrainConfig.checked(combining_defaults(method))
     setting = stages.prepare(
         backbone,
@@ -184,6 +193,7 @@ def combine(
         keep_states=keep_states,
         progress=progress,
     )
+    sources, screened = screening.finish(selection, setting, adds_up=True)
     prompts, slots, moved = combining.align_sources(sources, plan.align)
     trial = PromptAdapter(backbone, prompts[0])
     progress.say(combining_estimate(trial, setting.train, setting.config, sources=len(sources)))
@@ -226,6 +236,7 @@ def combine(
         "safeguard": plan.safeguard,
         "include_self": include_self,
         "train": chosen.model_dump(),
+        **({} if screened is None else {"screening": screened}),
         "transfer": runs.describe_transfer(sources, evidence, mix, twins, weights, start),
         "aligned": moved,
         "started_from": f"as {registry.parse(method).name} does" if own else begin,
@@ -249,6 +260,7 @@ def score(
     shots: int | None = None,
     draw: int = 0,
     exclude: tuple[str, ...] = (),
+    screen: str = "auto",
     source_data: Path | str | None = None,
     device: str = "auto",
     force: bool = False,
@@ -261,17 +273,21 @@ def score(
     The entry `(no prompt)` is the score of the frozen features, the line a source has to pass; a
     metric of prompts or heads has none. Several metrics give `Scores` each, by name, from one pass
     of the images. `source_data` is a folder of the sources' own tasks, by the names they were
-    learned under, for metrics that match source with target. Nothing is trained, but the prompt on
-    the target where a metric compares prompts.
+    learned under, for metrics that match source with target. `screen` is as for `combine`, and
+    leaves those out of the result. Nothing is trained, but the prompt on the target where a metric
+    compares prompts.
     """
     named = [metric] if isinstance(metric, str) else list(metric)
     plan = scoring.plan_of(named)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
-    sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
+    selection = screening.select(
+        pool_folder, backbone, None, screen, exclude=exclude, force=force, progress=progress
+    )
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
         backbone, opened, None, shots, draw, skip_bad=skip_bad, progress=progress
     )
+    sources, _ = screening.finish(selection, setting, adds_up=False)
     for sentence in scoring.rare_classes(setting.train.labels):
         progress.say(sentence)
     wanted = {name for each in named for name in scoring.needs(each)}

@@ -26,13 +26,8 @@ def check(pool: Pool, backbone: Backbone | None = None) -> list[Entry]:
     return checked
 
 
-def load(
-    pool: Pool, backbone: Backbone, *, exclude: tuple[str, ...] = (), force: bool = False
-) -> list[Artifact]:
-    """Return all prompts of a pool that fit the backbone; one that does not is an error.
-
-    `exclude` leaves out sources by name, such as the target's own prompt.
-    """
+def chosen(pool: Pool, exclude: tuple[str, ...]) -> list[Entry]:
+    """Return the entries of a pool but those of the names `exclude`, which have to be in it."""
     found = entries(pool)
     names = [entry.name for entry in found]
     unknown = sorted(set(exclude) - set(names))
@@ -40,7 +35,17 @@ def load(
         raise VPromptError(
             f"The pool {describe(pool)} holds no {unknown[0]!r}. It holds: {', '.join(names)}."
         )
-    sources = [artifact.load(entry.folder) for entry in found if entry.name not in exclude]
+    return [entry for entry in found if entry.name not in exclude]
+
+
+def load(
+    pool: Pool, backbone: Backbone, *, exclude: tuple[str, ...] = (), force: bool = False
+) -> list[Artifact]:
+    """Return all prompts of a pool that fit the backbone; one that does not is an error.
+
+    `exclude` leaves out sources by name, such as the target's own prompt.
+    """
+    sources = [artifact.load(entry.folder) for entry in chosen(pool, exclude)]
     for source in sources:
         if not force:
             artifact.check_fits(source.config, backbone, what=f"The source {source.name!r}")
