@@ -1,6 +1,8 @@
 """Pool: a folder of artefacts, some of which may be broken."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -187,3 +189,28 @@ def test_a_misfit_is_named_unless_forced(folder, refused):
     with refused("The source 'apples' was learned on 'tiny'", "--force"):
         load(folder, other)
     assert len(load(folder, other, force=True)) == 3
+
+
+def test_listing_a_pool_imports_no_torch(folder):
+    code = (
+        "import sys; sys.argv[1:] = ['pool', 'ls', *sys.argv[1:]]; import atexit; "
+        "atexit.register(lambda: print('torch' in sys.modules)); "
+        "from vprompt.cli import main; main()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert "apples" in found.stdout and found.stdout.rstrip().endswith("False")
+
+
+def test_a_long_table_is_aligned_and_printed_whole(capsys):
+    from vprompt import terminal
+
+    rows = [
+        [f"name {index}" + "\x1b" * (index == 3), "x" * 300, f"{index}"] for index in range(150)
+    ]
+    terminal.table(["name", "text", "count"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 151 and all("x" * 300 in line for line in lines[1:])
+    assert len({len(line) for line in lines}) == 1 and "\x1b" not in "".join(lines)
+    assert lines[0].endswith("  count") and lines[8].endswith("      7")

@@ -38,7 +38,7 @@ class Screen:
     above: int = 100
     images: int = 200
     candidates: int = 512
-    keep: int = 32
+    keep: int = 40
     support: int = 16
     duplicate: float = 0.999
 
@@ -69,7 +69,7 @@ class Screen:
                 raise VPromptError(f"A screen has no {key!r}.{registry.suggest(key, kinds)}")
             if isinstance(value, bool) or not isinstance(value, int | kinds[key]):
                 raise VPromptError(f"{key} of a screen is a number, but got {value!r}.")
-        return cls(**spec.settings)
+        return cls(**{key: kinds[key](value) for key, value in spec.settings.items()})
 
 
 @dataclass(frozen=True)
