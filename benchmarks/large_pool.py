@@ -33,7 +33,7 @@ from vprompt.files import write_json
 from vprompt.heads import Head
 from vprompt.prompt import Prompt, place
 from vprompt.screening import Screen
-from vprompt.task import Examples
+from vprompt.task import split_by_sizes
 from vprompt.transfer import hgprompt
 from vprompt.transfer._statistics import mapped_trace_ratio
 
@@ -104,13 +104,12 @@ def recover(seed: int) -> dict[str, Any]:
     """Return what became of one planted pool; seconds are the processor's."""
     features, labels, planted, origin = planted_pool(seed)
     screen = Screen()
-    few = shortlist.few_images(_examples(labels), screen.images)
-    rows = few.pixels[:, 0, 0, 0].astype(np.int64) + 256 * few.pixels[:, 0, 0, 1]
+    rows = split_by_sizes(labels.tolist(), [screen.images], 0, "screening")[0]
     metric = registry.build("metrics", "trace_ratio")
     began = time.process_time()
-    own = torch.tensor([metric(each[rows], few.labels) for each in features])
+    own = torch.tensor([metric(each[rows], labels[rows]) for each in features])
     order = own.argsort(descending=True)[: screen.candidates]
-    ratio = mapped_trace_ratio(features[order][:, rows].numpy(), few.labels)
+    ratio = mapped_trace_ratio(features[order][:, rows].numpy(), labels[rows])
     statistics_s = time.process_time() - began
     began = time.process_time()
     twins = shortlist.near_duplicates(ratio, screen.duplicate)
@@ -137,16 +136,6 @@ def recover(seed: int) -> dict[str, Any]:
         "sparse_solver_s": round(sparse_s, 3),
         "weigh_s": round(weigh_s, 3),
     }
-
-
-def _examples(labels: torch.Tensor) -> Examples:
-    """Return images that hold nothing but their row, to see which are drawn."""
-    pixels = np.zeros((len(labels), 1, 1, 3), np.uint8)
-    pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = (
-        np.arange(len(labels)) % 256,
-        np.arange(len(labels)) // 256,
-    )
-    return Examples(pixels, labels, "rows")
 
 
 def measure_commands() -> dict[str, Any]:

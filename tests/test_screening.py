@@ -1,7 +1,8 @@
 """Screening: a large pool becomes a few sources, a small one is left as it is."""
 
 import json
-from dataclasses import replace
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,37 +33,46 @@ def task():
     return Task("target", ("a", "b", "c"), Split("train", pixels, labels), allow_absent=True)
 
 
-@pytest.fixture
-def write(tiny, tmp_path):
-    """Return a function that writes one artefact of the pool."""
+def write_artifact(backbone, folder, *, seed, deep=False, prompt=None, classes=("a", "b"), **keys):
+    """Write two shallow tokens, or a deep one for every block; `keys` change the config."""
     from vprompt import save_artifact
     from vprompt.artifact import Artifact, make_config
     from vprompt.heads import Head
     from vprompt.prompt import Prompt, place
 
-    def one(name, *, seed=None, deep=False, prompt=None, classes=("a", "b"), **changes):
-        seed = int(name[1:]) if seed is None else seed
-        blocks = place(1 if deep else 2, tiny.depth, deep=deep)
-        drawn = torch.randn(
-            len(blocks), tiny.dim, generator=torch.Generator().manual_seed(1000 + seed)
-        )
-        prompt = Prompt(drawn, blocks, not deep) if prompt is None else prompt
-        facts = {"prompt_init": {"kind": "vpt_uniform", "seed": 0}, **changes}
-        config = make_config(tiny, prompt, classes, **facts)
-        head = Head(torch.zeros(len(classes), tiny.feature_dim), torch.zeros(len(classes)))
-        made = Artifact(prompt, head, torch.zeros(tiny.feature_dim), config)
-        save_artifact(made, tmp_path / "pool" / name)
-        return prompt
+    blocks = place(1 if deep else 2, backbone.depth, deep=deep)
+    randomness = torch.Generator().manual_seed(1000 + seed)
+    drawn = torch.randn(len(blocks), backbone.dim, generator=randomness)
+    prompt = Prompt(drawn, blocks, not deep) if prompt is None else prompt
+    facts = {"prompt_init": {"kind": "vpt_uniform", "seed": 0}, **keys}
+    config = make_config(backbone, prompt, classes, **facts)
+    head = Head(torch.zeros(len(classes), backbone.feature_dim), torch.zeros(len(classes)))
+    save_artifact(Artifact(prompt, head, torch.zeros(backbone.feature_dim), config), folder)
+
+
+@pytest.fixture
+def write(tiny, tmp_path):
+    """Return a function that writes one artefact of the pool."""
+
+    def one(name, **settings):
+        write_artifact(tiny, tmp_path / "pool" / name, **{"seed": int(name[1:]), **settings})
 
     return one
 
 
-@pytest.fixture
-def large(write, tmp_path):
-    """A pool of forty shallow prompts."""
+@pytest.fixture(scope="module")
+def forty(tiny, tmp_path_factory):
+    """A pool of forty shallow prompts, written once."""
+    folder = tmp_path_factory.mktemp("forty")
     for index in range(40):
-        write(f"s{index:02d}")
-    return tmp_path / "pool"
+        write_artifact(tiny, folder / f"s{index:02d}", seed=index)
+    return folder
+
+
+@pytest.fixture
+def large(forty, tmp_path):
+    """A pool of forty shallow prompts that a test may change."""
+    return Path(shutil.copytree(forty, tmp_path / "pool"))
 
 
 @pytest.fixture
@@ -430,5 +440,5 @@ def test_a_small_pool_is_combined_as_without_any_screen(large, task, tiny):
 def test_score_ranks_what_the_screen_kept(large, task, tiny):
     from vprompt import score
 
-    found = dict(score(replace(task), pool_folder=large, model=tiny, screen=SMALL))
+    found = dict(score(task, pool_folder=large, model=tiny, screen=SMALL))
     assert len(found) == 9 and "(no prompt)" in found
