@@ -140,7 +140,7 @@ def test_a_screen_is_read_as_a_spec():
 
     assert Screen.read("off") is None
     assert Screen.read("auto") == Screen()
-    assert Screen.read("auto(keep=16, duplicate=1)") == Screen(keep=16, duplicate=1)
+    assert Screen.read("auto(keep=16, duplicate=1)") == Screen(keep=16, duplicate=1.0)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,20 @@ def test_the_best_share_is_that_of_a_fine_grid():
         assert 0 < share <= float(alpha[away])
         inside = max(map(moved, grid[1:]))
         assert moved(share) >= inside - 1e-9 or moved(0.0) >= inside - 1e-9
+
+
+def test_a_single_source_that_is_a_local_optimum_does_not_hide_a_better_sum():
+    from vprompt.shortlist import by_marginal_gain
+    from vprompt.transfer._scores import TraceRatio
+
+    # The first is best by itself and unrelated to the others, whose noise averages out.
+    between = torch.ones(4, 4, dtype=torch.float64)
+    between[0, 1:] = between[1:, 0] = 0.0
+    between[0, 0] = 1.1
+    total = torch.diag(torch.full((4,), 4.0, dtype=torch.float64))
+    order, _, optimum = by_marginal_gain(TraceRatio(between, total), 3)
+    assert order[3] == 0 and optimum.value == pytest.approx(0.75)
+    torch.testing.assert_close(optimum.weights[1:], torch.full((3,), 1 / 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("support", [1, 2, 3])
@@ -342,6 +356,15 @@ def test_a_pool_of_another_backbone_is_an_error(write, tmp_path, screened, refus
         write(f"s{index:02d}", base_model_fingerprint="sha256:other")
     with refused("None of the 25 sources", "s00", "base_model_fingerprint"):
         screened()
+
+
+def test_the_backbone_of_a_pool_is_that_of_most_of_its_prompts(write, tmp_path):
+    from vprompt.opening import open_pool_backbone
+
+    write("s00", base_model_name_or_path="no_such_model")
+    for name in ("s01", "s02"):
+        write(name)
+    assert open_pool_backbone(tmp_path / "pool", None).name == "tiny"
 
 
 def test_lengths_may_differ_unless_tokens_are_added_up_as_they_stand(large, write, screened, tiny):

@@ -1,6 +1,7 @@
 """Opening: what a person types for a task, a backbone or a device becomes the thing itself."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def open_pool_backbone(
     exclude: tuple[str, ...] = (),
     device: str = "auto",
 ) -> Backbone:
-    """Return the named backbone, or the one that the pool's first usable prompt names."""
+    """Return the named backbone, or the one that most prompts of the pool name."""
     configs = [
         entry.config
         for entry in catalogue.entries(pool_folder)
@@ -112,9 +113,11 @@ def open_pool_backbone(
             f"The pool {catalogue.describe(pool_folder)} holds no prompt to combine. "
             f"{' '.join(problems[:1])}".strip()
         )
-    size = int(configs[0]["data_config"]["input_size"][1])
+    kinds = [(c["base_model_name_or_path"], c["data_config"]["input_size"][1]) for c in configs]
+    usual = configs[kinds.index(Counter(kinds).most_common(1)[0][0])]
+    size = int(usual["data_config"]["input_size"][1])
     if model is None:
-        return open_named_backbone(configs[0], device=device)
+        return open_named_backbone(usual, device=device)
     return open_backbone(model, image_size=size, device=device)
 
 

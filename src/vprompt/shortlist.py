@@ -21,6 +21,8 @@ from vprompt.transfer._simplex import Optimum
 from vprompt.transfer._solvers import pairwise_frank_wolfe
 from vprompt.transfer._statistics import mapped_trace_ratio
 
+_STARTS = 32  # single sources that the sparse solution is looked for from
+
 
 def own_ratios(
     entries: Sequence[Entry], setting: Setting, few: Examples
@@ -89,12 +91,15 @@ def near_duplicates(ratio: TraceRatio, cosine: float) -> dict[int, int]:
 def by_marginal_gain(ratio: TraceRatio, support: int) -> tuple[list[int], list[float], Optimum]:
     """Rank sources for a sum: those of a sparse solution by weight, then all others by gain.
 
-    The solution has `support` sources at most, from the first, the best single one. The gain
-    `[sources]` is the slope of the trace ratio there towards each source.
+    The solution has `support` sources at most. A source that shares little with the others is a
+    local optimum by itself, so it is the best of those from each of the best single sources. The
+    gain `[sources]` is the slope of the trace ratio there towards each source.
     """
-    start = torch.zeros(len(ratio.total), dtype=torch.float64)
-    start[0] = 1.0
-    optimum = pairwise_frank_wolfe(ratio, start, support=support)
+    singles = ratio.between.diagonal() / ratio.total.diagonal().clamp_min(1e-300)
+    vertices = torch.eye(len(singles), dtype=torch.float64)
+    best = singles.argsort(descending=True, stable=True)[:_STARTS].tolist()
+    found = [pairwise_frank_wolfe(ratio, vertices[row], support=support) for row in best]
+    optimum = max(found, key=lambda each: each.value)
     gains = ratio(optimum.weights)[1].tolist()
     weights = optimum.weights.tolist()
     order = sorted(range(len(gains)), key=lambda row: (-weights[row], -gains[row]))
