@@ -4,8 +4,9 @@ python benchmarks/large_pool.py            # both parts, about ten minutes on on
 python benchmarks/large_pool.py recovery   # one part alone; the other keeps its numbers
 
 `commands` writes 1,000 artefacts of random prompts for the backbone `tiny` and runs `pool ls`,
-`combine` and `score` on them, each in a process of its own. The labels of its images depend on the
-features under three of the prompts. A random network sees nearly the same under all prompts, so
+`combine` (fp32) and `score` (the precision it chooses, so it finds no features of the other's in the
+cache) on them, each in a process of its own. The labels of its images depend on the features under
+three of the prompts. A random network sees nearly the same under all prompts, so
 nothing can be recovered there; `recovery` therefore plants three sources among 1,000 sets of
 synthetic features and passes them through the same functions, for ten seeds.
 """
@@ -156,7 +157,7 @@ def measure_commands() -> dict[str, Any]:
         made = str(folder / "made")
         common = ("--quiet", "--precision", "fp32")
         found["combine"] = run(folder, "combine", task, *pool, "--output", made, *common)
-        found["score, features cached"] = run(folder, "score", task, *pool, "--quiet")
+        found["score"] = run(folder, "score", task, *pool, "--quiet")
         record = json.loads((Path(made) / "run.json").read_text())
     screening = record["screening"]
     found["combine"]["seconds_by_stage"] = record["seconds"]
@@ -209,17 +210,25 @@ def write_images(backbone: Backbone, folder: Path, planted: list[Prompt], count:
 def run(folder: Path, *words: str) -> dict[str, float]:
     """Run a command in a process of its own; its seconds and the memory that it took at most."""
     environment = {**os.environ, "VPROMPT_CACHE": str(folder / "cache")}
-    code = "from vprompt.cli import main; main()"
+    environment["PEAK"] = str(folder / "peak")
+    # What wait4 says of memory counts that of this process, from before the command took its place.
+    code = (
+        "import atexit, os, pathlib; atexit.register(lambda: pathlib.Path(os.environ['PEAK'])"
+        ".write_text(pathlib.Path('/proc/self/status').read_text())); "
+        "from vprompt.cli import main; main()"
+    )
     began = time.perf_counter()
     with (folder / "out").open("w") as out:
         child = subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stdout=out)
         _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"vprompt {' '.join(words)} failed with {status}.")
+    status_lines = (folder / "peak").read_text().splitlines()
+    peak = next(line for line in status_lines if line.startswith("VmHWM"))
     return {
         "wall_s": round(time.perf_counter() - began, 2),
         "processor_s": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_mib": round(usage.ru_maxrss / 1024, 1),
+        "peak_mib": round(int(peak.split()[1]) / 1024, 1),
     }
 
 
