@@ -4,11 +4,11 @@ python benchmarks/large_pool.py            # both parts, about ten minutes on on
 python benchmarks/large_pool.py recovery   # one part alone; the other keeps its numbers
 
 `commands` writes 1,000 artefacts of random prompts for the backbone `tiny` and runs `pool ls`,
-`combine` (fp32) and `score` (the precision it chooses, so it finds no features of the other's in the
-cache) on them, each in a process of its own. The labels of its images depend on the features under
-three of the prompts. A random network sees nearly the same under all prompts, so
-nothing can be recovered there; `recovery` therefore plants three sources among 1,000 sets of
-synthetic features and passes them through the same functions, for ten seeds.
+`combine` (fp32) and `score` (in the precision it chooses, so neither finds the other's features in
+the cache) on them, each in a process of its own. The labels of its images depend on the features
+under three of the prompts. A random network sees nearly the same under all prompts, so little can
+be recovered there; `recovery` therefore plants three sources among 1,000 sets of synthetic features
+and passes them through the same functions, for ten seeds.
 """
 
 import argparse
