@@ -63,7 +63,7 @@ class Screen:
             raise VPromptError(
                 f"--screen reads `off`, `auto` or `auto(keep=16)`, but got {text!r}."
             )
-        kinds = {each.name: type(each.default) for each in fields(cls)}
+        kinds: dict[str, type] = {each.name: type(each.default) for each in fields(cls)}
         for key, value in spec.settings.items():
             if key not in kinds:
                 raise VPromptError(f"A screen has no {key!r}.{registry.suggest(key, kinds)}")
