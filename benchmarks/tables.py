@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 
 import metrics
+from large_pool_table import large_pool_table
 from paired import gap, interval, mean, ranks, spread
 from placing_tables import placing_tables
 from searching_tables import searching_tables
@@ -18,7 +19,8 @@ def main() -> None:
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
     parts += [learn_table(), transfer_table(), choice_table(), settle_table(), soften_table()]
     parts += [metrics_table()]
-    parts += [solver_table(), start_table(), placing_tables(), searching_tables()]
+    parts += [solver_table(), large_pool_table(), start_table(), placing_tables()]
+    parts += [searching_tables()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 

@@ -1,6 +1,8 @@
 """Pool: a folder of artefacts, some of which may be broken."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -36,7 +38,7 @@ def change(folder):
 
 
 def test_entries_come_in_name_order_and_skip_what_is_hidden(folder):
-    from vprompt.pool import entries
+    from vprompt.catalogue import entries
 
     (folder / ".birds.abc123").mkdir()  # a draft that a killed process left
     (folder / "notes.txt").write_text("not a folder")
@@ -46,7 +48,7 @@ def test_entries_come_in_name_order_and_skip_what_is_hidden(folder):
 
 
 def test_rows_are_plain_and_say_what_a_person_asks(folder):
-    from vprompt.pool import rows
+    from vprompt.catalogue import rows
 
     row = rows(folder)[0]
     assert json.loads(json.dumps(row)) == row
@@ -60,14 +62,14 @@ def test_rows_are_plain_and_say_what_a_person_asks(folder):
 
 
 def test_no_pool_is_named(tmp_path, refused):
-    from vprompt.pool import entries
+    from vprompt.catalogue import entries
 
     with refused("No pool at", "nowhere"):
         entries(tmp_path / "nowhere")
 
 
 def test_an_empty_pool_says_how_to_fill_it(tmp_path, refused):
-    from vprompt.pool import entries
+    from vprompt.catalogue import entries
 
     with refused("holds no artefact folders", "vprompt learn"):
         entries(tmp_path)
@@ -95,7 +97,7 @@ def test_checking_against_a_backbone_finds_misfits(folder):
 
 
 def test_listing_shows_a_broken_artefact_beside_the_sound_ones(folder):
-    from vprompt.pool import rows
+    from vprompt.catalogue import rows
 
     (folder / "birds" / CONFIG).unlink()
     problems = [row["problem"] for row in rows(folder)]
@@ -117,7 +119,7 @@ def test_listing_shows_a_broken_artefact_beside_the_sound_ones(folder):
     ids=str,
 )
 def test_a_stranger_s_odd_config_does_not_break_the_listing(folder, change, keys):
-    from vprompt.pool import rows
+    from vprompt.catalogue import rows
 
     change(**keys)
     assert [row["name"] for row in rows(folder)] == ["apples", "birds", "cars", "doors"]
@@ -187,3 +189,27 @@ def test_a_misfit_is_named_unless_forced(folder, refused):
     with refused("The source 'apples' was learned on 'tiny'", "--force"):
         load(folder, other)
     assert len(load(folder, other, force=True)) == 3
+
+
+def test_listing_a_pool_imports_no_torch(folder):
+    code = (
+        "import sys; sys.argv[1:] = ['pool', 'ls', *sys.argv[1:]]; import atexit; "
+        "atexit.register(lambda: print('torch' in sys.modules)); "
+        "from vprompt.cli import main; main()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert "apples" in found.stdout and found.stdout.rstrip().endswith("False")
+
+
+def test_a_long_table_is_aligned_and_printed_whole(capsys):
+    from vprompt import terminal
+
+    rows = [[f"name {index}", "x" * 300, f"{index}"] for index in range(150)]
+    rows[3][0] += "\x1b"
+    terminal.table(["name", "text", "count"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 151 and all("x" * 300 in line for line in lines[1:])
+    assert len({len(line) for line in lines}) == 1 and "\x1b" not in "".join(lines)
+    assert lines[0].endswith("  count") and lines[8].endswith("      7")

@@ -8,7 +8,7 @@
       README.md                   the card for people
       run.json                    the record of the run that made it, where there is one
 
-`codec.py` checks a stranger's folder before anything of it is used.
+`header.py` and `codec.py` check a stranger's folder before anything of it is used.
 """
 
 from dataclasses import dataclass, field
@@ -18,11 +18,12 @@ from typing import Any
 from torch import Tensor
 
 from vprompt import codec
-from vprompt.backbone import Backbone, DataConfig
-from vprompt.codec import CONFIG, TENSORS, read_config
+from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.files import atomic_folder, digest, read_json, write_json, write_tensors, write_text
+from vprompt.header import CONFIG, FORMAT_VERSION, TENSORS, read_config
 from vprompt.heads import Head
+from vprompt.preprocessing import DataConfig
 from vprompt.prompt import Prompt
 from vprompt.two_tower import TextPrompt, TwoTower
 
@@ -92,7 +93,7 @@ def make_config(
         "peft_type": "VISUAL_PROMPT",
         "task_type": "IMAGE_CLASSIFICATION",
         "peft_version": None,
-        "format_version": codec.FORMAT_VERSION if cosine or text else 1,
+        "format_version": FORMAT_VERSION if cosine or text else 1,
         "base_model_name_or_path": backbone.name,
         "revision": None,
         "base_model_fingerprint": backbone.fingerprint,
@@ -190,6 +191,17 @@ def load(folder: Path | str) -> Artifact:
 
 def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The prompt") -> None:
     """Raise VPromptError naming every field in which artefact and backbone differ."""
+    shown = differences(config, backbone)
+    if shown:
+        raise VPromptError(
+            f"{what} was learned on {config['base_model_name_or_path']!r}, but the backbone is "
+            f"{backbone.name!r}. They differ in {shown}. Load the backbone the prompt names, or "
+            "add --force to use it all the same."
+        )
+
+
+def differences(config: dict[str, Any], backbone: Backbone) -> str:
+    """Return every field in which artefact and backbone differ, with both values, or nothing."""
     mine = make_config(backbone, None, ())
     fields = ["token_dim", "feature_dim", "num_layers", "data_config", "base_model_fingerprint"]
     theirs = {**config, "data_config": DataConfig.from_json(config["data_config"]).to_json()}
@@ -197,16 +209,8 @@ def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The p
     sizes = [entry["data_config"].get("input_size") for entry in (config, mine)]
     if sizes[0] != sizes[1] and "base_model_fingerprint" in differ:
         differ.remove("base_model_fingerprint")  # resampled positions change it, not the model
-    if not differ:
-        return
-    config = theirs
-    shown = "; ".join(
-        f"{name}: {_short(config[name])} against {_short(mine[name])}" for name in differ
-    )
-    raise VPromptError(
-        f"{what} was learned on {config['base_model_name_or_path']!r}, but the backbone is "
-        f"{backbone.name!r}. They differ in {shown}. Load the backbone the prompt names, or add "
-        "--force to use it all the same."
+    return "; ".join(
+        f"{name}: {_short(theirs[name])} against {_short(mine[name])}" for name in differ
     )
 
 

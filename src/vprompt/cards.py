@@ -27,6 +27,8 @@ def render(config: dict[str, Any], run: dict[str, Any]) -> str:
         f"{run['train']['seed']}; the test split was opened once, at the end. Intervals are "
         "Wilson's 95 % for the test images, and say nothing about other seeds.",
     ]
+    if run.get("screening"):
+        lines += ["## Screening", _screening(run["screening"])]
     if "transfer" in run:
         lines += ["## Sources", _sources(run["transfer"]["sources"])]
     lines += [
@@ -140,6 +142,20 @@ def _results(run: dict[str, Any]) -> str:
             f"{100 * found['high']:.1f} % | {paired} | {found['images']} |"
         )
     return "\n".join(rows)
+
+
+def _screening(found: dict[str, Any]) -> str:
+    """Return what each stage kept and left out; the names and reasons stand in run.json."""
+    rows = [
+        "The pool was too large to be passed whole. `run.json` says of every source why it was "
+        "left out.",
+        "| stage | rule | kept | left out |\n|---|---|---|---|",
+    ]
+    rows[1] += "".join(
+        f"\n| {stage['name']} | {stage['rule']} | {stage['kept']} | {len(stage['left_out'])} |"
+        for stage in found["stages"]
+    )
+    return "\n\n".join(rows)
 
 
 def _sources(sources: list[dict[str, Any]]) -> str:

@@ -37,6 +37,7 @@ from vprompt.options import (
     KeepOption,
     LrOption,
     ModelOption,
+    OptionalScreenOption,
     OptionalTaskArgument,
     OptOption,
     OutputOption,
@@ -48,6 +49,7 @@ from vprompt.options import (
     QuietOption,
     ReportOption,
     SchedOption,
+    ScreenOption,
     SeedOption,
     ShotsOption,
     SkipBadOption,
@@ -199,6 +201,7 @@ def combine(
     shots: ShotsOption = None,
     draw: Annotated[int | None, typer.Option(help="Seed of the draw of shots. Default: 0.")] = None,
     exclude: ExcludeOption = None,
+    screen: OptionalScreenOption = None,
     include_self: Annotated[
         bool | None,
         typer.Option("--include-self/--exclude-self", help="Keep sources learned on the target."),
@@ -252,6 +255,7 @@ def combine(
         "scale": scale,
         "safeguard": safeguard,
         "include_self": include_self,
+        "screen": screen,
     }
     given = {key: value for key, value in typed.items() if value is not None}
     arguments = given if recipe is None else recipes.read(recipe).arguments(**given)
@@ -299,6 +303,7 @@ def score(
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     exclude: ExcludeOption = None,
+    screen: ScreenOption = "auto",
     source_data: SourceDataOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -320,6 +325,7 @@ def score(
             shots=shots,
             draw=draw,
             exclude=tuple(exclude or ()),
+            screen=screen,
             source_data=source_data,
             device=device,
             force=force,

@@ -15,9 +15,9 @@ app = typer.Typer(help="Look at a folder of prompts.", no_args_is_help=True)
 @app.command("ls")
 def pool_list(pool: Annotated[Path, typer.Argument()], as_json: JsonOption = False) -> None:
     """List the prompts of a pool."""
-    from vprompt import pool as pools
+    from vprompt import catalogue
 
-    rows = pools.rows(pool)
+    rows = catalogue.rows(pool)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -33,10 +33,10 @@ def pool_check(
     ] = None,
 ) -> None:
     """Read every artefact of a pool whole and report problems."""
-    from vprompt import flow
+    from vprompt import opening
     from vprompt import pool as pools
 
-    backbone = flow.open_pool_backbone(pool, model) if model else None
+    backbone = opening.open_pool_backbone(pool, model) if model else None
     entries = pools.check(pool, backbone)
     bad = [entry for entry in entries if entry.problem]
     for entry in bad:

@@ -44,11 +44,7 @@ def without_self(sources: Sequence[Artifact], target: Task, progress: Progress) 
     name and classes: its images may have been drawn anew.
     """
 
-    def is_own(source: Artifact) -> bool:
-        name = (source.config.get("task") or {}).get("name")
-        return name == target.name and source.classes == list(target.classes)
-
-    own = [source for source in sources if is_own(source)]
+    own = [source for source in sources if is_own(source.config, target)]
     if not own:
         return list(sources)
     names = ", ".join(source.name for source in own)
@@ -60,6 +56,12 @@ def without_self(sources: Sequence[Artifact], target: Task, progress: Progress) 
         )
     progress.say(f"left out {names}: learned on {target.name!r}, the target itself")
     return left
+
+
+def is_own(config: Mapping[str, Any], target: Task) -> bool:
+    """Say whether an artefact was learned on the target: a task of its name and classes."""
+    name = (config.get("task") or {}).get("name")
+    return name == target.name and list(config["label_names"]) == list(target.classes)
 
 
 def align_sources(

@@ -87,6 +87,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield an empty folder in the cache, for what memory should not hold; it vanishes after."""
+    with _disk_errors_explained(cache_folder()):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".scratch.", dir=cache_folder()) as folder:
+            yield Path(folder)
+
+
 def write_text(target: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(target) as draft:

@@ -10,26 +10,27 @@ import torch
 from vprompt import (
     artifact,
     cards,
+    catalogue,
     combining,
     comparing,
     compose,
     measure,
-    pool,
     registry,
     runs,
     scoring,
+    screening,
     stages,
     starting,
 )
 from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
+from vprompt.catalogue import Pool
 from vprompt.cost import combining_estimate, training_estimate
 from vprompt.errors import VPromptError
 from vprompt.heads import closed_form
 from vprompt.measure import Candidate, Measurement
-from vprompt.opening import open_backbone, open_named_backbone, open_task
-from vprompt.pool import Pool
+from vprompt.opening import open_backbone, open_pool_backbone, open_task
 from vprompt.precision import resolve
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
@@ -137,6 +138,7 @@ def combine(
     draw: int = 0,
     train_digest: str | None = None,
     exclude: tuple[str, ...] = (),
+    screen: str = "auto",
     include_self: bool = False,
     align: str | None = None,
     scale: str | None = None,
@@ -161,16 +163,24 @@ def combine(
     `safeguard`, tuning starts from the mix, unless the plain average or the best single source
     has a clearly smaller cross-validated loss on the training images. Left out, the three are as
     the method asks; `config` too, and `protocol` is as for `learn`.
-    Training images of another digest than `train_digest` are refused.
+    Training images of another digest than `train_digest` are refused. `screen` says how a large
+    pool is screened first (`screening.Screen`): `auto`, `auto(keep=16)` or `off`.
     """
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
     plan = combining.plan_of(method, align=align, scale=scale, safeguard=safeguard)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
-    sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
     opened = open_task(task, allow_absent=allow_absent)
-    if not include_self:
-        sources = combining.without_self(sources, opened, progress)
+    selection = screening.select(
+        pool_folder,
+        backbone,
+        None if include_self else opened,
+        screen,
+        exclude=exclude,
+        force=force,
+        align="none" if plan.target_epochs else plan.align,
+        progress=progress,
+    )
     config = config or TrainConfig.checked(combining_defaults(method))
     setting = stages.prepare(
         backbone,
@@ -183,6 +193,7 @@ def combine(
         keep_states=keep_states,
         progress=progress,
     )
+    sources, screened = screening.finish(selection, setting, adds_up=True)
     prompts, slots, moved = combining.align_sources(sources, plan.align)
     trial = PromptAdapter(backbone, prompts[0])
     progress.say(combining_estimate(trial, setting.train, setting.config, sources=len(sources)))
@@ -219,12 +230,13 @@ def combine(
         "command": "combine",
         "method": str(registry.parse(method)),
         "settings": registry.complete("transfer", method),
-        "pool": pool.describe(pool_folder),
+        "pool": catalogue.describe(pool_folder),
         "align": plan.align,
         "scale": scale,
         "safeguard": plan.safeguard,
         "include_self": include_self,
         "train": chosen.model_dump(),
+        **({} if screened is None else {"screening": screened}),
         "transfer": runs.describe_transfer(sources, evidence, mix, twins, weights, start),
         "aligned": moved,
         "started_from": f"as {registry.parse(method).name} does" if own else begin,
@@ -248,6 +260,7 @@ def score(
     shots: int | None = None,
     draw: int = 0,
     exclude: tuple[str, ...] = (),
+    screen: str = "auto",
     source_data: Path | str | None = None,
     device: str = "auto",
     force: bool = False,
@@ -260,17 +273,21 @@ def score(
     The entry `(no prompt)` is the score of the frozen features, the line a source has to pass; a
     metric of prompts or heads has none. Several metrics give `Scores` each, by name, from one pass
     of the images. `source_data` is a folder of the sources' own tasks, by the names they were
-    learned under, for metrics that match source with target. Nothing is trained, but the prompt on
-    the target where a metric compares prompts.
+    learned under, for metrics that match source with target. `screen` is as for `combine`, and
+    leaves those out of the result. Nothing is trained, but the prompt on the target where a metric
+    compares prompts.
     """
     named = [metric] if isinstance(metric, str) else list(metric)
     plan = scoring.plan_of(named)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
-    sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
+    selection = screening.select(
+        pool_folder, backbone, None, screen, exclude=exclude, force=force, progress=progress
+    )
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
         backbone, opened, None, shots, draw, skip_bad=skip_bad, progress=progress
     )
+    sources, _ = screening.finish(selection, setting, adds_up=False)
     for sentence in scoring.rare_classes(setting.train.labels):
         progress.say(sentence)
     wanted = {name for each in named for name in scoring.needs(each)}
@@ -288,33 +305,6 @@ def score(
     if reasons:
         raise VPromptError(reasons[0])
     return found[metric].ranked
-
-
-def open_pool_backbone(
-    pool_folder: Pool,
-    model: str | Backbone | None,
-    *,
-    exclude: tuple[str, ...] = (),
-    device: str = "auto",
-) -> Backbone:
-    """Return the named backbone, or the one that the pool's first usable prompt names."""
-    configs = [
-        entry.config
-        for entry in pool.entries(pool_folder)
-        if entry.config is not None
-        and entry.name not in exclude
-        and sum(entry.config["num_virtual_tokens"])
-    ]
-    if not configs:
-        problems = [entry.problem for entry in pool.entries(pool_folder) if entry.problem]
-        raise VPromptError(
-            f"The pool {pool.describe(pool_folder)} holds no prompt to combine. "
-            f"{' '.join(problems[:1])}".strip()
-        )
-    size = int(configs[0]["data_config"]["input_size"][1])
-    if model is None:
-        return open_named_backbone(configs[0], device=device)
-    return open_backbone(model, image_size=size, device=device)
 
 
 def _finish(

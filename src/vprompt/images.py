@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vprompt import files
-from vprompt.backbone import DataConfig
 from vprompt.errors import VPromptError
+from vprompt.preprocessing import DataConfig
 from vprompt.progress import SILENT, Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")

@@ -1,15 +1,17 @@
 """Opening: what a person types for a task, a backbone or a device becomes the thing itself."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vprompt import registry, vtab
+from vprompt import catalogue, registry, vtab
 from vprompt.adapter import Adapter
 from vprompt.artifact import Artifact, check_fits
 from vprompt.backbone import Backbone
+from vprompt.catalogue import Pool
 from vprompt.checkpoint import restore
 from vprompt.errors import VPromptError
 from vprompt.prompt import Prompt
@@ -88,6 +90,35 @@ def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Back
             f"--model {name!r}."
         )
     return open_backbone(name, image_size=size, device=device)
+
+
+def open_pool_backbone(
+    pool_folder: Pool,
+    model: str | Backbone | None,
+    *,
+    exclude: tuple[str, ...] = (),
+    device: str = "auto",
+) -> Backbone:
+    """Return the named backbone, or the one that most prompts of the pool name."""
+    configs = [
+        entry.config
+        for entry in catalogue.entries(pool_folder)
+        if entry.config is not None
+        and entry.name not in exclude
+        and sum(entry.config["num_virtual_tokens"])
+    ]
+    if not configs:
+        problems = [entry.problem for entry in catalogue.entries(pool_folder) if entry.problem]
+        raise VPromptError(
+            f"The pool {catalogue.describe(pool_folder)} holds no prompt to combine. "
+            f"{' '.join(problems[:1])}".strip()
+        )
+    kinds = [(c["base_model_name_or_path"], c["data_config"]["input_size"][1]) for c in configs]
+    usual = configs[kinds.index(Counter(kinds).most_common(1)[0][0])]
+    size = int(usual["data_config"]["input_size"][1])
+    if model is None:
+        return open_named_backbone(usual, device=device)
+    return open_backbone(model, image_size=size, device=device)
 
 
 def open_for(

@@ -53,6 +53,11 @@ ForceOption = Annotated[
 ExcludeOption = Annotated[
     list[str] | None, typer.Option(help="Leave out a source by name; may be repeated.")
 ]
+_SCREEN = typer.Option(
+    help="For pools of more than 100: auto (default), `auto(keep=16, images=400)`, or off."
+)
+ScreenOption = Annotated[str, _SCREEN]
+OptionalScreenOption = Annotated[str | None, _SCREEN]
 SourceDataOption = Annotated[
     Path | None,
     typer.Option(help="Folder of the sources' own tasks, for metrics that need source data."),

@@ -30,7 +30,7 @@ from vprompt.train_config import TrainConfig, combining_defaults
 
 _ALIASES = {"mean": "uniform"}  # mergekit's name
 _SUM = ("align", "scale", "safeguard")
-_FLOW = (*_SUM, "include_self")
+_FLOW = (*_SUM, "include_self", "screen")
 _LARGEST = 1 << 20
 
 

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vprompt.backbone import DataConfig
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.images import load_pixels
+from vprompt.preprocessing import DataConfig
 from vprompt.progress import SILENT, Progress
 from vprompt.randomness import numpy_stream
 from vprompt.types import Labels

@@ -11,6 +11,8 @@ from typing import Any
 
 from vprompt.progress import SILENT, Progress
 
+_FOLDED = 100  # rows up to which a table is folded to the width of its window
+
 
 class _Bars:
     """Shows a bar per step on standard error, so that standard output stays a result."""
@@ -67,21 +69,44 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns; numbers to the right."""
+    numeric = [
+        all(
+            re.sub("[.,]", "", row[column].rstrip(" %")).lstrip("-").isdecimal()
+            for row in rows
+            if row[column]
+        )
+        for column in range(len(heads))
+    ]
+    if len(rows) > _FOLDED:
+        _plain_table(heads, rows, numeric)
+        return
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column, head in enumerate(heads):
-        cells = [row[column] for row in rows]
-        numeric = all(
-            re.sub("[.,]", "", cell.rstrip(" %")).lstrip("-").isdecimal() for cell in cells if cell
-        )
-        drawn.add_column(head, justify="right" if numeric else "left", overflow="fold")
+    for head, right in zip(heads, numeric, strict=True):
+        drawn.add_column(head, justify="right" if right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*map(printable, row))
     # A pipe gets the whole line, a window gets its own width.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False).print(drawn)
+
+
+def _plain_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]
+) -> None:
+    """Print aligned columns whole, however wide: to fold a thousand rows takes seconds."""
+    from rich.cells import cell_len
+
+    cells = [list(heads), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(heads))]
+    lines = []
+    for row in cells:
+        padding = [" " * (w - cell_len(c)) for c, w in zip(row, widths, strict=True)]
+        columns = zip(row, padding, numeric, strict=True)
+        lines.append("  ".join(p + c if right else c + p for c, p, right in columns).rstrip())
+    print("\n".join(lines))
 
 
 def printable(text: str) -> str:

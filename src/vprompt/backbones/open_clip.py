@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vprompt.attention import Attend, KeyValue, joint
-from vprompt.backbone import DataConfig
 from vprompt.backbones._open_clip_models import check_config, check_supported, pooling, refusal
 from vprompt.errors import VPromptError
+from vprompt.preprocessing import DataConfig
 from vprompt.registry import Spec, suggest
 from vprompt.two_tower import TextTower, TwoTower
 from vprompt.types import Features, Images, PromptRows, TextEnds, TextIds, Tokens

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 from vprompt.attention import Attend, KeyValue, joint
-from vprompt.backbone import Backbone, DataConfig
+from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
+from vprompt.preprocessing import DataConfig
 from vprompt.registry import Spec
 from vprompt.types import Features, Images, PromptRows, Tokens
 

@@ -41,6 +41,7 @@ _SHOWN = {
     "pool",
     "prompt_init",
     "scale",
+    "screening",
     "seconds",
     "search",
     "settings",
@@ -69,6 +70,7 @@ def groups(run: Run) -> list[Group]:
         Group("Splits", _splits(task["splits"]), "Digests cover the decoded pixels and labels."),
         Group("Backbone and preprocessing", flatten(run["backbone"]), _VALID),
         Group("Method and start", flatten({**start, **_start_digest(run)})),
+        _screening(run.get("screening")),
         Group("Training settings", flatten(settings)),
         Group("Search", flatten(_search(run))),
         Group("Selection and result", flatten(_selection(run["tuning"]))),
@@ -128,6 +130,23 @@ def _splits(splits: Run) -> list[Fact]:
             text += f", {splits[name]['digest']}"
         facts.append(Fact(name, text))
     return facts
+
+
+def _screening(found: Run | None) -> Group:
+    """Return how a large pool was screened: a fact for each stage, and all it left out folded."""
+    if found is None:
+        return Group("Screening of the pool")
+    facts = []
+    for stage in found["stages"]:
+        kept = f"{plural(stage['kept'], 'source')} kept by {stage['rule']}"
+        facts.append(Fact(stage["name"], kept))
+        if stage["left_out"]:
+            text = "; ".join(f"{name}: {why}" for name, why in sorted(stage["left_out"].items()))
+            several = plural(len(stage["left_out"]), "source")
+            facts.append(Fact(f"{stage['name']}, left out", text, several))
+    rest = {key: found[key] for key in ("images", "settings", "solution") if key in found}
+    note = "A pool of this size is not passed whole; whoever is left out has no weight."
+    return Group("Screening of the pool", facts + flatten(rest), note)
 
 
 def _start_digest(run: Run) -> dict[str, Any]:

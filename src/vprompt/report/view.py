@@ -217,7 +217,7 @@ def found(run: Run) -> dict[str, Any] | None:
     }
 
 
-_STAGES = ("images", "evidence", "head", "weigh", "refine", "starts", "tune", "test")
+_STAGES = ("images", "screen", "evidence", "head", "weigh", "refine", "starts", "tune", "test")
 
 
 def cost(run: Run) -> dict[str, Any]:

@@ -4,8 +4,10 @@ The fused features are f(alpha) = sum_i alpha_i F_i, F_i the centred features of
 scores are normalised to [0, 1], so that one `lambda_` means the same on every data set.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,6 +178,33 @@ class TraceRatio:
         if float(bottom) == 0:
             return 0.0, torch.zeros_like(alpha)
         return float(top / bottom), 2 * (above * bottom - below * top) / bottom**2
+
+    def best_share(self, alpha: Weights, to: int, away: int) -> float:
+        """Return how much of the weight of `away` is best moved `to` another source.
+
+        Along the segment both traces are quadratic in the share, so their ratio is stationary at
+        the roots of a quadratic; these and both ends are compared.
+        """
+        parts = []
+        for matrix in (self.between, self.total):
+            row = matrix[to] - matrix[away]
+            bend = float(row[to] - row[away])
+            parts.append((float(alpha @ (matrix @ alpha)), float(row @ alpha), bend))
+        (n0, n1, n2), (d0, d1, d2) = parts
+        most = float(alpha[away])
+        roots = np.roots([n2 * d1 - n1 * d2, n2 * d0 - n0 * d2, n1 * d0 - n0 * d1])
+        inside = [float(r.real) for r in roots if abs(r.imag) < 1e-12 and 0 < r.real < most]
+
+        def value(share: float) -> float:
+            below = d0 + 2 * d1 * share + d2 * share**2
+            return (n0 + 2 * n1 * share + n2 * share**2) / below if below > 0 else 0.0
+
+        return max([most, *inside], key=value)
+
+    def select(self, rows: Sequence[int]) -> "TraceRatio":
+        """Return the ratio of some of the sources, in this order."""
+        index = torch.as_tensor(rows)
+        return TraceRatio(self.between[index][:, index], self.total[index][:, index])
 
 
 def centre(features: SourceFeatures, labels: Labels, class_balanced: bool) -> SourceFeatures:

@@ -7,7 +7,9 @@ order. The state is a few M r x M r matrices for M sources in r dimensions, howe
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vprompt.errors import VPromptError
@@ -137,3 +139,38 @@ def collect(
     for features, labels in batches:
         found = found.update(features, labels)
     return found
+
+
+def mapped_trace_ratio(
+    features: NDArray[np.float32], labels: Labels, *, most_bytes: int = 2**26
+) -> TraceRatio:
+    """Return the trace ratio of features `[sources, images, width]` that are read in pieces.
+
+    For a memory-mapped file that no memory has to hold: of the images of a class, as many are
+    read at a time as `most_bytes` of float64 hold, one at least. The state is two M x M matrices
+    and two M x width ones for M sources. Equal to `TraceRatio.of` up to rounding.
+    """
+    sources, images, width = features.shape
+    classes = labels.unique()
+    if len(classes) < 2:
+        raise VPromptError("A transferability score needs images of at least two classes.")
+    piece = max(1, most_bytes // (8 * sources * width))
+
+    def read(rows: Tensor) -> Tensor:
+        return torch.from_numpy(features[:, rows.numpy()]).double()
+
+    mean = torch.zeros(sources, width, dtype=torch.float64)
+    for rows in torch.arange(images).split(piece):
+        mean += read(rows).sum(1) / images
+    total = torch.zeros(sources, sources, dtype=torch.float64)
+    between = torch.zeros_like(total)
+    for label in classes:
+        own = (labels == label).nonzero().flatten()
+        sums = torch.zeros_like(mean)
+        for rows in own.split(piece):
+            part = read(rows) - mean[:, None]
+            sums += part.sum(1)
+            flat = part.flatten(1)
+            total += flat @ flat.T
+        between += sums @ sums.T / len(own)
+    return TraceRatio(between / (images - 1), total / (images - 1))
