@@ -44,6 +44,7 @@ LAYERS = [
         "cards",
         "opening",
         "prediction",
+        "serving",
         "evaluation",
         "protocol",
         "protocols",
