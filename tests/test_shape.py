@@ -26,7 +26,7 @@ LAYERS = [
     {"backbone", "heads", "linalg", "images", "ranking"},
     {"two_tower", "codec"},
     {"task", "artifact", "train_config", "compose", "matching"},
-    {"adapter", "checkpoint", "features"},
+    {"adapter", "checkpoint", "features", "prefix"},
     {"classifier", "twin", "mixture", "text_adapter"},
     {
         "mix",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vprompt.errors import VPromptError
+from vprompt.precision import has_amx
 from vprompt.types import Present, Which
 
 _WORLDS = 60.0  # between two logits: the smaller then counts as nothing, in float64 too
@@ -32,6 +33,7 @@ Attend = Callable[[Tensor, KeyValue, KeyValue, float, Tensor | None], Tensor]
 
 
 SHORT_SEQUENCE = 128  # tokens
+_MAPS_FIT = 320  # tokens; 224 px in patches of 14 are 257, registers not counted
 
 
 def joint(*, fused: bool | None = None) -> Attend:
@@ -196,12 +198,22 @@ def _look(
     """Attend to the prompt's keys and a block's own; `bias` is added to the logits of both."""
     fused = query.shape[2] > SHORT_SEQUENCE if fused is None else fused
     key, value = _both(prompt.key, own.key), _both(prompt.value, own.value)
-    if fused:
+    if fused and not _faster_written_out(query):
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, scale=scale
         )
     scores = (query * scale) @ key.transpose(-2, -1)
     return (scores if bias is None else scores + bias).softmax(-1) @ value
+
+
+def _faster_written_out(query: Tensor) -> bool:
+    """Say whether torch's fused kernel is slower than two matrix products.
+
+    It is in bf16 on processors that multiply bf16 without AMX, backward above all. On long
+    sequences the maps of all blocks would need too much memory.
+    """
+    written_out = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    return written_out and query.shape[2] <= _MAPS_FIT and not has_amx()
 
 
 def _peak(scores: Tensor) -> Tensor:

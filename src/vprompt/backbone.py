@@ -155,6 +155,12 @@ class Backbone(nn.Module, abc.ABC):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def ready(self, inputs: "Tensor | Entering") -> "Images | Entering":
+        """Return what `walk` takes, on this model's device: images normalised, tokens alike."""
+        if isinstance(inputs, Entering):
+            return Entering(inputs.tokens.to(self.device), inputs.block)
+        return self.normalise(inputs.to(self.device))
+
     def normalise(self, pixels: Tensor) -> Images:
         """Turn `uint8 [batch, height, width, 3]` into this model's input; writes into nothing."""
         mean = torch.tensor(self.data_config.mean, device=pixels.device) * 255
@@ -162,9 +168,32 @@ class Backbone(nn.Module, abc.ABC):
         return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True, eq=False)
+class Entering:
+    """Tokens `[batch, sequence, dim]` of images on their way into a block, no prompt among them.
+
+    `walk` takes them in place of images, for prompts that enter no earlier.
+    """
+
+    tokens: Tokens
+    block: int
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.tokens)
+
+
+def enter(backbone: Backbone, images: Images, block: int) -> Entering:
+    """Run the blocks before `block`, without a prompt."""
+    sequence = backbone.embed(images)
+    for index in range(block):
+        sequence = backbone.block(index, sequence)
+    return Entering(sequence, block)
+
+
 def walk(
     backbone: Backbone,
-    images: Images,
+    images: Images | Entering,
     prompt: Prompt | PromptBatch | None = None,
     tokens: SamplePromptTokens | None = None,
     attend: Callable[[int], Attend | None] | None = None,
@@ -178,10 +207,12 @@ def walk(
     prompt's keys; it needs a prompt that does not travel on. A `PromptBatch` gives every image a
     prompt of its own, whatever its length and placement, without `tokens` and `attend`.
     """
-    sequence = backbone.embed(images)
+    begin = images if isinstance(images, Entering) else enter(backbone, images, 0)
+    _check_not_late(begin, prompt)
     if isinstance(prompt, PromptBatch):
-        yield from _walk_each(backbone, sequence, prompt)
+        yield from _walk_each(backbone, begin, prompt)
         return
+    sequence = begin.tokens
     own: list[Tensor] = [sequence[:, :0]] * backbone.depth
     persist = prompt is not None and prompt.persist
     if prompt is not None:
@@ -189,7 +220,7 @@ def walk(
         shared = prompt.tokens[None] if tokens is None else tokens
         own = list(shared.split(prompt.counts(backbone.depth), dim=1))
     rows: Tensor | None = None
-    for index in range(backbone.depth):
+    for index in range(begin.block, backbone.depth):
         if own[index].shape[1]:
             rows = own[index]
         if rows is None:
@@ -205,7 +236,7 @@ def walk(
 
 def extract(
     backbone: Backbone,
-    images: Images,
+    images: Images | Entering,
     prompt: Prompt | PromptBatch | None = None,
     tokens: SamplePromptTokens | None = None,
     attend: Callable[[int], Attend | None] | None = None,
@@ -264,7 +295,7 @@ class _Rows:
 
 
 def _walk_each(
-    backbone: Backbone, sequence: Tokens, batch: PromptBatch
+    backbone: Backbone, begin: Entering, batch: PromptBatch
 ) -> Iterator[tuple[int, Tokens]]:
     """Walk with a prompt per image."""
     for prompt in batch.prompts:
@@ -274,8 +305,8 @@ def _walk_each(
     # As in `walk`: rows travel on where the prompt persists and the next block brings none.
     persist = torch.tensor([prompt.persist for prompt in batch.prompts])[:, None]
     travels = functional.pad((counts[:, 1:] == 0) & persist, (0, 1))
-    which, moving = batch.which.cpu(), None
-    for index in range(backbone.depth):
+    sequence, which, moving = begin.tokens, batch.which.cpu(), None
+    for index in range(begin.block, backbone.depth):
         rows, owner = _Rows.padded([split[index] for split in own]), which
         if moving is not None:
             rows, owner = rows.of(which).after(moving), torch.arange(len(which))
@@ -309,6 +340,16 @@ def _join_each(
     after = backbone.masked_block(index, joined, present)
     rest = torch.cat([after[:, :prefix], after[:, prefix + count :]], dim=1)
     return after[:, prefix : prefix + count], rest
+
+
+def _check_not_late(begin: Entering, prompt: Prompt | PromptBatch | None) -> None:
+    prompts = prompt.prompts if isinstance(prompt, PromptBatch) else [prompt]
+    for each in prompts:
+        if each is not None and bool((each.blocks < begin.block).any()):
+            raise VPromptError(
+                f"The prompt enters at block {int(each.blocks.min())}, but the images were kept as "
+                f"what enters block {begin.block}. Give the images themselves."
+            )
 
 
 def _check_fits(backbone: Backbone, prompt: Prompt) -> None:

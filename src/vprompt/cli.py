@@ -45,6 +45,7 @@ from vprompt.options import (
     PoolOption,
     PoolsOption,
     PrecisionOption,
+    PrefixOption,
     QuietOption,
     ReportOption,
     SchedOption,
@@ -133,6 +134,7 @@ def learn(
     keep: KeepOption = None,
     precision: PrecisionOption = None,
     seed: SeedOption = None,
+    prefix_cache: PrefixOption = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     allow_absent_classes: AbsentOption = False,
@@ -163,6 +165,7 @@ def learn(
                 keep=keep,
                 precision=precision,
                 seed=seed,
+                prefix_cache=prefix_cache,
             ),
             grid=options.read_grid(grid or []),
             shots=shots,
@@ -231,6 +234,7 @@ def combine(
     keep: KeepOption = None,
     precision: PrecisionOption = None,
     seed: SeedOption = None,
+    prefix_cache: PrefixOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     skip_bad: SkipBadOption = False,
@@ -271,6 +275,7 @@ def combine(
         keep=keep,
         precision=precision,
         seed=seed,
+        prefix_cache=prefix_cache,
     )
     with terminal.progress(quiet) as progress:
         outcome = flow.combine(
