@@ -8,6 +8,7 @@ import metrics
 from paired import gap, interval, mean, ranks, spread
 from placing_tables import placing_tables
 from searching_tables import searching_tables
+from speed_tables import speed_tables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -18,7 +19,8 @@ def main() -> None:
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
     parts += [learn_table(), transfer_table(), choice_table(), settle_table(), soften_table()]
     parts += [metrics_table()]
-    parts += [solver_table(), start_table(), placing_tables(), searching_tables()]
+    parts += [solver_table(), speed_tables(RESULTS / "speed"), start_table()]
+    parts += [placing_tables(), searching_tables()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 

@@ -309,7 +309,8 @@ def _walk_each(
     for index in range(begin.block, backbone.depth):
         rows, owner = _Rows.padded([split[index] for split in own]), which
         if moving is not None:
-            rows, owner = rows.of(which).after(moving), torch.arange(len(which))
+            rows = rows.of(which).after(moving) if counts[:, index].any() else moving
+            owner = torch.arange(len(which))
         there = rows.present.any(1)[owner]
         on = there & travels[which, index]
         attend = backbone.attend_each(index, owner, rows.present)
