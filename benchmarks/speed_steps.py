@@ -1,5 +1,6 @@
 """Training steps of VPT-Deep, ours and as others write them, and attention alone."""
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,12 @@ def variant(name: str, model: str, batch: int) -> Callable[[], None]:
     optimizer = torch.optim.AdamW([prompt, *head.parameters()], lr=1e-3)
 
     def step() -> None:
-        maps.clear()
         with autocast(kind, backbone.device):
             features = ours.features(images) if name.startswith("ours") else concatenated()
         optimizer.zero_grad(set_to_none=True)
         functional.cross_entropy(head(features.float()), labels).backward()
         optimizer.step()
+        maps.clear()
 
     return step
 
@@ -74,6 +75,8 @@ def peak_memory(name: str, model: str, batch: int) -> float:
     """Return by how many MB the second step of a fresh process rises above the model alone."""
     step = variant(name, model, batch)
     step()
+    # Give back what the allocator holds of the first step, or the second would not rise above it.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _memory("VmRSS")
     step()
