@@ -9,6 +9,7 @@ from large_pool_table import large_pool_table
 from paired import gap, interval, mean, ranks, spread
 from placing_tables import placing_tables
 from searching_tables import searching_tables
+from speed_tables import speed_tables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -19,8 +20,8 @@ def main() -> None:
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
     parts += [learn_table(), transfer_table(), choice_table(), settle_table(), soften_table()]
     parts += [metrics_table()]
-    parts += [solver_table(), large_pool_table(), start_table(), placing_tables()]
-    parts += [searching_tables()]
+    parts += [solver_table(), speed_tables(RESULTS / "speed"), large_pool_table(), start_table()]
+    parts += [placing_tables(), searching_tables()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 

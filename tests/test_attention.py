@@ -51,6 +51,25 @@ def test_joint_attention_is_softmax_over_both_sets(sets, mask, fused):
     assert relative(found, expected) < 1e-12
 
 
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("length", [7, 160, 400])
+def test_joint_attention_in_bf16_is_close_whichever_kernel_runs(
+    monkeypatch, generator, length, amx
+):
+    from vprompt import attention
+    from vprompt.attention import KeyValue, joint
+
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+
+    def draw(count):
+        return torch.randn(1, 2, count, 16, generator=generator).bfloat16()
+
+    sets = draw(length), KeyValue(draw(length), draw(length)), KeyValue(draw(4), draw(4))
+    wide = [KeyValue(s.key.double(), s.value.double()) for s in sets[1:]]
+    expected = joint(fused=False)(sets[0].double(), *wide, 0.25, None)
+    assert relative(joint()(*sets, 0.25, None).double(), expected) < 0.02
+
+
 def test_gates_multiply_the_weight_of_a_key(sets, mask, generator):
     from vprompt.attention import gated
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"backbone", "heads", "linalg", "images", "ranking", "header"},
     {"two_tower", "codec"},
     {"task", "artifact", "train_config", "compose", "matching"},
-    {"adapter", "checkpoint", "features"},
+    {"adapter", "checkpoint", "features", "prefix"},
     {"classifier", "twin", "mixture", "text_adapter"},
     {
         "mix",
@@ -46,6 +46,7 @@ LAYERS = [
         "cards",
         "opening",
         "prediction",
+        "serving",
         "evaluation",
         "protocol",
         "protocols",

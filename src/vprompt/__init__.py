@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from vprompt.evaluation import evaluate
     from vprompt.flow import Outcome, combine, learn, score
     from vprompt.opening import open_backbone, open_task
-    from vprompt.prediction import Prediction, predict
-    from vprompt.prompt import Prompt
+    from vprompt.prediction import Prediction, predict, predict_table
+    from vprompt.prompt import Prompt, PromptBatch
     from vprompt.report import write_report
+    from vprompt.serving import PromptServer, serve
     from vprompt.task import Split, Task
     from vprompt.train_config import TrainConfig
 
@@ -30,6 +31,8 @@ _HOMES = {
     "Outcome": ("vprompt.flow", "Outcome"),
     "Prediction": ("vprompt.prediction", "Prediction"),
     "Prompt": ("vprompt.prompt", "Prompt"),
+    "PromptBatch": ("vprompt.prompt", "PromptBatch"),
+    "PromptServer": ("vprompt.serving", "PromptServer"),
     "Split": ("vprompt.task", "Split"),
     "Task": ("vprompt.task", "Task"),
     "TrainConfig": ("vprompt.train_config", "TrainConfig"),
@@ -41,8 +44,10 @@ _HOMES = {
     "open_backbone": ("vprompt.opening", "open_backbone"),
     "open_task": ("vprompt.opening", "open_task"),
     "predict": ("vprompt.prediction", "predict"),
+    "predict_table": ("vprompt.prediction", "predict_table"),
     "save_artifact": ("vprompt.artifact", "save"),
     "score": ("vprompt.flow", "score"),
+    "serve": ("vprompt.serving", "serve"),
     "walk": ("vprompt.backbone", "walk"),
     "write_report": ("vprompt.report", "write_report"),
 }
@@ -53,6 +58,8 @@ __all__ = [
     "Outcome",
     "Prediction",
     "Prompt",
+    "PromptBatch",
+    "PromptServer",
     "Split",
     "Task",
     "TrainConfig",
@@ -65,8 +72,10 @@ __all__ = [
     "open_backbone",
     "open_task",
     "predict",
+    "predict_table",
     "save_artifact",
     "score",
+    "serve",
     "walk",
     "write_report",
 ]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vprompt import compose
-from vprompt.backbone import Backbone, extract
+from vprompt.backbone import Backbone, Entering, extract
 from vprompt.errors import VPromptError
 from vprompt.files import digest
+from vprompt.prefix import first_block
 from vprompt.prompt import Prompt
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
@@ -79,6 +80,14 @@ class Adapter(nn.Module, abc.ABC):
         Only then do the tokens of two prompts with one initialisation correspond.
         """
         return True
+
+    @property
+    def constant_blocks(self) -> int:
+        """How many blocks training never reaches: what leaves them is the same in every epoch.
+
+        Where it is positive, `features` also takes what enters the block after them.
+        """
+        return 0
 
     def own_head(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor] | None:
         """Return weight `[classes, feature_dim]` and bias `[classes]`, with their graph.
@@ -223,7 +232,14 @@ class PromptAdapter(Adapter):
         self.tokens = nn.Parameter(start.tokens.detach().clone().to(device))
         self.register_buffer("blocks", start.blocks.clone().to(device))
 
-    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+    @property
+    def constant_blocks(self) -> int:
+        """The blocks before the first token."""
+        return first_block([Prompt(self.tokens, self.blocks, self.persist)])
+
+    def features(
+        self, images: Images | Entering, *, generator: torch.Generator | None = None
+    ) -> Features:
         """Return the features under the prompt; dropout draws a mask for every image, as VPT."""
         prompt = Prompt(self.tokens, self.blocks, self.persist)
         rows = self.dropped(self.tokens, len(images), generator)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vprompt.errors import VPromptError
+from vprompt.precision import has_amx
+from vprompt.types import Present, Which
 
 _WORLDS = 60.0  # between two logits: the smaller then counts as nothing, in float64 too
 
@@ -30,26 +32,52 @@ class KeyValue:
 Attend = Callable[[Tensor, KeyValue, KeyValue, float, Tensor | None], Tensor]
 
 
-def joint(*, fused: bool) -> Attend:
+SHORT_SEQUENCE = 128  # tokens
+_MAPS_FIT = 320  # tokens; 224 px in patches of 14 are 257, registers not counted
+
+
+def joint(*, fused: bool | None = None) -> Attend:
     """Return plain attention over both sets of keys.
 
-    `fused` leaves it to torch's kernel. On a CPU the backward pass of that kernel is slow for
-    short sequences, so backbones ask for the written-out form there.
+    `fused` leaves it to torch's kernel. On a CPU the backward pass of that kernel is slow for short
+    sequences, so None takes it for more than `SHORT_SEQUENCE` queries alone.
     """
 
     def attend(
         query: Tensor, own: KeyValue, prompt: KeyValue, scale: float, mask: Tensor | None
     ) -> Tensor:
-        key, value = _both(prompt.key, own.key), _both(prompt.value, own.value)
         padded = None if mask is None else functional.pad(mask, (prompt.key.shape[2], 0))
-        if fused:
-            return functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=padded, scale=scale
-            )
-        scores = (query * scale) @ key.transpose(-2, -1)
-        return (scores if padded is None else scores + padded).softmax(-1) @ value
+        return _look(query, own, prompt, scale, padded, fused)
 
     return attend
+
+
+def assigned(which: Which, present: Present, *, fused: bool | None = None) -> Attend:
+    """Return attention in which image i sees the keys of prompt `which[i]` that are `present`.
+
+    The prompts' keys `[prompts, heads, count, head_dim]` are projected once each, however many
+    images share them. `present` `[prompts, count]` is False where a shorter prompt was filled up.
+    """
+    hidden = None if bool(present.all()) else hide(present, torch.float32)[which]
+
+    def attend(
+        query: Tensor, own: KeyValue, prompt: KeyValue, scale: float, mask: Tensor | None
+    ) -> Tensor:
+        whose = which.to(query.device)
+        mine = KeyValue(prompt.key[whose], prompt.value[whose])
+        bias = None if mask is None else functional.pad(mask, (prompt.key.shape[2], 0))
+        if hidden is not None:
+            absent = functional.pad(hidden, (0, own.key.shape[2])).to(query)
+            bias = absent if bias is None else bias + absent
+        return _look(query, own, mine, scale, bias, fused)
+
+    return attend
+
+
+def hide(present: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `[..., 1, 1, count]`, what is added to logits: 0 where a key is present, else -inf."""
+    bias = torch.zeros(present.shape, dtype=dtype, device=present.device)
+    return bias.masked_fill(~present, -torch.inf)[..., None, None, :]
 
 
 def gated(gates: Tensor, *, exact: bool = False) -> Attend:
@@ -157,6 +185,35 @@ def logits(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None)
         torch.promote_types(key.dtype, torch.float32)
     )
     return scores if mask is None else scores + mask
+
+
+def _look(
+    query: Tensor,
+    own: KeyValue,
+    prompt: KeyValue,
+    scale: float,
+    bias: Tensor | None,
+    fused: bool | None,
+) -> Tensor:
+    """Attend to the prompt's keys and a block's own; `bias` is added to the logits of both."""
+    fused = query.shape[2] > SHORT_SEQUENCE if fused is None else fused
+    key, value = _both(prompt.key, own.key), _both(prompt.value, own.value)
+    if fused and not _faster_written_out(query):
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, scale=scale
+        )
+    scores = (query * scale) @ key.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(-1) @ value
+
+
+def _faster_written_out(query: Tensor) -> bool:
+    """Say whether torch's fused kernel is slower than two matrix products.
+
+    It is in bf16 on processors that multiply bf16 without AMX, backward above all. On long
+    sequences the maps of all blocks would need too much memory.
+    """
+    written_out = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    return written_out and query.shape[2] <= _MAPS_FIT and not has_amx()
 
 
 def _peak(scores: Tensor) -> Tensor:

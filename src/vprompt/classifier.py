@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vprompt.adapter import Adapter, FeatureAdapter
+from vprompt.backbone import Entering
 from vprompt.features import features_of
 from vprompt.heads import Head, closed_form
 from vprompt.precision import autocast
@@ -15,7 +17,7 @@ from vprompt.progress import SILENT, Progress
 from vprompt.randomness import stream
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
-from vprompt.types import Features, Images
+from vprompt.types import Features
 
 OWN = "own"  # the family of a head that its adapter brings
 
@@ -108,13 +110,16 @@ def feature_examples(
 
 
 def batch_features(
-    adapter: Adapter, inputs: Tensor, config: TrainConfig, generator: torch.Generator | None
+    adapter: Adapter,
+    inputs: Tensor | Entering,
+    config: TrainConfig,
+    generator: torch.Generator | None,
 ) -> Features:
-    """Return the features of a batch of pixels, or of frozen features where they are the input."""
+    """Return the features of a batch of pixels, or of what was computed from them once for all."""
     device = adapter.backbone.device
-    if isinstance(adapter, FeatureAdapter) and inputs.dim() == 2:
+    if isinstance(adapter, FeatureAdapter) and isinstance(inputs, Tensor) and inputs.dim() == 2:
         return adapter.transform(inputs.to(device), generator=generator)
-    images: Images = adapter.backbone.normalise(inputs.to(device))
+    images: Any = adapter.backbone.ready(inputs)
     with autocast(config.precision, device):
         return adapter.features(images, generator=generator)
 

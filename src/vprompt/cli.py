@@ -46,6 +46,7 @@ from vprompt.options import (
     PoolOption,
     PoolsOption,
     PrecisionOption,
+    PrefixOption,
     QuietOption,
     ReportOption,
     SchedOption,
@@ -135,6 +136,7 @@ def learn(
     keep: KeepOption = None,
     precision: PrecisionOption = None,
     seed: SeedOption = None,
+    prefix_cache: PrefixOption = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     allow_absent_classes: AbsentOption = False,
@@ -165,6 +167,7 @@ def learn(
                 keep=keep,
                 precision=precision,
                 seed=seed,
+                prefix_cache=prefix_cache,
             ),
             grid=options.read_grid(grid or []),
             shots=shots,
@@ -234,6 +237,7 @@ def combine(
     keep: KeepOption = None,
     precision: PrecisionOption = None,
     seed: SeedOption = None,
+    prefix_cache: PrefixOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     skip_bad: SkipBadOption = False,
@@ -275,6 +279,7 @@ def combine(
         keep=keep,
         precision=precision,
         seed=seed,
+        prefix_cache=prefix_cache,
     )
     with terminal.progress(quiet) as progress:
         outcome = flow.combine(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +24,13 @@ ExactnessOption = Annotated[str, typer.Option(help="auto, bf16, fp32.")]
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    artifact: ArtifactOption,
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files and folders; or a .csv with columns image, artifact."),
+    ],
+    artifact: Annotated[
+        Path | None, typer.Option(help="Artefact folder, or hf-hub:user/name; not with a table.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="A .csv or .json file; default: print.")
     ] = None,
@@ -37,32 +42,39 @@ def predict(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Label images with an artefact."""
+    """Label images with an artefact, or every image of a table with the artefact it names."""
     from vprompt import prediction
 
     if output is not None and output.suffix not in (".csv", ".json"):
         raise VPromptError(f"--output is a .csv or .json file, but got {str(output)!r}.")
-    with terminal.progress(quiet) as progress:
-        found = prediction.predict(
-            images,
-            artifact=artifact,
-            model=model,
-            device=device,
-            precision=precision,
-            force=force,
-            skip_bad=skip_bad,
-            progress=progress,
+    table = images[0].suffix.lower() in prediction.TABLES and len(images) == 1
+    if artifact is None and not table:
+        raise VPromptError(
+            "predict needs an --artifact, or in place of the images one .csv with the columns "
+            "image and artifact."
         )
+    settings: dict[str, Any] = {
+        "model": model,
+        "device": device,
+        "precision": precision,
+        "force": force,
+        "skip_bad": skip_bad,
+    }
+    with terminal.progress(quiet) as progress:
+        settings["progress"] = progress
+        if artifact is None:
+            found = prediction.predict_table(images[0], **settings)
+        else:
+            found = prediction.predict(images, artifact=artifact, **settings)
     if output is not None:
         prediction.write(found, output)
         print(f"{len(found)} predictions in {output}")
     elif as_json:
         print(prediction.as_json(found))
     else:
-        terminal.table(
-            ["image", "label", "probability"],
-            [[p.image, p.label, f"{p.probability:.3f}"] for p in found],
-        )
+        heads = ["image", *(["artifact"] if artifact is None else []), "label", "probability"]
+        rows = [[p.image, p.artifact, p.label, f"{p.probability:.3f}"] for p in found]
+        terminal.table(heads, [[cell for cell in row if cell is not None] for row in rows])
 
 
 def evaluate(

@@ -131,6 +131,7 @@ def gather_evidence(
         filled=filled,
         source_heads=same,
         precision=setting.config.precision,
+        prefix_cache=setting.config.prefix_cache,
         progress=setting.progress,
     )
     heads = [source.head for source in sources]
@@ -160,6 +161,7 @@ def _with_validation(setting: Setting, named: Mapping[str, Prompt], evidence: Ev
         len(setting.task.classes),
         Plan(),
         precision=setting.config.precision,
+        prefix_cache=setting.config.prefix_cache,
         progress=setting.progress,
     )
     return replace(evidence, val_features=seen.features, val_labels=seen.labels)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vprompt import features as cache
-from vprompt import files, probe
+from vprompt import files, prefix, probe
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.heads import Head
@@ -105,6 +105,7 @@ def gather(
     batch_size: int = 64,
     precision: str = "auto",
     use_cache: bool = True,
+    prefix_cache: float = prefix.DEFAULT_LIMIT,
     progress: Progress = SILENT,
 ) -> Evidence:
     """Pass the images through every source prompt; what was computed before comes from the cache.
@@ -113,10 +114,22 @@ def gather(
     without recomputing, and other settings of a transfer method cost nothing. `average` is the
     prompt at which a plan's reference gradient is taken; `source_heads` are for the plan's
     `gradient_head="source"`. `filled [sources, slots]` says which slots the tokens of prompts of
-    different lengths stand in: a source has no gradient in a slot that it leaves empty.
+    different lengths stand in: a source has no gradient in a slot that it leaves empty. Where no
+    source enters before some block, what enters that block is kept, in at most `prefix_cache` GiB.
     """
     if not sources:
         raise VPromptError("There is no source prompt to gather evidence on.")
+    if use_cache:
+        [kept_examples] = prefix.keep(
+            backbone,
+            [examples],
+            prefix.first_block([*sources.values(), average]),
+            precision=precision,
+            limit=prefix_cache,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        examples = kept_examples or examples
     passing = Probe(backbone, examples, num_classes, batch_size, precision)
     kept = _Kept(passing, use_cache)
     passes = len(sources) * (2 if plan.gradient_head in probe.NEEDS_FEATURES else 1)

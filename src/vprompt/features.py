@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vprompt import files
+from vprompt import files, prefix
 from vprompt.artifact import prompt_digest
 from vprompt.backbone import Backbone, extract
 from vprompt.precision import autocast, resolve
@@ -38,11 +38,11 @@ def features_of(
         return known["features"]
     device, parts, moved = backbone.device, [], None
     if prompt is not None:
-        moved = Prompt(prompt.tokens.to(device), prompt.blocks.to(device), prompt.persist)
+        moved = prompt.to(device)
+    given = prefix.reuse(backbone, examples, prompt, precision) if use_cache else examples
     with torch.no_grad(), autocast(precision, device):
-        for pixels, _ in examples.batches(batch_size):
-            images = backbone.normalise(pixels.to(device))
-            parts.append(extract(backbone, images, moved).float().cpu())
+        for inputs, _ in given.batches(batch_size):
+            parts.append(extract(backbone, backbone.ready(inputs), moved).float().cpu())
     features = torch.cat(parts)
     if use_cache:
         files.write_tensors(path, {"features": features})

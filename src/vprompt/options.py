@@ -83,6 +83,10 @@ PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16,
 SeedOption = Annotated[int | None, typer.Option(help="Seed of order and dropout.")]
 
 
+PrefixOption = Annotated[
+    float | None,
+    typer.Option("--prefix-cache", help="GiB to keep what enters late prompts in. Default: 2."),
+]
 SchedOption = Annotated[str | None, typer.Option(help="cosine (default) or constant.")]
 ClipOption = Annotated[
     float | None, typer.Option("--clip-grad", help="Largest norm of a step's gradient.")
@@ -106,7 +110,7 @@ def usual_combining(arguments: Mapping[str, Any]) -> dict[str, Any]:
     from vprompt.train_config import combining_defaults
 
     if "config" in arguments:
-        return arguments["config"].model_dump()
+        return dict(arguments["config"])
     return combining_defaults(arguments.get("method", "hgprompt"))
 
 

@@ -1,6 +1,8 @@
 """Precision: bf16 where the hardware multiplies it faster, fp32 elsewhere; parameters stay fp32."""
 
 import contextlib
+import functools
+from typing import Any
 
 import torch
 
@@ -22,10 +24,19 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def has_amx() -> bool:
+    """Say whether this machine's processor has AMX tiles for bf16."""
+    return bool(_capabilities().get("amx_bf16"))
+
+
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    return device.type == "cpu" and (has_amx() or bool(_capabilities().get("avx512_bf16")))
+
+
+@functools.cache
+def _capabilities() -> dict[str, Any]:
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return {}
+    return dict(torch.cpu.get_capabilities())

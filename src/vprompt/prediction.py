@@ -1,4 +1,4 @@
-"""Predict: labels and probabilities for image files, from an artefact alone."""
+"""Predict: labels and probabilities for image files, from artefacts alone."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vprompt import artifact as artifacts
 from vprompt import hub
@@ -16,20 +17,26 @@ from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.files import write_text
 from vprompt.images import SUFFIXES, load_pixels
-from vprompt.measure import features_of
-from vprompt.opening import open_adapter, open_for
+from vprompt.opening import open_for
 from vprompt.progress import SILENT, Progress
-from vprompt.task import Examples
+from vprompt.serving import PromptServer, serve
+
+TABLES = (".csv", ".tsv")
+_ARTIFACT = ("artifact", "artefact")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable label of one image, and the probability of every label."""
+    """The most probable label of one image, and the probability of every label.
+
+    `artifact` is the one that a table names for the image.
+    """
 
     image: str
     label: str
     probability: float
     probabilities: dict[str, float]
+    artifact: str | None = None
 
 
 def predict(
@@ -55,20 +62,92 @@ def predict(
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
     backbone = open_for(loaded, model, device=device, force=force)
-    pixels = load_pixels(files, loaded.data_config, skip_bad=skip_bad, progress=progress)
-    examples = Examples(pixels.array, torch.zeros(len(pixels), dtype=torch.long), pixels.digest)
-    adapted = open_adapter(loaded, backbone)
-    features = features_of(
-        backbone, adapted, examples, batch_size=batch_size, precision=precision, use_cache=False
-    )
-    classes = loaded.classes
-    shares = torch.softmax(loaded.head.logits(features), 1)
+    server = PromptServer(backbone, {"": loaded}, force)
+    return _label(server, files, [""] * len(files), precision, batch_size, skip_bad, progress)
+
+
+def predict_table(
+    table: Path | str,
+    *,
+    model: str | Backbone | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    force: bool = False,
+    skip_bad: bool = False,
+    progress: Progress = SILENT,
+) -> list[Prediction]:
+    """Return one prediction per row of a CSV or TSV file with the columns `image` and `artifact`.
+
+    Paths are relative to the table's folder. All artefacts share one backbone, and images of many
+    of them one batch: see `serving.PromptServer`.
+    """
+    files, names = _read_table(Path(table))
+    server = serve(names, model=model, device=device, force=force, progress=progress)
+    return _label(server, files, names, precision, batch_size, skip_bad, progress)
+
+
+def _label(
+    server: PromptServer,
+    files: Sequence[Path],
+    names: Sequence[str],
+    precision: str,
+    batch_size: int,
+    skip_bad: bool,
+    progress: Progress,
+) -> list[Prediction]:
+    """Predict in batches; rows of one artefact stand together, so that few share a batch."""
+    config = next(iter(server.artifacts.values())).data_config
+    pixels = load_pixels(files, config, skip_bad=skip_bad, progress=progress)
+    order = sorted(range(len(pixels)), key=lambda row: names[pixels.kept[row]])
+    shares: dict[int, Tensor] = {}
+    with progress.step("predict", len(order)) as step:
+        for rows in torch.tensor(order).split(batch_size):
+            images = server.backbone.normalise(
+                torch.from_numpy(pixels.array[rows.numpy()]).to(server.backbone.device)
+            )
+            mine = [names[pixels.kept[row]] for row in rows.tolist()]
+            logits = server.logits(images, mine, precision=precision)
+            shares |= {
+                row: each.softmax(0) for row, each in zip(rows.tolist(), logits, strict=True)
+            }
+            step.advance(len(rows))
     found = []
     for row, index in enumerate(pixels.kept):
+        classes = server.artifacts[names[index]].classes
         values = dict(zip(classes, shares[row].tolist(), strict=True))
         best = classes[int(shares[row].argmax())]
-        found.append(Prediction(str(files[index]), best, values[best], values))
+        found.append(
+            Prediction(str(files[index]), best, values[best], values, names[index] or None)
+        )
     return found
+
+
+def _read_table(table: Path) -> tuple[list[Path], list[str]]:
+    """Return the image and the artefact of every row."""
+    if not table.is_file():
+        raise VPromptError(f"No table at {table}.")
+    with table.open(encoding="utf-8-sig", newline="") as opened:
+        reader = csv.DictReader(opened, delimiter="\t" if table.suffix == ".tsv" else ",")
+        heads = [head.strip() for head in reader.fieldnames or ()]
+        column = next((name for name in _ARTIFACT if name in heads), None)
+        if "image" not in heads or column is None:
+            raise VPromptError(
+                f"{table} has the columns {heads}, but needs `image` and `artifact`: the image "
+                "files, and the artefact folder to label each with."
+            )
+        reader.fieldnames = heads
+        files, names = [], []
+        for row in reader:
+            image, name = (row[key] or "" for key in ("image", column))
+            if not image.strip() or not name.strip():
+                raise VPromptError(f"{table}, line {reader.line_num}: image or artifact is empty.")
+            files.append(table.parent / image.strip())
+            local = not name.strip().startswith(hub.PREFIX)
+            names.append(str(table.parent / name.strip()) if local else name.strip())
+    if not files:
+        raise VPromptError(f"{table} lists no images.")
+    return files, names
 
 
 def find_images(given: Sequence[Path | str]) -> list[Path]:
@@ -92,13 +171,22 @@ def find_images(given: Sequence[Path | str]) -> list[Path]:
 
 
 def write(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write a .csv (one column per label) or a .json file, atomically."""
+    """Write a .csv or a .json file, atomically.
+
+    A .csv has one column per label, unless a table named artefacts, whose labels may differ.
+    """
     if path.suffix == ".json":
         write_text(path, as_json(predictions) + "\n")
         return
     text = io.StringIO()
-    labels = list(predictions[0].probabilities)
     writer = csv.writer(text, lineterminator="\n")
+    if predictions[0].artifact is not None:
+        writer.writerow(["image", "artifact", "label", "probability"])
+        for one in predictions:
+            writer.writerow([one.image, one.artifact, one.label, f"{one.probability:.6f}"])
+        write_text(path, text.getvalue())
+        return
+    labels = list(predictions[0].probabilities)
     writer.writerow(["image", "label", "probability", *(f"p({label})" for label in labels)])
     for one in predictions:
         shares = [f"{one.probabilities[label]:.6f}" for label in labels]
@@ -108,4 +196,7 @@ def write(predictions: Sequence[Prediction], path: Path) -> None:
 
 def as_json(predictions: Sequence[Prediction]) -> str:
     """Return a JSON list of objects."""
-    return json.dumps([asdict(one) for one in predictions], indent=2)
+    objects = [asdict(one) for one in predictions]
+    return json.dumps(
+        [{k: v for k, v in each.items() if v is not None} for each in objects], indent=2
+    )

@@ -6,13 +6,13 @@ head shared by all sources needs one pass, a head of the source's own needs its 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt.backbone import Backbone, extract
+from vprompt.backbone import Backbone, Entering, extract
 from vprompt.heads import Head, shrinkage_lda
 from vprompt.linalg import hscore_and_slope, ledoit_wolf_intensity
 from vprompt.precision import autocast
@@ -94,7 +94,7 @@ class Probe:
     def _backward(
         self,
         prompt: Prompt,
-        images: Tensor,
+        images: Images | Entering,
         labels: Labels,
         rows: Tensor,
         loss: Loss,
@@ -112,19 +112,15 @@ class Probe:
         assert tokens.grad is not None
         return features.detach().cpu(), tokens.grad.cpu()
 
-    def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Images, Labels]]:
-        device = self.backbone.device
+    def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Images | Entering, Labels]]:
         if not len(rows):
             return
         batches = self.examples.batches(self.batch_size, rows)
-        for part, (pixels, labels) in zip(rows.split(self.batch_size), batches, strict=True):
-            yield part, self.backbone.normalise(pixels.to(device)), labels.to(device)
+        for part, (inputs, labels) in zip(rows.split(self.batch_size), batches, strict=True):
+            yield part, self.backbone.ready(inputs), labels.to(self.backbone.device)
 
     def _moved(self, prompt: Prompt) -> Prompt:
-        device = self.backbone.device
-        return replace(
-            prompt, tokens=prompt.tokens.detach().to(device), blocks=prompt.blocks.to(device)
-        )
+        return prompt.with_tokens(prompt.tokens.detach()).to(self.backbone.device)
 
 
 def _all_and_none(count: int) -> tuple[Tensor, Tensor]:

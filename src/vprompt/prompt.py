@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vprompt.errors import VPromptError
-from vprompt.types import Blocks, PromptTokens
+from vprompt.types import Blocks, PromptTokens, Which
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +52,37 @@ class Prompt:
             )
         return torch.bincount(self.blocks, minlength=depth).tolist()
 
+    def to(self, device: torch.device) -> "Prompt":
+        """Return the same prompt on another device."""
+        return replace(self, tokens=self.tokens.to(device), blocks=self.blocks.to(device))
+
     def with_tokens(self, tokens: PromptTokens) -> "Prompt":
         """Return the same placement with other tokens."""
         return replace(self, tokens=tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """A prompt for every image of a batch: image i sees `prompts[which[i]]`, `which` `[batch]`.
+
+    They may differ in length, placement and persistence; a prompt of no tokens is none at all.
+    """
+
+    prompts: Sequence[Prompt]
+    which: Which
+
+    def __post_init__(self) -> None:
+        """Check that every image has one of the prompts, and that all have one width."""
+        if len({prompt.dim for prompt in self.prompts}) != 1:
+            widths = sorted({prompt.dim for prompt in self.prompts})
+            raise VPromptError(f"The prompts of a batch have one width, but got {widths}.")
+        if len(self.which) and not 0 <= int(self.which.min()) <= int(self.which.max()) < len(
+            self.prompts
+        ):
+            raise VPromptError(
+                f"Every image names one of the {len(self.prompts)} prompts, counted from 0, but "
+                f"got {self.which.tolist()}."
+            )
 
 
 def place(num_virtual_tokens: int | Sequence[int], depth: int, *, deep: bool) -> Blocks:

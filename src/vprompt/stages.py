@@ -134,7 +134,7 @@ def grid_points(config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> lis
         if not values:
             raise VPromptError(f"The grid names no values for {name!r}. Write `{name}=0.01,0.03`.")
     return [
-        TrainConfig.checked({**config.model_dump(), **dict(zip(grid, values, strict=True))})
+        TrainConfig.checked({**dict(config), **dict(zip(grid, values, strict=True))})
         for values in itertools.product(*grid.values())
     ]
 

@@ -77,8 +77,11 @@ class Examples:
         """Count the images."""
         return len(self.labels)
 
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Labels]]:
-        """Yield `(pixels, labels)` in the given order; the pixels are a copy, never the cache."""
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Any, Labels]]:
+        """Yield `(pixels, labels)` in the given order; the pixels are a copy, never the cache.
+
+        A subclass may yield what was computed from the pixels in their place.
+        """
         order = torch.arange(len(self)) if order is None else order
         for rows in order.split(size):
             yield torch.from_numpy(self.pixels[rows.numpy()]), self.labels[rows]

@@ -46,6 +46,8 @@ class TrainConfig(BaseModel):
     keep: Literal["best", "least_loss", "last"] = "best"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
+    # Changes no result, so it is part of no record and of no checkpoint's name.
+    prefix_cache: float = Field(2.0, ge=0, exclude=True, description="GiB on disk; 0: off")
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> "TrainConfig":

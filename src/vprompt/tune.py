@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vprompt import prefix
 from vprompt.adapter import Adapter, FeatureAdapter, Training
 from vprompt.checkpoint import Checkpoint, EpochRecord, restore
 from vprompt.classifier import (
@@ -102,6 +103,17 @@ def tune(
         once = feature_examples(adapter, train, config)
         assert once is not None
         train, val = once, feature_examples(adapter, val, config)
+    elif config.epochs > 1:
+        kept, val = prefix.keep(
+            adapter.backbone,
+            [train, val],
+            adapter.constant_blocks,
+            precision=config.precision,
+            limit=config.prefix_cache,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
+        train = kept or train
     adapter.begin(train, config)
     first_head, whitening = start_head(adapter, train, num_classes, config)
     classifier = Classifier(adapter, first_head, whitening)

@@ -7,7 +7,7 @@ a text tower reads, `batch` counts texts. Annotations become run-time checks whi
 
 from typing import TypeAlias
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Images: TypeAlias = Float[Tensor, "batch 3 height width"]
@@ -16,7 +16,9 @@ Features: TypeAlias = Float[Tensor, "batch feature_dim"]
 Labels: TypeAlias = Int[Tensor, " batch"]
 PromptTokens: TypeAlias = Float[Tensor, "count dim"]
 SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]
-PromptRows: TypeAlias = Float[Tensor, "#batch count dim"]  # one set for all images, or one each
+PromptRows: TypeAlias = Float[Tensor, "prompts count dim"]  # one set for all, one each, or shared
+Present: TypeAlias = Bool[Tensor, "prompts count"]  # which rows are there; others fill up
+Which: TypeAlias = Int[Tensor, " batch"]  # the prompt of every image
 TextIds: TypeAlias = Int[Tensor, "batch sequence"]
 TextEnds: TypeAlias = Int[Tensor, " batch"]
 ClassFeatures: TypeAlias = Float[Tensor, "classes feature_dim"]

@@ -14,16 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt.attention import Attend, KeyValue, joint
+from vprompt.attention import Attend, KeyValue, assigned, hide, joint
 from vprompt.backbones._open_clip_models import check_config, check_supported, pooling, refusal
 from vprompt.errors import VPromptError
 from vprompt.preprocessing import DataConfig
 from vprompt.registry import Spec, suggest
 from vprompt.two_tower import TextTower, TwoTower
-from vprompt.types import Features, Images, PromptRows, TextEnds, TextIds, Tokens
+from vprompt.types import (
+    Features,
+    Images,
+    Present,
+    PromptRows,
+    TextEnds,
+    TextIds,
+    Tokens,
+    Which,
+)
 
 INSTALL = "pip install 'vprompt[clip]'"
-_SHORT_SEQUENCE = 128  # tokens; below, the backward pass of fused attention is slow on a CPU
 _CROPS = {"shortest": "center", "squash": "squash"}
 _TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
 
@@ -111,6 +119,21 @@ class OpenClip(TwoTower):
         """Run one block with the prompt in its keys and values alone."""
         block = self.clip.visual.transformer.resblocks[index]
         return _prompted(block, tokens, prompt, attend, None)
+
+    def attend_each(self, index: int, which: Which, present: Present) -> Attend:
+        """Return the attention in which every image sees its own prompt's keys."""
+        del index
+        return assigned(which, present)
+
+    def masked_block(self, index: int, tokens: Tokens, present: Present) -> Tokens:
+        """Run one block in which absent tokens are hidden by its own mask."""
+        block = self.clip.visual.transformer.resblocks[index]
+        each = (
+            hide(present, tokens.dtype)
+            .to(tokens.device)
+            .expand(-1, block.attn.num_heads, tokens.shape[1], -1)
+        )
+        return block(tokens, attn_mask=each.flatten(0, 1))
 
     def pool(self, tokens: Tokens) -> Features:
         """Normalise and pool as the model was built to, and project to the joint space."""
@@ -241,7 +264,7 @@ def _prompted(
     width = attention.embed_dim
     inside = functional.linear(block.ln_1(prompt), weight[width:], bias[width:])
     inside_key, inside_value = inside.unflatten(-1, (2, *split)).transpose(1, 3).unbind(2)
-    attend = attend or joint(fused=tokens.shape[1] > _SHORT_SEQUENCE)
+    attend = attend or joint()
     hidden = None if mask is None else mask.to(query.dtype)
     mixed = attend(
         query,

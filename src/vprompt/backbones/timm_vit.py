@@ -15,14 +15,12 @@ from timm.models import vision_transformer
 from torch import nn
 from torch.nn import functional
 
-from vprompt.attention import Attend, KeyValue, joint
+from vprompt.attention import SHORT_SEQUENCE, Attend, KeyValue, assigned, hide, joint
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.preprocessing import DataConfig
 from vprompt.registry import Spec
-from vprompt.types import Features, Images, PromptRows, Tokens
-
-_SHORT_SEQUENCE = 128  # patches
+from vprompt.types import Features, Images, Present, PromptRows, Tokens, Which
 
 
 class TimmViT(Backbone):
@@ -49,7 +47,7 @@ class TimmViT(Backbone):
         On a CPU the backward pass of fused attention is slow there, and unfused steps were clearly
         faster. On long sequences the attention maps would need too much memory.
         """
-        if self.vit.patch_embed.num_patches > _SHORT_SEQUENCE:
+        if self.vit.patch_embed.num_patches > SHORT_SEQUENCE:
             return
         for module in self.vit.modules():
             if hasattr(module, "fused_attn"):
@@ -87,6 +85,20 @@ class TimmViT(Backbone):
         mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
         tokens = tokens + block.ls1(attention.proj(mixed))
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
+
+    def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
+        """Return the attention in which every image sees its own prompt's keys, in plain blocks."""
+        block: Any = self.vit.blocks[index]
+        if not _is_plain(block):
+            return None
+        return assigned(which, present, fused=block.attn.fused_attn)
+
+    def masked_block(self, index: int, tokens: Tokens, present: Present) -> Tokens:
+        """Run one block in which absent tokens are hidden by its own mask, where it is plain."""
+        block: Any = self.vit.blocks[index]
+        if not _is_plain(block):
+            return super().masked_block(index, tokens, present)
+        return block(tokens, attn_mask=hide(present, tokens.dtype).to(tokens.device))
 
     def feed_forward(self, index: int) -> nn.Module:
         """Return the layer scale after the MLP of a plain block; an identity where it has none."""

@@ -11,7 +11,7 @@ from vprompt.adapters._placement.allocators import Allocator
 from vprompt.adapters._placement.moves import Fresh
 from vprompt.adapters._placement.probe import Probe, sorted_prompt
 from vprompt.adapters._placement.rules import LEARNERS, Rules
-from vprompt.backbone import Backbone, extract
+from vprompt.backbone import Backbone, Entering, extract
 from vprompt.prompt import Prompt
 from vprompt.types import Features, Images
 
@@ -47,7 +47,14 @@ class ScoredPrompt(PromptAdapter):
         self.fresh = Fresh(backbone, blank=rules.prompt_init == "blank") if fresh else None
         self.probe: Probe | None = None
 
-    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+    @property
+    def constant_blocks(self) -> int:
+        """None: a token may move to any block."""
+        return 0
+
+    def features(
+        self, images: Images | Entering, *, generator: torch.Generator | None = None
+    ) -> Features:
         """Return the features under the prompt, through the gates of a probe where there is one."""
         probe = self.probe
         tokens, blocks = (self.tokens, self.blocks) if probe is None else probe.rows(self.tokens)

@@ -1,0 +1,85 @@
+"""Timing: alternatives run in turn in one process, so that all see the machine alike."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vprompt import runs
+
+Actions = Mapping[str, Callable[[], Any]]
+
+
+def in_turn(actions: Actions, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of every action in every round, after one round to warm up.
+
+    The time that the rest will take is printed after the first round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(repeats + 1):
+        began = time.perf_counter()
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+        if not turn:
+            left = repeats * (time.perf_counter() - began)
+            print(f"{', '.join(actions)}: about {left / 60:.1f} min", flush=True)
+    return seconds
+
+
+def summary(seconds: Mapping[str, list[float]], **ratios: tuple[str, str]) -> dict[str, Any]:
+    """Return the median seconds with least and most, and ratios of rounds: slower, faster.
+
+    A ratio is the median over rounds of the first action's time over the second's, with the least
+    and the most of them.
+    """
+    found: dict[str, Any] = {"seconds": {name: spread(times) for name, times in seconds.items()}}
+    found["ratios"] = {
+        name: spread([a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)])
+        for name, (slow, fast) in ratios.items()
+    }
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return median, least and most of some values."""
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+        "rounds": len(values),
+    }
+
+
+def machine(precision: str = "auto") -> dict[str, Any]:
+    """Describe versions and processor, and how busy the machine was beside this."""
+    described = runs.describe_machine(torch.device("cpu"), precision)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    found = dict(torch.cpu.get_capabilities())
+    return {
+        **described,
+        "processor": model or platform.processor(),
+        "amx_bf16": bool(found.get("amx_bf16")),
+        "avx512_bf16": bool(found.get("avx512_bf16")),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """Return the floating-point operations per second of the best of a few square products."""
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        torch.mm(left, right)
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times[1:])
