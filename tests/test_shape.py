@@ -13,6 +13,7 @@ LAYERS = [
     {
         "files",
         "randomness",
+        "distributed",
         "progress",
         "precision",
         "registry",
@@ -53,7 +54,7 @@ LAYERS = [
     {"combining", "comparing", "starting"},
     {"flow", "report", "searching"},
     {"bench"},
-    {"cli", "options", "terminal"},
+    {"cli", "options", "terminal", "__main__"},
 ]
 
 
