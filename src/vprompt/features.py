@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vprompt import files
+from vprompt import distributed, files
 from vprompt.artifact import prompt_digest
 from vprompt.backbone import Backbone, extract
 from vprompt.precision import autocast, resolve
@@ -34,17 +34,18 @@ def features_of(
     """Return the features of all examples under a prompt, fp32, without gradients."""
     path = cache_path(backbone, prompt, examples, precision)
     known = read(path) if use_cache else {}
-    if "features" in known:
+    if distributed.all_have("features" in known):
         return known["features"]
     device, parts, moved = backbone.device, [], None
     if prompt is not None:
         moved = Prompt(prompt.tokens.to(device), prompt.blocks.to(device), prompt.persist)
+    own = distributed.own_rows(len(examples), batch_size)
     with torch.no_grad(), autocast(precision, device):
-        for pixels, _ in examples.batches(batch_size):
+        for pixels, _ in examples.batches(batch_size, own):
             images = backbone.normalise(pixels.to(device))
             parts.append(extract(backbone, images, moved).float().cpu())
-    features = torch.cat(parts)
-    if use_cache:
+    features = distributed.assemble(parts, own, len(examples), backbone.feature_dim)
+    if use_cache and not distributed.local_rank():
         files.write_tensors(path, {"features": features})
     return features
 
