@@ -148,6 +148,7 @@ def test_what_runs_share_is_computed_before_them_and_found(tmp_path, monkeypatch
     from vprompt.bench.executors import Local
     from vprompt.evidence import Probe
 
+    expected = serial()  # before anything is watched
     order, passes, inside = [], [], ["a run"]
     slopes, gather = Probe.slopes, shared.gather
 
@@ -172,7 +173,7 @@ def test_what_runs_share_is_computed_before_them_and_found(tmp_path, monkeypatch
     monkeypatch.setattr(Probe, "slopes", watched)
     monkeypatch.setattr(shared, "gather", gathered)
     report, records = run_grid(tmp_path, Watched())
-    assert plain(records) == serial() and not report.lost
+    assert plain(records) == expected and not report.lost
     # Images of trainval for the sources and of train for the rest, one source for each target.
     assert order.count("images") == 4 and order.count("evidence") == 2
     assert order.index("images") < order.index("run") < order.index("evidence")

@@ -37,7 +37,7 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     group.init_process_group(backend, timeout=timeout)
     try:
@@ -63,7 +63,7 @@ def is_first() -> bool:
 
 def local_rank() -> int:
     """Return the number of this process on its host, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK", "0")) if size() > 1 else 0
 
 
 @contextlib.contextmanager
