@@ -13,6 +13,7 @@ LAYERS = [
     {
         "files",
         "randomness",
+        "distributed",
         "progress",
         "precision",
         "registry",
@@ -56,7 +57,7 @@ LAYERS = [
     {"combining", "comparing", "starting", "screening", "shortlist"},
     {"flow", "report", "searching"},
     {"bench"},
-    {"cli", "options", "terminal"},
+    {"cli", "options", "terminal", "__main__"},
 ]
 
 

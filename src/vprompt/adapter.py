@@ -53,6 +53,7 @@ class Adapter(nn.Module, abc.ABC):
     """
 
     backbone: Backbone
+    shares_steps: bool = True  # nothing but its gradient is read of a step, so it can be shared out
     cosine: bool = False  # where true, the adapter's own head sees features at unit length
     opens_as: str | None = None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vprompt import codec
+from vprompt import codec, distributed
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.files import atomic_folder, digest, read_json, write_json, write_tensors, write_text
@@ -125,7 +125,12 @@ def save(
     overwrite: bool = False,
     run: dict[str, Any] | None = None,
 ) -> None:
-    """Write the folder, with the record of the run if there is one; complete or not at all."""
+    """Write the folder, with the record of the run if there is one; complete or not at all.
+
+    Of several processes that share a run, the first alone writes.
+    """
+    if not distributed.is_first():
+        return
     tensors = {"head.weight": artifact.head.weight, "head.bias": artifact.head.bias}
     tensors["task_embedding"] = artifact.task_embedding
     tensors |= codec.prompt_tensors(artifact.prompt, "prompt_embeddings")

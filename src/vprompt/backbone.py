@@ -6,6 +6,7 @@ Whatever the model and whatever the placement, prompt tokens enter in this file 
 import abc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch

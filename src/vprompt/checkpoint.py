@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from vprompt import distributed
 from vprompt.errors import VPromptError
 from vprompt.files import digest, write_tensors
 
@@ -37,7 +39,7 @@ class Checkpoint:
 
     def save(self, loop: Any) -> None:
         """Write parameters, optimiser state, the best parameters so far and the history."""
-        if self.path is None:
+        if self.path is None or not distributed.is_first():
             return
         tensors = {f"now.{name}": value for name, value in loop.state().items()}
         tensors |= {f"best.{name}": value for name, value in loop.best.items()}
@@ -54,14 +56,18 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget the state of a run that is finished."""
-        if self.path is not None:
+        if self.path is not None and distributed.is_first():
             self.path.unlink(missing_ok=True)
 
     def load(self, loop: Any) -> bool:
         """Continue from the file if there is one, and say whether there was."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return False
-        tensors, text = _read(self.path)
+        kept = self.path.read_bytes() if self.path.is_file() else None
+        kept = distributed.bytes_of_first(kept)
+        if kept is None:
+            return False
+        tensors, text = _read(kept, self.path)
         loop.history = [EpochRecord(**record) for record in json.loads(text["history"])]
         loop.best_epoch = int(text["best_epoch"])
         loop.best = _part(tensors, "best.")
@@ -84,11 +90,13 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
             own[name].copy_(value)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(kept: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, and the text of its header."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        tensors = load(kept)
+        size = int.from_bytes(kept[:8], "little")
+        return tensors, json.loads(kept[8 : 8 + size]).get("__metadata__", {})
+    except SafetensorError as error:
         raise VPromptError(f"{path} cannot be read ({error}). Delete it to start afresh.") from None
 
 

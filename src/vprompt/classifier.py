@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vprompt import distributed
 from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.backbone import Entering
 from vprompt.features import features_of
@@ -129,12 +130,12 @@ def compute_features(
     adapter: Adapter, examples: Examples, config: TrainConfig, *, progress: Progress = SILENT
 ) -> Features:
     """Return the features of all examples in fp32, without gradients."""
-    parts = []
-    with progress.step("features", len(examples)) as step:
-        for inputs, _ in examples.batches(config.batch_size):
+    parts, own = [], distributed.own_rows(len(examples), config.batch_size)
+    with progress.step("features", len(own)) as step:
+        for inputs, _ in examples.batches(config.batch_size, own):
             parts.append(batch_features(adapter, inputs, config, None).float().cpu())
             step.advance(len(inputs))
-    return torch.cat(parts)
+    return distributed.assemble(parts, own, len(examples), adapter.feature_dim)
 
 
 def start_head(

@@ -1,6 +1,7 @@
 """Command line: parse, call one function, print; torch is imported inside the commands."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,11 +145,12 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
-    from vprompt import flow, stages
+    from vprompt import distributed, flow, stages
 
     extra = {"num_virtual_tokens": prompt_length, "deep": deep, "templates": templates}
     method = options.with_settings(method, extra)
-    with terminal.progress(quiet) as progress:
+    with distributed.joined(), terminal.progress(quiet or not distributed.is_first()) as progress:
+        first = distributed.is_first()
         outcome = flow.learn(
             task,
             model=model,
@@ -182,7 +184,8 @@ def learn(
             allow_absent=allow_absent_classes,
             progress=progress,
         )
-    terminal.show(outcome, output, report, freeze_report)
+    if first:
+        terminal.show(outcome, output, report, freeze_report)
 
 
 @app.command()
@@ -372,11 +375,23 @@ def list_plugins(
 
 def main() -> None:
     """Run the command line; a mistake of the caller is one sentence and exit code 1."""
+    process = os.environ.get("RANK", "0") if _several() else "0"
+    name = "vprompt" if process == "0" else f"vprompt (process {process})"
     try:
+        if _several() and sys.argv[1:2] != ["learn"]:
+            raise VPromptError(
+                "torchrun shares out the training of `vprompt learn` alone. For many runs at once: "
+                "`vprompt bench run --executor processes`."
+            )
         app()
     except VPromptError as error:
-        print(f"vprompt: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("vprompt: stopped. Run the same command again to continue.", file=sys.stderr)
+        print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _several() -> bool:
+    """Say whether torchrun started this process and others; without importing torch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"

@@ -42,6 +42,21 @@ def bench_run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try runs again that failed before.")
     ] = False,
+    executor: Annotated[
+        str, typer.Option(help="Where runs happen: local, processes, ray (docs/scale.md).")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at once on this machine, for processes and ray.")
+    ] = None,
+    num_cpus: Annotated[
+        int | None, typer.Option(help="Processors of a run, which are also torch's threads.")
+    ] = None,
+    num_gpus: Annotated[
+        float | None, typer.Option(help="GPUs of a run; 0.25 puts four runs on one.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray's head as HOST:PORT; left out, it is started here.")
+    ] = None,
     speed: Annotated[
         float | None,
         typer.Option(help="Images/s of a training step, for --dry-run of a model not at hand."),
@@ -50,11 +65,16 @@ def bench_run(
     quiet: QuietOption = False,
 ) -> None:
     """Run what is not finished of a recipe; stop it at any time and start it again."""
-    from vprompt.bench import estimate, runner
+    from vprompt.bench import estimate, executors, runner
     from vprompt.bench import jobs as benches
     from vprompt.bench import recipe as recipes
     from vprompt.bench.store import Store
 
+    if device == "cpu" and num_gpus is None and executor != "local":
+        num_gpus = 0.0
+    chosen = executors.build(
+        executor, workers=workers, num_cpus=num_cpus, num_gpus=num_gpus, address=address
+    )
     read, store = recipes.read(recipe), Store(output)
     every = benches.expand(read, data=data, output=output, device=device)
     picked = runner.pick(
@@ -71,13 +91,17 @@ def bench_run(
         return
     store.start(read, every)
     with terminal.progress(quiet) as progress:
-        report = runner.run(picked, store, retry_failed=retry_failed, progress=progress)
+        report = runner.run(
+            picked, store, retry_failed=retry_failed, executor=chosen, progress=progress
+        )
     for sentence in report.failed.values():
         print(f"failed: {sentence}")
+    for sentence in report.lost.values():
+        print(f"lost: {sentence}; run the same command again to try it once more")
     if report.waiting:
         print(f"{len(report.waiting)} runs wait for others; run the same command again after them")
     print(f"{len(report.done)} runs done; `vprompt bench table {output}` shows the results")
-    if report.failed or report.waiting:
+    if report.failed or report.lost or report.waiting:
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vprompt import files, prefix
+from vprompt import distributed, files, prefix
 from vprompt.artifact import prompt_digest
 from vprompt.backbone import Backbone, extract
 from vprompt.precision import autocast, resolve
@@ -34,17 +34,18 @@ def features_of(
     """Return the features of all examples under a prompt, fp32, without gradients."""
     path = cache_path(backbone, prompt, examples, precision)
     known = read(path) if use_cache else {}
-    if "features" in known:
+    if distributed.all_have("features" in known):
         return known["features"]
     device, parts, moved = backbone.device, [], None
     if prompt is not None:
         moved = prompt.to(device)
+    own = distributed.own_rows(len(examples), batch_size)
     given = prefix.reuse(backbone, examples, prompt, precision) if use_cache else examples
     with torch.no_grad(), autocast(precision, device):
-        for inputs, _ in given.batches(batch_size):
+        for inputs, _ in given.batches(batch_size, own):
             parts.append(extract(backbone, backbone.ready(inputs), moved).float().cpu())
-    features = torch.cat(parts)
-    if use_cache:
+    features = distributed.assemble(parts, own, len(examples), backbone.feature_dim)
+    if use_cache and not distributed.local_rank():
         files.write_tensors(path, {"features": features})
     return features
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt import files
+from vprompt import distributed, files
 from vprompt.backbone import Backbone, Entering, enter
 from vprompt.errors import VPromptError
 from vprompt.precision import autocast, resolve
@@ -52,9 +52,10 @@ def keep(
 
     It is computed when it is first asked for, and read from then on. `limit`, in GiB, bounds all
     that is kept; what was used longest ago makes room. Nothing changes where `block` or `limit` is
-    0, and where a split has no room its images come as pixels.
+    0, and where a split has no room its images come as pixels; so they do where several processes
+    train one prompt, each of which would compute all of it.
     """
-    if block == 0 or limit <= 0:
+    if block == 0 or limit <= 0 or distributed.size() > 1:
         return list(splits)
     shelf = _Shelf(backbone, block, precision, batch_size, limit, progress)
     return [

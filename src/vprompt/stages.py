@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vprompt import measure, registry, runs, sentences
+from vprompt import distributed, measure, registry, runs, sentences
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
 from vprompt.checkpoint import Checkpoint
@@ -72,9 +72,10 @@ def prepare(
         ready = functools.partial(
             task.examples, config=backbone.data_config, skip_bad=skip_bad, progress=progress
         )
-        train = ready(task.train)
+        with distributed.one_at_first():  # the others find the cache filled
+            train = ready(task.train)
+            val = None if task.val is None else ready(task.val)
         _check_digest(train, digest)
-        val = None if task.val is None else ready(task.val)
     skipped = len(task.train) - len(train) + (len(task.val or ()) - len(val or ()))
     if skipped:
         progress.say(f"left out {skipped} unreadable images")

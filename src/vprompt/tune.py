@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt import prefix
+from vprompt import distributed, prefix
 from vprompt.adapter import Adapter, FeatureAdapter, Training
 from vprompt.checkpoint import Checkpoint, EpochRecord, restore
 from vprompt.classifier import (
@@ -99,6 +99,11 @@ def tune(
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
+    if distributed.size() > 1 and not adapter.shares_steps:
+        raise VPromptError(
+            f"{type(adapter).__name__} reads more of a step than its gradient, so several "
+            "processes cannot share it out. Do without torchrun."
+        )
     if isinstance(adapter, FeatureAdapter):
         once = feature_examples(adapter, train, config)
         assert once is not None
@@ -121,7 +126,9 @@ def tune(
         config = config.model_copy(update={"epochs": 0})
     loop = _Loop(classifier, _optimizer(classifier, config))
     store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
-    if not store.load(loop):
+    resumed = store.load(loop)
+    distributed.copy_from_first(loop.state().values())
+    if not resumed:
         _finish_epoch(loop, 0, None, 0.0, val, config)
     steps = math.ceil(len(train) / config.batch_size)
     training = _training(loop, train, val, config, steps)
@@ -205,17 +212,12 @@ def _train_epoch(
         for group in loop.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         adapter.begin_step(training)
-        logits, labels = _logits(loop.classifier, train, rows, config, dropout)
-        loss = functional.cross_entropy(logits, labels)
-        value = loss.item()
+        value = _backward(loop, train, rows, config, dropout)
         if not math.isfinite(value):
             raise VPromptError(
                 f"The loss became {value} at step {training.step} (epoch {epoch}). Nothing was "
                 f"kept. Use a smaller --lr (it was {config.lr:g}), or --precision fp32."
             )
-        extra = adapter.extra_loss(logits, rows)
-        loop.optimizer.zero_grad(set_to_none=True)
-        (loss if extra is None else loss + extra).backward()
         adapter.after_backward(training)
         if config.clip_grad:
             nn.utils.clip_grad_norm_(_optimised(loop), config.clip_grad)
@@ -225,6 +227,21 @@ def _train_epoch(
         step.advance(1)
     adapter.end_epoch(training)
     return total / len(train), config.lr * factor
+
+
+def _backward(
+    loop: _Loop, train: Examples, rows: Tensor, config: TrainConfig, dropout: torch.Generator
+) -> float:
+    """Leave the gradient of a batch at the parameters, and return its cross-entropy."""
+    own, share = distributed.part(rows)
+    drawn = dropout.get_state()
+    logits, labels = _logits(loop.classifier, train, own, config, dropout)
+    distributed.check_no_draw(drawn, dropout)
+    loss = functional.cross_entropy(logits, labels)
+    extra = loop.classifier.adapter.extra_loss(logits, own)
+    loop.optimizer.zero_grad(set_to_none=True)
+    (share * (loss if extra is None else loss + extra)).backward()
+    return distributed.add_up(share * loss, _optimised(loop))
 
 
 def _optimised(loop: _Loop) -> list[Tensor]:

@@ -56,6 +56,7 @@ class HiddenLayers(FeatureAdapter):
         self, backbone: Backbone, count: int, norm: str, dropout: float, seed: int
     ) -> None:
         super().__init__(backbone)
+        self.shares_steps = norm != "batch"  # which sees a whole batch
         self.norm, self.dropout, width = norm, dropout, backbone.feature_dim
         generator = stream(seed, "mlp")
         layers, norms = [], []

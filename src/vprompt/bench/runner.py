@@ -1,10 +1,14 @@
 """Runner: pick jobs, run what is not finished, and keep every result as soon as it is there."""
 
+import contextlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from vprompt.bench import shared
+from vprompt.bench.calls import Call, Executor, Lost
+from vprompt.bench.executors import Local
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import check_known
 from vprompt.bench.store import Store
@@ -13,16 +17,21 @@ from vprompt.errors import VPromptError
 from vprompt.files import read_json
 from vprompt.progress import SILENT, Progress
 
+LOCAL = Local()
 # The candidate that is the method's result.
 HEADLINE = {"learn": "learned", "search": "learned", "combine": "tuned"}
 
 
 @dataclass
 class Report:
-    """What became of the jobs of one call, by id; `waiting` lack the result of another job."""
+    """What became of the jobs of one call, by id.
+
+    `waiting` lack the result of another job; `lost` is where processes or hosts died too often.
+    """
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
 
 
@@ -70,44 +79,107 @@ def run(
     store: Store,
     *,
     retry_failed: bool = False,
+    executor: Executor = LOCAL,
     progress: Progress = SILENT,
     work: Callable[..., dict[str, Any]] = run_job,
 ) -> Report:
     """Run every job that is not finished; one that fails is kept as failed and stops nothing.
 
     Failed runs are not tried again unless `retry_failed`. What another process has finished in the
-    meantime is not run again.
+    meantime is not run again. Results are written here, as they come, whatever host they come from.
     """
     report = Report()
-    with progress.step("runs", len(jobs)) as step:
-        for job in jobs:
-            finished = store.finished()
-            failed = store.failed()
-            if store.is_finished(job, finished):
+    calls = _calls(jobs, store, work, report, retry_failed=retry_failed)
+    by_id = {job.id: job for job in jobs}
+    if executor.parallel and work is run_job:
+        calls = shared.before(calls, [by_id[call.key] for call in calls])
+    titles = {call.key: by_id[call.key].title if call.key in by_id else call.key for call in calls}
+    with progress.step("runs", len(calls)) as step:
+        answers = executor.run(calls, lambda key: step.advance(0, titles[key]))
+        with contextlib.closing(answers):  # ends what is under way, whatever happens here
+            for key, answer in answers:
+                if key in by_id:
+                    _keep(by_id[key], answer, store, report, progress)
                 step.advance(1)
-                continue
-            if job.id in failed and not retry_failed:
-                report.failed[job.id] = f"{job.title}: {read_json(failed[job.id])['error']}"
-                step.advance(1)
-                continue
-            if any(needed not in finished for needed in job.needs):
-                report.waiting.append(job.id)
-                step.advance(1)
-                continue
-            step.advance(0, job.title)
-            try:
-                chosen = choose([store.read(each) for each in job.select]) if job.select else None
-                record = work(job, chosen=chosen)
-            except Exception as error:  # one broken run must not cost the others
-                report.failed[job.id] = f"{job.title}: {_sentence(error)}"
-                store.write_failure(job, _failure(error))
-                progress.say(f"failed: {report.failed[job.id]}")
-            else:
-                store.write(job, record)
-                report.done.append(job.id)
-                progress.say(f"{job.title}: {headline(record)}")
-            step.advance(1)
     return report
+
+
+def _calls(
+    jobs: Sequence[Job],
+    store: Store,
+    work: Callable[..., dict[str, Any]],
+    report: Report,
+    *,
+    retry_failed: bool,
+) -> list[Call]:
+    """Return a call for every job that can be run, and report what cannot."""
+    finished, failed = store.finished(), store.failed()
+    calls: dict[str, Call] = {}
+    for job in jobs:
+        if store.is_finished(job, finished):
+            continue
+        if job.id in failed and not retry_failed:
+            report.failed[job.id] = f"{job.title}: {read_json(failed[job.id])['error']}"
+        elif any(need not in calls and need not in finished for need in job.needs):
+            report.waiting.append(job.id)
+        else:
+            needs = tuple(need for need in job.needs if need in calls)
+            known = [store.read(need) for need in job.select if need not in calls]
+            arguments = (job, str(store.folder), work, known)
+            calls[job.id] = Call(job.id, attempt, arguments, needs)
+    return list(calls.values())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a job: its record, or why there is none."""
+
+    state: Literal["done", "found", "failed", "waiting"]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def attempt(
+    job: Job,
+    folder: str,
+    work: Callable[..., dict[str, Any]],
+    known: Sequence[dict[str, Any]],
+    *needed: Any,
+) -> Answer:
+    """Run a job wherever this is; `needed` are the answers of those that come before it.
+
+    Nothing is written: a benchmark's folder that cannot be seen from here is no hindrance.
+    """
+    before = [answer for answer in needed if isinstance(answer, Answer)]
+    if any(answer.state in ("failed", "waiting") for answer in before):
+        return Answer("waiting")
+    try:
+        store = Store(folder)
+        finished = store.finished()  # by another process, since the start
+        if store.is_finished(job, finished):
+            return Answer("found", store.read(job.id))
+        records = {record["id"]: record for record in (*known, *(a.record for a in before))}
+        chosen = choose([records[each] for each in job.select]) if job.select else None
+        return Answer("done", work(job, chosen=chosen))
+    except Exception as error:  # one broken run must not cost the others
+        return Answer("failed", _failure(error))
+
+
+def _keep(
+    job: Job, answer: Answer | Lost, store: Store, report: Report, progress: Progress
+) -> None:
+    if isinstance(answer, Lost):
+        report.lost[job.id] = f"{job.title}: {answer.reason}"
+        progress.say(f"lost: {report.lost[job.id]}")
+    elif answer.state == "waiting":
+        report.waiting.append(job.id)
+    elif answer.state == "failed":
+        report.failed[job.id] = f"{job.title}: {answer.record['error']}"
+        store.write_failure(job, answer.record)
+        progress.say(f"failed: {report.failed[job.id]}")
+    elif answer.state == "done":
+        store.write(job, answer.record)
+        report.done.append(job.id)
+        progress.say(f"{job.title}: {headline(answer.record)}")
 
 
 def result(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -29,6 +29,8 @@ class MovingPrompt(ScoredPrompt):
     `memory["placement"]` holds the counts per block of every epoch and every decision.
     """
 
+    shares_steps = False  # scores are read of whole batches
+
     def __init__(
         self, backbone: Backbone, start: Prompt, rules: Rules, allocator: Allocator
     ) -> None:
