@@ -438,8 +438,9 @@ def is_there(method):
     """Say whether a method's plug-in exists yet."""
     from vprompt import registry
 
-    kind = "adapters" if "learn" in method else "transfer"
-    spec = registry.parse((method.get("learn") or method["combine"]).replace("{seed}", "0"))
+    command = next(key for key in ("learn", "search", "combine") if key in method)
+    kind = "transfer" if command == "combine" else "adapters"
+    spec = registry.parse(method[command].replace("{seed}", "0"))
     return spec.name in registry.names(kind)
 
 

@@ -595,7 +595,7 @@ def test_an_adapter_may_bring_its_own_head(run, tiny, settings, val):
             super().__init__(backbone)
             self.means = torch.nn.Parameter(torch.zeros(CLASSES, backbone.feature_dim))
 
-        def own_head(self):
+        def own_head(self, *, generator=None):
             return 2 * self.means, torch.zeros(CLASSES)
 
     tuned = run(Prototypes(tiny), settings(epochs=3))

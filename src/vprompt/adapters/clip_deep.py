@@ -1,4 +1,4 @@
-"""Deep prompts in both towers of a CLIP, of any length in every block; what a search has found.
+"""Deep prompts of a CLIP: in both towers, any length in every block, such as a search has found.
 
 The tokens are keys and values of their block alone. In the text tower they stand beside the words
 and are seen from every position, so the sentence around the class name stays whole.
