@@ -11,15 +11,13 @@ from lists of VTAB-1k's sizes; for the pool by the formulas of docs/scale.md.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from timing import median_seconds
 
 from vprompt import registry, runs, vtab
 from vprompt.adapter import PromptAdapter
@@ -99,17 +97,6 @@ def measure(model: str, batch: int, device: str, repeats: int = 5) -> dict[str, 
         "precision": resolve("auto", backbone.device),
         "machine": runs.describe_machine(backbone.device, resolve("auto", backbone.device)),
     }
-
-
-def median_seconds(action: Callable[[], Any], repeats: int) -> float:
-    """Return the median time of an action, after one run to warm up."""
-    action()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def hours(speed: dict[str, Any], devices: int, times: float) -> list[str]:

@@ -9,11 +9,11 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import median_seconds
 
 from vprompt import compose, registry, runs
 from vprompt.adapter import PromptAdapter
@@ -41,17 +41,6 @@ def main() -> None:
     record = {**found, "machine": runs.describe_machine(torch.device("cpu"), "auto")}
     write_json(RESULTS / f"{part}.json", record)
     print(found)
-
-
-def median_seconds(action: Callable[[], Any], repeats: int = 5) -> float:
-    """Return the median time of an action after one run to warm up."""
-    action()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def random_evidence(sources: int, images: int, width: int, classes: int) -> Evidence:

@@ -34,6 +34,17 @@ def in_turn(actions: Actions, repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
+def median_seconds(action: Callable[[], Any], repeats: int = 5) -> float:
+    """Return the median time of an action after one run to warm up."""
+    action()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
 def summary(seconds: Mapping[str, list[float]], **ratios: tuple[str, str]) -> dict[str, Any]:
     """Return the median seconds with least and most, and ratios of rounds: slower, faster.
 

@@ -19,6 +19,16 @@ from vprompt.registry import suggest
 
 BANKS = ("separate", "nested")
 ORDERS = ("cycle", "first")
+# What the released code trains the prompts of a search with.
+PAPER_TRAINING: dict[str, Any] = {
+    "epochs": 80,
+    "batch_size": 4,
+    "opt": "sgd",
+    "lr": 0.0035,
+    "weight_decay": 5e-4,
+    "warmup": 1 / 80,
+    "keep": "last",
+}
 _BETAS, _EPSILON = (0.5, 0.999), 1e-8  # of alpha's Adam
 
 

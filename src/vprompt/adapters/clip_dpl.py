@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vprompt.adapter import Adapter, FeatureAdapter, Training
 from vprompt.adapters._bank import CandidateBank, bank_size
-from vprompt.adapters._bilevel import AlphaSettings, Bilevel
+from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel
 from vprompt.adapters._budget import priced
 from vprompt.adapters._clip_start import check_init, start_rows
 from vprompt.backbone import Backbone, extract
@@ -55,15 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 TRAINING: dict[str, dict[str, Any]] = {
-    "paper": {
-        "epochs": 80,
-        "batch_size": 4,
-        "opt": "sgd",
-        "lr": 0.0035,
-        "weight_decay": 5e-4,
-        "warmup": 1 / 80,
-        "keep": "last",
-    },
+    "paper": PAPER_TRAINING,
     # Tokens of size 1 turn slowly at the usual 0.005 (docs/findings.md).
     "robust": {"epochs": 80, "batch_size": 4, "lr": 0.02, "weight_decay": 0.0, "keep": "last"},
 }

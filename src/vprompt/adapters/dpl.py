@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.adapter import Adapter, Training
-from vprompt.adapters._bilevel import AlphaSettings, Bilevel
+from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel
 from vprompt.adapters._budget import priced
 from vprompt.adapters._start import start_tokens
 from vprompt.attention import Attend, gated, mixture, survival
@@ -52,15 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 TRAINING: dict[str, dict[str, Any]] = {
-    "paper": {
-        "epochs": 80,
-        "batch_size": 4,
-        "opt": "sgd",
-        "lr": 0.0035,
-        "weight_decay": 5e-4,
-        "warmup": 1 / 80,
-        "keep": "last",
-    },
+    "paper": PAPER_TRAINING,
     "robust": {"epochs": 30, "weight_decay": 0.0, "keep": "last"},
 }
 
