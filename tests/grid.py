@@ -77,10 +77,7 @@ def add(*numbers):
 def where(folder, name):
     """Wait for a call beside this one, and say in which process and with how many threads."""
     Path(folder, name).touch()
-    deadline = time.monotonic() + 20
-    while len(list(Path(folder).glob("beside*"))) < 2:
-        assert time.monotonic() < deadline, "nothing runs beside this"
-        time.sleep(0.01)
+    until(lambda: len(list(Path(folder).glob("beside*"))) == 2, seconds=60)
     return os.getpid(), os.environ["OMP_NUM_THREADS"]
 
 
@@ -99,11 +96,24 @@ def sleep(folder):
 
 
 def on_node(folder, number, doomed):
-    """Return the number; on the doomed node wait for its end, whoever is there first."""
+    """Return the number once a call waits on the doomed node, where none ever returns.
+
+    So the other node cannot finish all calls before the doomed one has begun its first.
+    """
     import ray
 
     Path(folder, f"{number} began {time.monotonic_ns()}").touch()
     if ray.get_runtime_context().get_node_id() == doomed:
         Path(folder, f"{number} waits").touch()
         time.sleep(600)
+    until(lambda: list(Path(folder).glob("* waits")))
     return number
+
+
+def until(condition, seconds=120):
+    """Wait for what comes true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"it did not come true within {seconds} s"
+        time.sleep(0.02)
+    return found
