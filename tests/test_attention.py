@@ -160,6 +160,28 @@ def test_exact_slopes_are_the_whole_change_of_an_output_when_a_gate_is_turned_ov
         assert sign * gates.grad[index].item() == pytest.approx(change.item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("present", [0.0, 1.0])
+def test_a_key_that_towers_above_all_others_leaves_finite_values(sets, exact, present):
+    """A weight of 1 leaves a rest of 0 in fp32; behind a closed gate it counts for nothing."""
+    from vprompt.attention import KeyValue, gated
+
+    query = sets[0].float()
+    own, prompt = (KeyValue(s.key.float(), s.value.float()) for s in sets[1:])
+    tower = KeyValue(prompt.key.clone(), prompt.value)
+    tower.key[:, :, 1] = 0
+    query[..., 0], tower.key[:, :, 1, 0] = 1.0, 1000.0
+    gates = torch.tensor([1.0, present, 1.0, 1.0], requires_grad=True)
+    found = gated(gates, exact=exact)(query, own, tower, 0.5, None)
+    others = [0, 2, 3]
+    rest = KeyValue(prompt.key[:, :, others], prompt.value[:, :, others])
+    alone = tower.value[:, :, 1:2].expand_as(found)
+    expected = alone if present else gated(torch.ones(3))(query, own, rest, 0.5, None)
+    assert relative(found, expected) < 1e-6
+    found.square().sum().backward()
+    assert gates.grad.isfinite().all()
+
+
 def test_exact_slopes_leave_the_gradients_of_keys_and_values_as_they_are(sets):
     from vprompt.attention import KeyValue, gated
 

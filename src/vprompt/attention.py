@@ -99,8 +99,9 @@ def gated(gates: Tensor, *, exact: bool = False) -> Attend:
     ) -> Tensor:
         left = logits(query, prompt.key, scale)
         right = logits(query, own.key, scale, mask)
-        peak = torch.maximum(_peak(left), _peak(right))
-        left, right = (left - peak).exp(), (right - peak).exp()
+        # The highest of what is there: a key behind a closed gate must not press all others to 0.
+        peak = torch.maximum(_peak(left.masked_fill(factors == 0, -torch.inf)), _peak(right))
+        left, right = (left - peak).clamp_max(_WORLDS).exp(), (right - peak).exp()
         weight = factors
         if exact:
             weight = _turned_over(left.detach(), right.detach(), factors)
@@ -117,8 +118,9 @@ def _turned_over(left: Tensor, right: Tensor, factors: Tensor) -> Tensor:
     """Return the factors, with slopes stretched to the change when each is turned over alone."""
     here = factors.detach()
     total = (left * here).sum(-1, keepdim=True) + right.sum(-1, keepdim=True)
-    stretch = total / (total + (1 - 2 * here) * left)
-    return here + (factors - here) * stretch
+    # A key that has all the weight leaves a rest of 0: its slope is cut off at what fp32 resolves.
+    rest = (total + (1 - 2 * here) * left).clamp_min(torch.finfo(total.dtype).eps * total)
+    return here + (factors - here) * (total / rest)
 
 
 def mixture(weights: Tensor, sizes: Sequence[int]) -> Attend:
