@@ -10,9 +10,10 @@ draw, with `--budget-seeds` one for each of three budgets on tokens, with `--pla
 PRO-VPT at the number of tokens that the free search found. Then a fresh prompt is trained for every
 configuration, at the target's rate (chosen with VPT-Deep by `placing.py rates`), for equal epochs,
 the last of which is kept: nothing is chosen. All candidates of a target and draw see the test split
-together, once. What is in `results/searching` is not run again; the tables are written by
-`python benchmarks/tables.py`. `rates` searches at three rates of alpha and judges each by what a
-fresh prompt of the found lengths reaches on val200, on two targets and one draw.
+together, once; arms asked for later are added to those of the file, and see it by themselves. What
+is in `results/searching` is not run again; the tables are written by `python benchmarks/tables.py`.
+`rates` searches at three rates of alpha and judges each by what a fresh prompt of the found lengths
+reaches on val200, on two targets and one draw.
 """
 
 import argparse
@@ -78,11 +79,29 @@ def compare(options: argparse.Namespace) -> None:
         for target in options.targets:
             _find(options, target, seed)
         for target in options.targets:  # a control of each is another's configuration
-            path = options.results / f"compare_{target}_seed{seed}.json"
-            if not path.is_file():
-                found = _compare(Bench(options, target, seed), _arms(options, target, seed))
+            path = _compared(options, target, seed)
+            before = read_json(path) if path.is_file() else {}
+            arms = _arms(options, target, seed)
+            missing = {n: arms[n] for n in arms if n not in before.get("arms", {})}
+            if missing:
+                found = _joined(before, _compare(Bench(options, target, seed), missing))
                 write_json(path, found)
                 print(path.stem, json.dumps(found["summary"]), f"{found['seconds']} s", flush=True)
+
+
+def _compared(options: argparse.Namespace, target: str, seed: int) -> Path:
+    return Path(options.results) / f"compare_{target}_seed{seed}.json"
+
+
+def _joined(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the arms of an earlier one, which were trained in the same way."""
+    if not before:
+        return found
+    if (before["train"], before["task"]) != (found["train"], found["task"]):
+        raise SystemExit("The earlier arms had other data or training: use other --results.")
+    seconds = round(before["seconds"] + found["seconds"], 1)
+    parts = ("arms", "summary", "test")
+    return {**found, **{key: before[key] | found[key] for key in parts}, "seconds": seconds}
 
 
 def estimate(options: argparse.Namespace, cases: list[tuple[str, int]]) -> str:
@@ -92,9 +111,10 @@ def estimate(options: argparse.Namespace, cases: list[tuple[str, int]]) -> str:
         missing = [k for k, p in _plan(options, target, seed).items() if not p.is_file()]
         searches += len(missing) - ("placed" in missing)
         moved += "placed" in missing
-        if not (options.results / f"compare_{target}_seed{seed}.json").is_file():
-            trained += 4 + options.randoms + (seed in options.placed_seeds)
-            trained += 2 * len(BUDGETS) * (seed in options.budget_seeds)
+        arms = 4 + options.randoms + (seed in options.placed_seeds)
+        arms += 2 * len(BUDGETS) * (seed in options.budget_seeds)
+        path = _compared(options, target, seed)
+        trained += max(0, arms - len(read_json(path)["arms"]) if path.is_file() else arms)
     images = 200 * (searches * SEARCH * options.search_epochs + (trained + moved) * options.epochs)
     seconds = images / SPEED + JUDGED * (searches + moved + trained)
     return (
