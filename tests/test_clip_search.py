@@ -108,8 +108,9 @@ def test_only_a_search_searches(root, refused):
 def test_the_command_line_searches_towers(root, tmp_path, vprompt, fails):
     words = ["search", spec(root, 2), "--model", "tiny_clip", "--towers", "text", "--epochs", "1"]
     words += ["--search-epochs", "1", "--max-prompts", "5", "--output", tmp_path / "it"]
-    code, _, err = vprompt(*words)
+    code, _, err = vprompt(*words, "--report", tmp_path / "it.html")
     assert code == 0, err
+    assert "How long each block" in (tmp_path / "it.html").read_text()
     record = json.loads((tmp_path / "it" / "run.json").read_text())["search"]
     assert record["method"] == "clip_dpl(max_prompts=5, towers=text)"
     assert list(record["found"]) == ["text"] and sum(record["found"]["text"]) <= 5

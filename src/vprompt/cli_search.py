@@ -14,6 +14,7 @@ from vprompt.options import (
     OutputOption,
     OverwriteOption,
     QuietOption,
+    ReportOption,
     SeedOption,
     ShotsOption,
     SkipBadOption,
@@ -45,6 +46,7 @@ def search(
     shots: ShotsOption = None,
     draw: DrawOption = 0,
     output: OutputOption = None,
+    report: ReportOption = None,
     overwrite: OverwriteOption = False,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
     device: DeviceOption = "auto",
@@ -76,4 +78,4 @@ def search(
             skip_bad=skip_bad,
             progress=progress,
         )
-    terminal.show(outcome, output, None, False)
+    terminal.show(outcome, output, report, False)

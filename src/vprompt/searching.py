@@ -86,7 +86,8 @@ def search(
         "labelled_images": len(drawn.train) + (len(drawn.val or ()) if moved_on == "val" else 0),
         "seconds": setting.clock.seconds,
     }
-    run = {**made.run, "command": "search", "search": record}
+    seconds = {"search": setting.clock.seconds["search"], **made.run["seconds"]}
+    run = {**made.run, "command": "search", "search": record, "seconds": seconds}
     kept = made.artifact
     if output is not None:
         artifact.save(kept, Path(output), overwrite=overwrite, run=run)
