@@ -1,6 +1,7 @@
 """Does it help to move tokens between blocks? PRO-VPT against VPT-Deep and against its controls.
 
     python benchmarks/placing.py rates --data DIR     # learning rates, on validation images alone
+    python benchmarks/placing.py choose --data DIR    # variants of robust, on val200 alone
     python benchmarks/placing.py compare --data DIR   # all arms, one budget, test split opened once
     python benchmarks/placing.py scores --data DIR    # every score against exact ablation
     python benchmarks/placing.py cost --data DIR      # seconds per epoch over VPT-Deep
@@ -55,6 +56,14 @@ ARMS: dict[str, tuple[str, int]] = {
     STATIC: ("vpt", 1),  # with the counts at which `robust` ended
     "taylor_norm": ("pro_vpt(score=taylor_norm)", 1),
 }
+# What `robust` might be, chosen on val200 alone.
+VARIANTS = {
+    "vpt": "vpt",
+    "explore": "pro_vpt(explore=True)",
+    "blank": "pro_vpt(explore=False)",
+    "blank, 4 moves": "pro_vpt(explore=False, moves_per_epoch=4)",
+    "keep": "pro_vpt(move_init=keep)",
+}
 
 
 def main() -> None:
@@ -62,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("phase", choices=("rates", "compare", "scores", "cost", "carry"))
+    parser.add_argument("phase", choices=tuple(PHASES))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -73,8 +82,7 @@ def main() -> None:
     parser.add_argument("--placed", type=Path, help="prompts that moved, for `carry`")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    phases = {"rates": rates, "compare": compare, "scores": score, "cost": cost, "carry": carry}
-    phases[options.phase](options)
+    PHASES[options.phase](options)
 
 
 class Bench:
@@ -156,6 +164,45 @@ def _compared(options: argparse.Namespace, arm: str, target: str, seed: int) -> 
     return options.results / name
 
 
+def choose(options: argparse.Namespace) -> None:
+    """Train variants of `robust` and say what they reach on val200; the test split stays closed."""
+    for seed in options.seeds:
+        for target in options.targets:
+            bench = None
+            for name, method in VARIANTS.items():
+                label = name.replace(", ", "_").replace(" ", "_")
+                path = options.results / f"choose_{target}_{label}_seed{seed}.json"
+                if path.is_file():
+                    continue
+                bench = bench or Bench(options, target, seed)
+                tuned, config = _train(bench, method)
+                bench.setting.forget_checkpoints()
+                accuracy, loss = _validate(bench, tuned)
+                found = {
+                    "variant": name,
+                    "method": method,
+                    "train": config.model_dump(),
+                    "train_loss": tuned.record(tuned.kept_epoch).train_loss,
+                    "val_accuracy": accuracy,
+                    "val_loss": loss,
+                    "placement": tuned.adapter.memory.get("placement"),
+                }
+                write_json(path, bench.record(**found))
+                print(path.stem, accuracy, loss, flush=True)
+
+
+def _train(bench: Bench, method: str, factor: int = 1) -> tuple[Tuned, TrainConfig]:
+    """Train at the target's rate, for `factor` times the epochs; nothing is chosen on the way."""
+    rated = _rated(bench.options, bench.target)
+    if not rated.is_file():
+        raise SystemExit(f"This needs {rated}: run `rates` first.")
+    config = bench.config.model_copy(
+        update={"epochs": factor * bench.options.epochs, "lr": read_json(rated)["lr"]}
+    )
+    unseen = replace(bench.setting, val=None)  # so val200 is read once, afterwards
+    return stages.run_tuning(unseen, bench.build(method)(), config), config
+
+
 def _compare(bench: Bench, arm: str) -> dict[str, Any]:
     """Train one arm at the target's rate, and open the test split once."""
     method, factor = ARMS[arm]
@@ -164,14 +211,7 @@ def _compare(bench: Bench, arm: str) -> dict[str, Any]:
         if not path.is_file():
             raise SystemExit(f"{STATIC} needs {path}: run the arm `robust` first.")
         method = f"vpt(num_virtual_tokens={read_json(path)['placement']['distribution'][-1]})"
-    rated = _rated(bench.options, bench.target)
-    if not rated.is_file():
-        raise SystemExit(f"compare needs {rated}: run `rates` first.")
-    config = bench.config.model_copy(
-        update={"epochs": factor * bench.options.epochs, "lr": read_json(rated)["lr"]}
-    )
-    unseen = replace(bench.setting, val=None)  # nothing is chosen, so val200 is read once, below
-    tuned = stages.run_tuning(unseen, bench.build(method)(), config)
+    tuned, config = _train(bench, method, factor)
     candidates = {arm: (tuned.adapter, tuned.head)}
     measured = measure.test_accuracy(bench.backbone, bench.whole, candidates)[arm]
     bench.setting.forget_checkpoints()
@@ -317,6 +357,15 @@ def carry(options: argparse.Namespace) -> None:
                 write_json(path, {**found, "run": outcome.run})
                 print(path.stem, json.dumps(summary), flush=True)
 
+
+PHASES = {
+    "rates": rates,
+    "choose": choose,
+    "compare": compare,
+    "scores": score,
+    "cost": cost,
+    "carry": carry,
+}
 
 if __name__ == "__main__":
     main()

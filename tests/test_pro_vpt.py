@@ -321,8 +321,8 @@ def test_a_move_without_gain_is_refused(run, build, settings):
 
 
 @pytest.mark.parametrize("prompt_init", ["blank", "vpt_uniform"])
-def test_a_moved_token_is_the_vector_whose_gain_was_measured(build, prompt_init):
-    adapter = build(prompt_init=prompt_init)
+def test_explored_candidates_are_random_but_for_one(build, prompt_init):
+    adapter = build(prompt_init=prompt_init, explore=True)
     seen = adapter.candidates(7, 3)
     assert seen.shape == (4, 6, 64) and torch.equal(seen, adapter.candidates(7, 3))
     assert not torch.equal(seen, adapter.candidates(7, 4))
@@ -332,6 +332,17 @@ def test_a_moved_token_is_the_vector_whose_gain_was_measured(build, prompt_init)
     assert torch.equal(uniform[:, 0], uniform[:, 5])  # one draw, tried in every block
     if prompt_init == "blank":
         assert not torch.equal(seen[0, 0], seen[0, 5])  # each block's own empty patch
+
+
+def test_candidates_are_empty_patches_as_the_start_is(build):
+    from vprompt.adapters._start import blank_patches
+
+    adapter = build()
+    seen, patches = adapter.candidates(7, 3), torch.stack(blank_patches(adapter.backbone))
+    assert seen.shape == (4, 6, 64) and torch.equal(seen, adapter.candidates(7, 3))
+    for candidate in seen:  # one position, as it is at each block
+        same = (patches == candidate[:, None]).all(2)
+        assert same.all(0).any()
 
 
 def after_two_steps(adapter, opt):

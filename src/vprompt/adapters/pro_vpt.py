@@ -57,6 +57,7 @@ def build(
     tau: float = 0.0,
     move_init: str | None = None,
     move_scale: float = 1e-3,
+    explore: bool | None = None,
     move_optim: str | None = None,
     candidates: int = 4,
     window: list[float] | None = None,
@@ -88,11 +89,11 @@ def build(
     token only if its score and the gain sum to more than `tau`.
 
     A moved token starts from a vector `fresh` for its new block (with `grad`, from the best of
-    `candidates`), from its own (`keep`), or from its own times `move_scale` (`scale`); the
-    optimiser's row is reset (`reset_row`) or not (`keep`). Tokens move after the first epoch,
-    within the `window` of shares of the epochs, at most `moves_per_epoch` (below 1: a share of all
-    tokens; 0: never), rest for `cooldown` epochs, and leave `min_per_block` to `max_per_block`
-    behind. `self_move` says what a learned choice of the same block does: nothing, or `scale`.
+    `candidates`, all but one of which are random with `explore`), from its own (`keep`), or from
+    its own times `move_scale` (`scale`); the optimiser's row is reset (`reset_row`) or not
+    (`keep`). Tokens move after the first epoch, within the `window` of shares of the epochs, at
+    most `moves_per_epoch` (below 1: a share of all tokens; 0: never), rest for `cooldown` epochs,
+    and leave `min_per_block` to `max_per_block` behind. `self_move` says what a learned choice of the same block does: nothing, or `scale`.
     """
     rules = Rules.of(
         preset,
@@ -109,6 +110,7 @@ def build(
         tau=tau,
         move_init=move_init,
         move_scale=move_scale,
+        explore=explore,
         move_optim=move_optim,
         candidates=candidates,
         window=window,

@@ -122,7 +122,7 @@ def _move(prompt: ScoredPrompt, row: int, target: int, candidate: int, training:
         epoch = training.epoch - 1 if late else training.epoch
         scored = len(prompt.gains)
         drawn = prompt.fresh.vectors(
-            scored or candidate + 1, training.seed, epoch, explore=scored > 0
+            scored or candidate + 1, training.seed, epoch, explore=scored > 0 and rules.explore
         )
         prompt.tokens[row] = drawn[candidate, target].to(prompt.tokens)
     elif rules.move_init == "scale":

@@ -23,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reward_loss": "coded",
         "accept": "always",
         "move_init": "scale",
+        "explore": False,
         "move_optim": "keep",
         "window": [0.0, 1.0],
         "moves_per_epoch": 1,
@@ -42,6 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reward_loss": "mean",
         "accept": "gain",
         "move_init": "fresh",
+        "explore": False,
         "move_optim": "reset_row",
         "window": [0.1, 0.75],
         "moves_per_epoch": 1,
@@ -94,6 +96,7 @@ class Rules:
     tau: float
     move_init: str
     move_scale: float
+    explore: bool
     move_optim: str
     candidates: int
     window: list[float]

@@ -108,7 +108,7 @@ class ScoredPrompt(PromptAdapter):
         """Return the vectors `[n, depth, dim]` whose gains an epoch measures, if it does."""
         if self.fresh is None or not len(self.gains):
             return None
-        drawn = self.fresh.vectors(len(self.gains), seed, epoch, explore=True)
+        drawn = self.fresh.vectors(len(self.gains), seed, epoch, explore=self.rules.explore)
         return drawn.to(self.tokens.device)
 
     def slopes(
