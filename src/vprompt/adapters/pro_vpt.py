@@ -93,7 +93,8 @@ def build(
     its own times `move_scale` (`scale`); the optimiser's row is reset (`reset_row`) or not
     (`keep`). Tokens move after the first epoch, within the `window` of shares of the epochs, at
     most `moves_per_epoch` (below 1: a share of all tokens; 0: never), rest for `cooldown` epochs,
-    and leave `min_per_block` to `max_per_block` behind. `self_move` says what a learned choice of the same block does: nothing, or `scale`.
+    and leave `min_per_block` to `max_per_block` behind. `self_move` says what a learned choice of
+    the same block does: nothing, or `scale`.
     """
     rules = Rules.of(
         preset,
