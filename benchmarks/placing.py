@@ -63,6 +63,7 @@ VARIANTS = {
     "blank": "pro_vpt(explore=False)",
     "blank, 4 moves": "pro_vpt(explore=False, moves_per_epoch=4)",
     "keep": "pro_vpt(move_init=keep)",
+    "early": "pro_vpt(window=[0.1, 0.4], moves_per_epoch=4)",
 }
 
 
