@@ -106,7 +106,7 @@ def on_node(folder, number, doomed):
     if ray.get_runtime_context().get_node_id() == doomed:
         Path(folder, f"{number} waits").touch()
         time.sleep(600)
-    until(lambda: list(Path(folder).glob("* waits")))
+    until(lambda: list(Path(folder).glob("* waits")), seconds=300)
     return number
 
 
