@@ -279,7 +279,9 @@ def _watch(bench: Bench, start: str) -> dict[str, Any]:
     config = bench.config.model_copy(update={"keep": "last", "precision": "fp32"})
     stages.run_tuning(bench.setting, adapter, config)
     bench.setting.forget_checkpoints()
-    return bench.record(method=method, start=start, train=config.model_dump(), found=found)
+    return bench.record(
+        method=method, start=start, images=images, train=config.model_dump(), found=found
+    )
 
 
 def cost(options: argparse.Namespace) -> None:

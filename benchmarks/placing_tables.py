@@ -140,9 +140,10 @@ def score_table(results: Path) -> str:
         "## What do scores know?",
         "",
         "Spearman rank correlation of each score with exact ablation of every token on the same "
-        "training images (and, in brackets, the share of the best single removal that the highest "
-        "score obtains), before training, in the middle and after; mean over runs. `gain` is the "
-        "same for insertions of four new vectors in every block.",
+        f"{found[0]['images']} training images (and, in brackets, the share of the best single "
+        "removal that the highest score obtains), before training, in the middle and after; mean "
+        "over runs. `gain` is the same for insertions of four new vectors in every block; `other "
+        "images` reads the score from as many others.",
     ]
     for start in sorted({run["start"] for run in found}):
         own = [run["found"] for run in found if run["start"] == start]
