@@ -17,6 +17,7 @@ tables are written by `python benchmarks/tables.py`.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -286,10 +287,18 @@ def _watch(bench: Bench, start: str) -> dict[str, Any]:
 
 def cost(options: argparse.Namespace) -> None:
     """Time the epochs of VPT-Deep and of both presets, in turns, on the first target."""
-    path = options.results / "cost.json"
+    path, inside = options.results / "cost.json", options.results / "within_epochs.json"
+    bench = Bench(options, options.targets[0], options.seeds[0])
+    if not inside.is_file():
+        # Whole epochs drift apart by more than a few per cent, so these are held against their own.
+        names = ["vpt", "pro_vpt(window=[0.0, 1.0])"] * 3
+        shares: dict[str, list[float]] = {name: [] for name in names}
+        for name in names:
+            shares[name] += _within_epochs(bench, name)
+        write_json(inside, bench.record(over_plain_steps=shares))
+        print({name: statistics.median(values) for name, values in shares.items()}, flush=True)
     if path.is_file():
         return
-    bench = Bench(options, options.targets[0], options.seeds[0])
     arms = {
         "vpt": "vpt",
         "vpt, dropout": "vpt(prompt_dropout=0.1)",
@@ -326,6 +335,37 @@ def _epoch_times(bench: Bench, method: str) -> dict[str, list[float]]:
             found["cpu"].append(time.process_time() - began[1])
 
     adapter.begin_epoch, adapter.end_epoch = before, after
+    setting = replace(bench.setting, val=None)
+    stages.run_tuning(setting, adapter, bench.config.model_copy(update={"epochs": 6}))
+    setting.forget_checkpoints()
+    return found
+
+
+def _within_epochs(bench: Bench, method: str) -> list[float]:
+    """Return the time of four epochs, each over that of as many of its own unscored steps."""
+    adapter, found = bench.build(method)(), []
+    begin, step, end = adapter.begin_epoch, adapter.begin_step, adapter.end_epoch
+    marks: list[tuple[bool, float]] = []
+
+    def before(training: Training) -> None:
+        marks[:] = [(True, time.perf_counter())]
+        begin(training)
+
+    def each(training: Training) -> None:
+        began = time.perf_counter()
+        step(training)
+        marks.append((getattr(adapter, "probe", None) is not None, began))
+
+    def after(training: Training) -> None:
+        marks.append((True, time.perf_counter()))
+        end(training)
+        if 1 < training.epoch < training.epochs:
+            steps = list(itertools.pairwise(marks[1:]))[:-1]  # the last has fewer images
+            plain = statistics.median(b - a for (scored, a), (_, b) in steps if not scored)
+            full = len(training.train) / BATCH
+            found.append((time.perf_counter() - marks[0][1]) / (full * plain))
+
+    adapter.begin_epoch, adapter.begin_step, adapter.end_epoch = before, each, after
     setting = replace(bench.setting, val=None)
     stages.run_tuning(setting, adapter, bench.config.model_copy(update={"epochs": 6}))
     setting.forget_checkpoints()

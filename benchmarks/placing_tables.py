@@ -193,6 +193,18 @@ def cost_table(results: Path) -> str:
     ]
     for name, ratio in found["over_vpt"].items():
         rows.append(f"| {name} | {ratio['cpu']:.2f} | {ratio['wall']:.2f} |")
+    within = results / "within_epochs.json"
+    if within.is_file():
+        shares = json.loads(within.read_text())["over_plain_steps"]
+        vpt = statistics.median(shares.pop("vpt"))
+        [robust] = map(statistics.median, shares.values())
+        rows += [
+            "",
+            "Between epochs the machine's speed drifted by more than a few per cent. Each epoch "
+            "over as many of its own unscored steps, median of "
+            f"{len(next(iter(shares.values())))}: VPT-Deep {vpt:.3f}, robust {robust:.3f}; {robust / vpt:.3f} "
+            "times.",
+        ]
     return "\n".join(rows) + "\n"
 
 
