@@ -202,8 +202,8 @@ def cost_table(results: Path) -> str:
             "",
             "Between epochs the machine's speed drifted by more than a few per cent. Each epoch "
             "over as many of its own unscored steps, median of "
-            f"{len(next(iter(shares.values())))}: VPT-Deep {vpt:.3f}, robust {robust:.3f}; {robust / vpt:.3f} "
-            "times.",
+            f"{len(next(iter(shares.values())))}: VPT-Deep {vpt:.3f}, robust {robust:.3f}; "
+            f"{robust / vpt:.3f} times.",
         ]
     return "\n".join(rows) + "\n"
 
