@@ -397,8 +397,16 @@ def carry(options: argparse.Namespace) -> None:
                     )
                 summary = {key: value.acc1 for key, value in outcome.test.items()}
                 found = {"target": target, "seed": seed, "pool": name, "summary": summary}
-                write_json(path, {**found, "run": outcome.run})
+                write_json(path, {**found, "run": _without_places(outcome.run, options.data, pool)})
                 print(path.stem, json.dumps(summary), flush=True)
+
+
+def _without_places(run: dict[str, Any], *folders: Path) -> dict[str, Any]:
+    """Return a record without the folders in which this computer keeps images and pools."""
+    text = json.dumps(run)
+    for folder in folders:
+        text = text.replace(f"{folder.parent}/", "")
+    return dict(json.loads(text))
 
 
 PHASES = {
