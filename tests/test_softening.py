@@ -46,6 +46,22 @@ def test_optima_that_agree_are_not_pulled_and_optima_that_cancel_become_uniform(
     assert _softening.uniform_share(torch.eye(4, dtype=torch.float64)) == 1
 
 
+@pytest.mark.parametrize("rule", ["bagged", "spread"])
+def test_resampled_optima_are_pulled_as_far_as_their_mean(rule: str) -> None:
+    samples = _resampled()
+    pulled = _softening.soften_samples(samples, rule)
+    found = _softening.soften_weights(OPTIMUM, rule, samples)
+    assert pulled.mean(0).tolist() == pytest.approx(found.tolist())
+    assert pulled.sum(1).tolist() == pytest.approx([1.0] * len(samples))
+
+
+def test_resampled_optima_of_a_hard_or_fixed_rule() -> None:
+    samples = _resampled()
+    assert torch.equal(_softening.soften_samples(samples, "none"), samples)
+    by_hand = [[0.8 * float(value) + 0.05 for value in row] for row in samples]
+    assert torch.allclose(_softening.soften_samples(samples, 0.2), torch.tensor(by_hand).double())
+
+
 @pytest.mark.parametrize("bad", ["bag", -0.1, 1.5])
 def test_unknown_rules_and_shares_are_refused(bad: str | float) -> None:
     with pytest.raises(VPromptError, match="soften is none, bagged, spread"):

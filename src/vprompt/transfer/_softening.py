@@ -30,13 +30,15 @@ def soften_weights(weights: Weights, soften: str | float, samples: Tensor | None
     """
     if soften == "none":
         return weights
-    uniform = torch.full_like(weights, 1 / len(weights))
-    if isinstance(soften, int | float):
-        return (1 - soften) * weights + soften * uniform
-    assert samples is not None
-    mean = samples.mean(0)
-    share = uniform_share(samples) if soften == "spread" else 0.0
-    return (1 - share) * mean + share * uniform
+    if isinstance(soften, str):
+        assert samples is not None
+        weights = samples.mean(0)
+    return _pull(weights, _share(soften, samples))
+
+
+def soften_samples(samples: Tensor, soften: str | float) -> Tensor:
+    """Return the resampled optima pulled as the weights were, so that their spread is about those."""
+    return _pull(samples, _share(soften, samples))
 
 
 def uniform_share(samples: Tensor) -> float:
@@ -50,3 +52,13 @@ def uniform_share(samples: Tensor) -> float:
     spread = float((samples - mean).square().sum(1).mean())
     distance = float((mean - 1 / samples.shape[1]).square().sum())
     return spread / (spread + distance) if spread > 0 else 0.0
+
+
+def _share(soften: str | float, samples: Tensor | None) -> float:
+    if not isinstance(soften, str):
+        return soften
+    return uniform_share(samples) if soften == "spread" and samples is not None else 0.0
+
+
+def _pull(weights: Tensor, share: float) -> Tensor:
+    return (1 - share) * weights + share / weights.shape[-1]

@@ -169,7 +169,8 @@ def weigh(
         "without_gradient": _silent(evidence),
     }
     if samples is not None:
-        facts["intervals"] = _bootstrap.intervals(samples)
+        softened = _softening.soften_samples(samples, chosen["soften"])
+        facts["intervals"] = _bootstrap.intervals(softened)
     return Mix(weights, chosen["solver"] != "leave_one_out_sgd", facts)
 
 
