@@ -3,7 +3,6 @@
 An optimum of a few hundred images is often a single source, and another one for other images.
 """
 
-import torch
 from torch import Tensor
 
 from vprompt.errors import VPromptError
@@ -37,7 +36,7 @@ def soften_weights(weights: Weights, soften: str | float, samples: Tensor | None
 
 
 def soften_samples(samples: Tensor, soften: str | float) -> Tensor:
-    """Return the resampled optima pulled as the weights were, so that their spread is about those."""
+    """Return the resampled optima pulled as the weights were, so that their spread fits them."""
     return _pull(samples, _share(soften, samples))
 
 
