@@ -13,7 +13,7 @@ from vprompt.artifact import Artifact
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence, gather
 from vprompt.heads import Head, closed_form
-from vprompt.linalg import centred_kernel_alignment, cosine_matrix
+from vprompt.linalg import centred_kernel_alignment, cosine_matrix, weighted_sum
 from vprompt.mix import Mix, Plan
 from vprompt.progress import Progress
 from vprompt.prompt import Prompt
@@ -335,7 +335,7 @@ def surrogate_gap(evidence: Evidence, weights: Weights, composed: Features) -> d
     `alignment` is how alike the two are, from 0 to 1 (centred kernel alignment).
     """
     hscore = registry.build("metrics", "hscore")
-    fused = torch.einsum("s,snh->nh", weights.float(), evidence.features)
+    fused = weighted_sum(weights.float(), evidence.features)
     gap = hscore(fused, evidence.labels) - hscore(composed, evidence.labels)
     return {"gap": gap, "alignment": centred_kernel_alignment(fused, composed)}
 

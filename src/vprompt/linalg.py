@@ -7,7 +7,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from vprompt.errors import VPromptError
-from vprompt.types import Features, Labels, SourceFeatures, SourceGradients
+from vprompt.types import Features, Labels, SourceFeatures, SourceGradients, Weights
 
 MINIMUM_SHRINKAGE = 1e-3
 
@@ -108,6 +108,20 @@ def _bounded(rho: float) -> float:
 def unit_rows(matrix: Tensor) -> Tensor:
     """Return rows of unit length; a row of zeros stays zero."""
     return matrix / matrix.norm(dim=1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+
+
+def weighted_sum(weights: Weights, features: SourceFeatures) -> Features:
+    """Return sum_s weights[s] features[s], `[images, width]`.
+
+    As a product with a matrix of a row per source, and so is `per_source`: einsum copies all of
+    the features at every call, which takes longer than everything else that a solver does.
+    """
+    return (weights @ features.flatten(1)).reshape(features.shape[1:])
+
+
+def per_source(features: SourceFeatures, slope: Features) -> Tensor:
+    """Return the inner product of each source's features with `slope`, `[sources]`."""
+    return features.flatten(1) @ slope.flatten()
 
 
 def centred_kernel_alignment(one: Features, other: Features) -> float:

@@ -21,7 +21,7 @@ from vprompt.backbone import Backbone
 from vprompt.classifier import OWN
 from vprompt.evidence import Evidence
 from vprompt.files import digest
-from vprompt.linalg import cosine_matrix
+from vprompt.linalg import cosine_matrix, weighted_sum
 from vprompt.mix import Mix
 from vprompt.prompt import Prompt
 from vprompt.task import Examples, Task
@@ -162,7 +162,7 @@ def describe_transfer(
 ) -> dict[str, Any]:
     """Return weight, score and origin of every source, and how far gradients agree."""
     hscore = registry.build("metrics", "hscore")
-    fused = torch.einsum("s,snh->nh", weights.float(), evidence.features)
+    fused = weighted_sum(weights.float(), evidence.features)
     cosines = cosine_matrix(evidence.gradients) if evidence.gradients.numel() else None
     facts = dict(mix.facts)
     spans = dict(zip(facts.pop("weighed", ()), facts.pop("intervals", ()), strict=False))

@@ -16,7 +16,9 @@ from vprompt.linalg import (
     cholesky,
     class_means_factor,
     hscore_and_slope,
+    per_source,
     shrinkage_intensity,
+    weighted_sum,
 )
 from vprompt.types import Labels, SourceFeatures, Weights
 
@@ -72,7 +74,7 @@ class HScore:
 
     def __call__(self, alpha: Weights) -> tuple[float, Tensor]:
         """Return the score and its gradient `[sources]`."""
-        fused = torch.einsum("s,snh->nh", alpha, self.features)
+        fused = weighted_sum(alpha, self.features)
         if not fused.any():
             return 0.0, torch.zeros_like(alpha)  # constant features tell no class from another
         count, width = fused.shape
@@ -87,7 +89,7 @@ class HScore:
 
     def _primal(self, fused: Tensor) -> tuple[float, Tensor]:
         value, slope = hscore_and_slope(fused, self.labels, self.rho)
-        return value, torch.einsum("snh,nh->s", self.features, slope)
+        return value, per_source(self.features, slope)
 
     def _dual(self, fused: Tensor) -> tuple[float, Tensor]:
         rho, (count, width) = self.rho, fused.shape
@@ -100,8 +102,8 @@ class HScore:
         # The mean direction is in no feature: its part of the indicator is not explained by any.
         value = self.indicator.shape[1] - ridge * inner
         slope = rho / (1 - rho) * 2 / (width * (count - 1))
-        ridge_gradient = slope * torch.einsum("snh,nh->s", self.features, fused)
-        bend = torch.einsum("snh,nh->s", self.features, solved @ (solved.T @ fused))
+        ridge_gradient = slope * per_source(self.features, fused)
+        bend = per_source(self.features, solved @ (solved.T @ fused))
         gradient = ridge * 2 / (count - 1) * bend
         gradient -= ridge_gradient * (inner - ridge * solved.square().sum())
         return float(value), gradient
@@ -131,7 +133,7 @@ class AdjustedHScore:
         """Return df / (N - 1), what chance reaches of the maximum, and its gradient."""
         features, rho = self.plain.features, self.plain.rho
         count, width = features.shape[1:]
-        fused = torch.einsum("s,snh->nh", alpha, features)
+        fused = weighted_sum(alpha, features)
         if not fused.any():
             return 0.0, torch.zeros_like(alpha)
         small = count < width
@@ -141,10 +143,8 @@ class AdjustedHScore:
         inverse = torch.cholesky_inverse(cholesky(gram))
         trace, square = inverse.trace(), inverse @ inverse
         pull = square @ fused if small else fused @ square
-        bend = 2 / (count - 1) * torch.einsum("snh,nh->s", features, pull)
-        ridge_slope = (
-            rho / (1 - rho) * 2 / (width * (count - 1)) * torch.einsum("snh,nh->s", features, fused)
-        )
+        bend = 2 / (count - 1) * per_source(features, pull)
+        ridge_slope = rho / (1 - rho) * 2 / (width * (count - 1)) * per_source(features, fused)
         freedom = len(gram) - ridge * trace
         slope = ridge * (bend + ridge_slope * square.trace()) - ridge_slope * trace
         return float(freedom) / (count - 1), slope / (count - 1)
