@@ -8,6 +8,7 @@ import metrics
 from large_pool_table import large_pool_table
 from paired import gap, interval, mean, ranks, spread
 from placing_tables import placing_tables
+from scaling_table import scaling_tables
 from searching_tables import searching_tables
 from speed_tables import speed_tables
 
@@ -20,7 +21,8 @@ def main() -> None:
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
     parts += [learn_table(), transfer_table(), choice_table(), settle_table(), soften_table()]
     parts += [metrics_table()]
-    parts += [solver_table(), speed_tables(RESULTS / "speed"), large_pool_table(), start_table()]
+    parts += [solver_table(), speed_tables(RESULTS / "speed"), scaling_tables(RESULTS / "scaling")]
+    parts += [large_pool_table(), start_table()]
     parts += [placing_tables(), searching_tables()]
     (HERE / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
