@@ -281,6 +281,18 @@ def test_a_surplus_tensor_is_named(saved, refused, key):
         load_artifact(saved)
 
 
+def test_a_number_that_is_finite_in_fp64_alone_is_refused(saved, refused):
+    from safetensors.torch import load_file
+
+    from vprompt import load_artifact
+
+    tensor = load_file(saved / TENSORS)["head.weight"].double()
+    tensor[0, 0] = 1e300
+    rewrite_tensors(saved, head__weight=tensor)
+    with refused("head.weight", "not finite"):
+        load_artifact(saved)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("key", ["head.weight", "prompt_embeddings.0"])
 def test_a_number_that_is_not_finite_is_refused(saved, refused, key, value):
@@ -405,6 +417,7 @@ def test_a_config_of_something_else_is_refused(saved, refused, text):
         ("num_layers", 7),
         ("num_classes", [3]),
         ("num_classes", -1),
+        ("num_classes", True),
         ("label_names", {"0": "cat"}),
         ("label_names", ["cat", ["dog"], {}]),
         ("persist", "yes"),
@@ -437,6 +450,20 @@ def test_a_config_with_a_wrong_value_is_refused(change, saved, key, value):
         value = {**json.loads((saved / CONFIG).read_text())["data_config"], **value}
     with pytest.raises(VPromptError, match=r"(?s)sound"):
         load_artifact(change(**{key: value}))
+
+
+def test_a_head_without_classes_is_refused(change, refused):
+    from vprompt import load_artifact
+
+    with refused("at least one class"):
+        load_artifact(change(num_classes=0, label_names=[]))
+
+
+def test_what_only_informs_is_left_out_where_it_has_another_form(change):
+    from vprompt import load_artifact
+
+    config = load_artifact(change(recipe=None, prompt_init=[1])).config
+    assert config["recipe"] == {} and config["prompt_init"] == {}
 
 
 def test_a_newer_format_says_what_to_type(change, refused):

@@ -506,6 +506,37 @@ def test_the_passes_are_those_that_a_backbone_sees(expand, monkeypatch, tiny, tm
     assert announced == pytest.approx(sum(seen), rel=0.05), (announced, sum(seen))
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_validation_and_the_trainings_before_the_last_are_counted(expand, keep):
+    """By hand: PANDA's teachers, SPoT's candidates, an oracle's sources, of which there are two."""
+    from vprompt.bench import estimate
+
+    few = {"epochs": 3, "keep": keep}
+
+    def only(method):
+        jobs = expand(methods=[method], sources=SOURCES, train=few, seeds=[0])
+        job = next(job for job in jobs if job.role == "final")
+        return job.model_copy(update={"counts": {**job.counts, "sources": 2}})
+
+    plain = only(UNIFORM)
+    looks = {"last": 2, "best": 4}[keep]
+    for spec, trainings, epochs in (
+        ("panda(teachers=1)", 2, 6),
+        ("spot(use=best, top=2, epochs=2)", 2, 8),
+        ("best_validation(tuned=True)", 3, 9),
+    ):
+        job = only({"name": "it", "combine": spec, "safeguard": False})
+        sides = [estimate.total(estimate.count([each])) for each in (job, plain)]
+        assert sides[0].both - sides[1].both == (epochs - 3) * job.counts["train"], spec
+        more = sides[0].forward - sides[1].forward
+        assert more >= (trainings - 1) * looks * job.counts["val"], spec
+    learned = only(VPT)
+    whole = estimate.total(estimate.count([learned]))
+    counts = learned.counts
+    assert whole.both == 3 * counts["train"]
+    assert whole.forward == 2 * (counts["train"] + counts["test"]) + looks * counts["val"]
+
+
 def test_hours_are_steps_over_speed():
     from vprompt.bench.estimate import Passes, formula
 

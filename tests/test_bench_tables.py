@@ -461,6 +461,10 @@ def test_check_exits_with_1_where_a_result_deviates(fill, anchors, vprompt, fail
     assert code == 1 and "deviates" in out and "-40.0" in out
     code, out, _ = vprompt(*call, anchors(f"VPT,cifar,51,a paper,,{VIT},"), "--json")
     assert code == 0 and {each["verdict"] for each in json.loads(out)} == {"agrees"}
+    two = fill({"ours": {"cifar": [0.5]}}, methods=[{**methods[0], "anchor": ["VPT", "VPT-Deep"]}])
+    lines = (f"VPT,cifar,51,a paper,,{VIT},", f"VPT-Deep,cifar,49,another,,{VIT},")
+    found = verdicts(two, anchors(*lines))
+    assert {name for name, task in found if task == "cifar"} == {"VPT", "VPT-Deep"}
     code, out, _ = vprompt(*call, anchors(f"other,cifar,51,a paper,,{VIT},"))
     assert code == 0 and "no published number" in out
     (tmp_path / "none").mkdir()

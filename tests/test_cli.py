@@ -151,7 +151,16 @@ def test_a_freeze_report_lists_every_trained_tensor(vprompt, images):
     [row] = [line for line in out.splitlines() if "blocks.5.norm1.bias" in line]
     assert row.split()[-2:] == ["64", "64"]
     [head] = [line for line in out.splitlines() if line.startswith("head")]
-    assert head.split()[-1] == "130" and "frozen: tiny, " in out
+    assert head.split()[-1] == "130"
+    from vprompt.opening import open_backbone
+
+    def number(after):
+        return int(out.split(after)[1].split()[0].replace(",", ""))
+
+    # The block that trains has left the frozen ones: together they are one model and its head.
+    whole = sum(p.numel() for p in open_backbone("tiny").parameters())
+    assert number("trainable params: ") + number("frozen of tiny: ") == whole + 130
+    assert number("all params: ") == whole + 130
 
 
 def test_the_version_is_printed(vprompt):
@@ -194,6 +203,8 @@ def test_a_recipe_stands_in_for_task_and_pool_and_flags_go_above_it(
 def test_score_ranks_the_pool(vprompt, pool, images):
     code, out, _ = vprompt("score", images, "--pool", pool, "--quiet")
     assert code == 0 and all(word in out for word in ("hscore", "one", "two", "(no prompt)"))
+    parts = [word for each in sorted(pool.iterdir()) for word in ("--pool", each)]
+    assert len(parts) > 2 and vprompt("score", images, *parts, "--quiet")[1] == out
     code, out, _ = vprompt("score", images, "--pool", pool, "--quiet", "--json")
     found = json.loads(out)
     assert {entry["source"] for entry in found} == {"one", "two", "(no prompt)"}

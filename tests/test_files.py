@@ -144,6 +144,28 @@ def test_a_failing_swap_keeps_the_old_folder(tmp_path, monkeypatch, refused):
     assert contents(tmp_path) == ["it", "it/old.txt"]
 
 
+def test_a_swap_that_is_interrupted_keeps_the_old_folder(tmp_path, monkeypatch):
+    """Ctrl-C between the two moves: neither of the two may be the last copy that is removed."""
+    from vprompt import files
+
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "old.txt").write_text("old")
+    replace = os.replace
+
+    def interrupt(source, target):
+        if Path(target) == tmp_path / "it":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        files.atomic_folder(tmp_path / "it", overwrite=True) as draft,
+    ):
+        (draft / "new.txt").write_text("new")
+    assert contents(tmp_path) == ["it", "it/old.txt"]
+
+
 def test_a_file_can_be_replaced_by_a_folder_of_its_name(tmp_path):
     from vprompt.files import atomic_folder
 
@@ -203,7 +225,7 @@ def test_json_without_a_number_is_refused_and_not_written(tmp_path, value):
     assert contents(tmp_path) == []
 
 
-@pytest.mark.parametrize("data", [b"{", b"", b"\xff\xfe", b'{"a": }'])
+@pytest.mark.parametrize("data", [b"{", b"", b"\xff\xfe", b'{"a": }', b"[" * 10**5, b"9" * 10**4])
 def test_json_that_is_broken_is_named(tmp_path, refused, data):
     from vprompt.files import read_json
 

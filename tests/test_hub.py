@@ -369,7 +369,13 @@ def test_the_commands_share_an_artefact(hub_server, made, tmp_path, vprompt, fai
 )
 @pytest.mark.parametrize(
     "card",
-    ["", "# Text\n", "---\nlicense: mit\ntags: [mine, vprompt]\n---\n# Text\n", "---\n[\n---\n"],
+    [
+        "",
+        "# Text\n",
+        "---\nlicense: mit\ntags: [mine, vprompt]\n---\n# Text\n",
+        "---\n[\n---\n",
+        "---\na: 2020-99-99\n---\n",
+    ],
 )
 def test_a_card_is_tagged_for_discovery_and_keeps_what_it_says(name, base, card):
     from vprompt import cards

@@ -274,6 +274,11 @@ def test_a_table_that_cannot_be_used_says_why(table, fails, text, words):
     fails("predict", table, "--quiet", saying=words)
 
 
+def test_a_table_that_is_no_text_says_so(table, fails):
+    table.write_bytes(b"image,artifact\n\xe9.png,pool/deep\n")
+    fails("predict", table, "--quiet", saying=["not UTF-8"])
+
+
 def test_images_without_an_artefact_ask_for_one(table, fails):
     fails("predict", table.parent / "0.png", saying=["--artifact", "image and artifact"])
     fails("predict", table.parent / "nowhere.csv", saying=["No table at"])

@@ -276,6 +276,18 @@ def test_gbc_is_one_number_for_isotropic_classes_in_either_form():
     assert full == pytest.approx(forms[0], rel=1e-8)
 
 
+def test_gbc_of_few_images_is_that_on_the_axes_they_span():
+    """With fewer images than axes a lossless rotation must not change the value."""
+    features, labels = clusters(count=20)
+    features = torch.nn.functional.pad(features, (0, 100))
+    mixed = torch.linalg.qr(torch.randn(len(features.T), len(features.T)).double())[0]
+    centred = features.double() - features.double().mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False)[2][: len(features) - 1]
+    value = metric("gbc")(features, labels)
+    assert value == pytest.approx(metric("gbc")(features.double() @ mixed, labels), rel=1e-6)
+    assert value == pytest.approx(metric("gbc")(centred @ axes.T, labels))
+
+
 def test_parc_is_the_rank_correlation_of_two_distances():
     from scipy.stats import spearmanr
 

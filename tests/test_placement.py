@@ -107,6 +107,9 @@ def test_what_is_no_such_record_is_one_sentence(fails, record, tmp_path):
     run.write_text("[1]")
     fails("placement", run, saying=["not the record of a run"])
     fails("placement", tmp_path / "nothing", saying=["No file"])
+    for tuning in ([], {**record["tuning"], "kept_epoch": "last"}, {"memory": {"placement": [1]}}):
+        run.write_text(json.dumps({**record, "tuning": tuning}))
+        fails("placement", run, saying=["record of a run"])
 
 
 # Pools

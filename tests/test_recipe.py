@@ -151,7 +151,10 @@ def test_another_source_under_the_same_name_is_refused(write, folder, refused):
         recipe.read(write(models=[{"model": str(folder / "birds"), "digest": digest}])).arguments()
 
 
-@pytest.mark.parametrize("text", ["[", "a: [", "\x00", "!!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text",
+    ["[", "a: [", "\x00", "!!python/object:os.system {}", "a: 2020-99-99", "a: " + "9" * 5000],
+)
 def test_a_file_that_is_no_recipe_is_named(tmp_path, text, refused):
     from vprompt import recipe
 

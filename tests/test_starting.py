@@ -347,6 +347,17 @@ def test_spots_best_is_the_source_that_ends_best_on_validation(combine, tiny, po
     assert facts["val_accuracies"][chosen] == best.val_accuracy
 
 
+def test_the_oracle_in_full_tunes_every_source_and_keeps_the_best(combine, pool):
+    outcome = combine("best_validation(tuned=True)")
+    facts = outcome.run["transfer"]["solution"]
+    reached = facts["val_accuracies"]
+    assert set(reached) == set(SOURCES) and facts["oracle"] == "chosen on validation"
+    [chosen] = [s["name"] for s in outcome.run["transfer"]["sources"] if s["weight"] == 1]
+    assert reached[chosen] == max(reached.values())
+    kept = outcome.run["tuning"]["history"][outcome.run["tuning"]["kept_epoch"]]
+    assert kept["val_accuracy"] == reached[chosen]
+
+
 def test_spots_best_needs_validation_images(folder, tiny, refused):
     from vprompt import combine
 

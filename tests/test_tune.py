@@ -380,6 +380,14 @@ def test_a_run_of_one_step_has_a_rate():
     assert learning_rate_factor(0, 1, 0.1, 0.0) == 1.0
 
 
+def test_without_a_rate_of_its_own_the_head_takes_that_of_the_adapter(run, vpt, settings):
+    few = {"epochs": 2, "lr": 0.02, "head": "kaiming", "keep": "last"}
+    shared = run(vpt(), settings(**few, head_lr=None))
+    typed = run(vpt(), settings(**few, head_lr=0.02))
+    assert torch.equal(shared.head.weight, typed.head.weight)
+    assert shared.history == typed.history
+
+
 # The optimiser
 
 

@@ -43,6 +43,11 @@ class Training:
     step: int = 0
 
 
+def count_frozen(model: nn.Module) -> int:
+    """Return how many numbers of a model take no gradient."""
+    return sum(p.numel() for p in model.parameters() if not p.requires_grad)
+
+
 class Adapter(nn.Module, abc.ABC):
     """A frozen backbone together with the parameters that a method trains.
 
@@ -73,6 +78,11 @@ class Adapter(nn.Module, abc.ABC):
     def feature_dim(self) -> int:
         """Width of the features."""
         return self.backbone.feature_dim
+
+    @property
+    def num_frozen(self) -> int:
+        """How many numbers of the model that makes the features stay as they were."""
+        return count_frozen(self.backbone)
 
     @property
     def keeps_places(self) -> bool:

@@ -21,14 +21,16 @@ from vprompt import codec, distributed
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.files import atomic_folder, digest, read_json, write_json, write_tensors, write_text
-from vprompt.header import CONFIG, FORMAT_VERSION, TENSORS, read_config
+from vprompt.header import CONFIG, FORMAT_VERSION, TENSORS, check_folder, read_config
 from vprompt.heads import Head
 from vprompt.preprocessing import DataConfig
 from vprompt.prompt import Prompt
 from vprompt.two_tower import TextPrompt, TwoTower
 
 CARD, RUN = "README.md", "run.json"
+LARGEST_RUN = 2**26  # bytes
 _STATE = "adapter."
+_LONGEST = 60  # characters of a value in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +152,13 @@ def save(
 def read_run(path: Path | str) -> dict[str, Any]:
     """Return the record of a run, from a `run.json` or from an artefact that holds one."""
     path = Path(path)
-    path = path / RUN if path.is_dir() else path
+    if path.is_dir():
+        check_folder(path)
+        path = path / RUN
+    if path.is_file() and path.stat().st_size > LARGEST_RUN:
+        raise VPromptError(f"{path} is too large to be the record of a run.")
     record = read_json(path)
-    if not isinstance(record, dict) or "tuning" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("tuning"), dict):
         raise VPromptError(f"{path} is not the record of a run. Give a run.json or an artefact.")
     return record
 
@@ -221,4 +227,8 @@ def differences(config: dict[str, Any], backbone: Backbone) -> str:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 20 or not text.startswith("sha256:") else text[:19]
+    if text.startswith("sha256:"):
+        return text[:19]
+    # A text may be anything; other values were checked, and their end may be what differs.
+    cut = isinstance(value, str) and len(text) > _LONGEST
+    return f"{text[:_LONGEST]} ..." if cut else text

@@ -52,7 +52,7 @@ def tagged(card: str, config: dict[str, Any]) -> str:
     found = re.match(r"---\n(.*?)\n---\n?", card, re.S)
     try:
         head = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2020-99-99
         head = {}
     head = head if isinstance(head, dict) else {}
     given = head.get("tags")

@@ -44,7 +44,7 @@ from vprompt.options import (
     OutputOption,
     OverwriteOption,
     PoolModelOption,
-    PoolOption,
+    PoolRequired,
     PoolsOption,
     PrecisionOption,
     PrefixOption,
@@ -241,6 +241,7 @@ def combine(
     precision: PrecisionOption = None,
     seed: SeedOption = None,
     prefix_cache: PrefixOption = None,
+    freeze_report: FreezeReportOption = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     skip_bad: SkipBadOption = False,
@@ -297,13 +298,13 @@ def combine(
             allow_absent=allow_absent_classes,
             progress=progress,
         )
-    terminal.show(outcome, output, report)
+    terminal.show(outcome, output, report, freeze_report)
 
 
 @app.command()
 def score(
     task: TaskArgument,
-    pool: PoolOption,
+    pool: PoolRequired,
     metric: Annotated[
         str, typer.Option(help="A metric of `vprompt list metrics`, or all: scores and ranks.")
     ] = "hscore",
@@ -385,7 +386,7 @@ def main() -> None:
             )
         app()
     except VPromptError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {terminal.printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)

@@ -26,10 +26,11 @@ def lengths(
     if output is not None:
         check_suffix(output)
     records = [artifact.read_run(path) for path in runs]
-    if len(records) == 1:
-        _one(records[0], output, as_json)
-    else:
-        _several(records, output, as_json)
+    with terminal.reading_record(runs[0] if len(runs) == 1 else Path("One of these")):
+        if len(records) == 1:
+            _one(records[0], output, as_json)
+        else:
+            _several(records, output, as_json)
     if output is not None and not as_json:
         print(f"picture: {output}")
 
@@ -52,7 +53,7 @@ def _one(record: dict[str, Any], output: Path | None, as_json: bool) -> None:
             for row in rows
         ],
     )
-    print(summary)
+    print(terminal.printable(summary))
 
 
 def _several(records: list[dict[str, Any]], output: Path | None, as_json: bool) -> None:

@@ -22,14 +22,16 @@ def placement(
     from vprompt.report import placement as pictures
 
     record = artifact.read_run(run)
-    rows, summary = pictures.flows(record), pictures.summary(record)
-    if output is not None:
-        pictures.drawing(record).save(output)
+    with terminal.reading_record(run):
+        rows, summary = pictures.flows(record), pictures.summary(record)
+        drawn = None if output is None else pictures.drawing(record)
+    if drawn is not None and output is not None:
+        drawn.save(output)
     if as_json:
         print(json.dumps({"summary": summary, "blocks": rows}, indent=2))
         return
     heads = ["block", "start", "left", "came", "kept"]
     terminal.table(heads, [[str(row[head]) for head in heads] for row in rows])
-    print(summary)
+    print(terminal.printable(summary))
     if output is not None:
         print(f"picture: {output}")

@@ -40,7 +40,7 @@ def pool_check(
     entries = pools.check(pool, backbone)
     bad = [entry for entry in entries if entry.problem]
     for entry in bad:
-        print(f"{entry.name}: {entry.problem}")
+        print(terminal.printable(f"{entry.name}: {entry.problem}"))
     print(f"{len(entries) - len(bad)} of {len(entries)} artefacts are sound")
     if bad:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from vprompt.options import (
     DeviceOption,
     DrawOption,
     EpochsOption,
+    FreezeReportOption,
     LrOption,
     ModelOption,
     OutputOption,
@@ -49,6 +50,7 @@ def search(
     report: ReportOption = None,
     overwrite: OverwriteOption = False,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
+    freeze_report: FreezeReportOption = False,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     quiet: QuietOption = False,
@@ -78,4 +80,4 @@ def search(
             skip_bad=skip_bad,
             progress=progress,
         )
-    terminal.show(outcome, output, report, False)
+    terminal.show(outcome, output, report, freeze_report)

@@ -32,12 +32,14 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise VPromptError(
             f"{path} is truncated or not a safetensors file ({error}). Fetch it again."
         ) from None
-    for key, value in tensors.items():
-        if value.dtype not in _DTYPES or not torch.isfinite(value).all():
+    found = {key: value.float() for key, value in tensors.items() if value.dtype in _DTYPES}
+    for key in tensors:
+        # As they will be used: a large number in fp64 is not finite in fp32.
+        if key not in found or not torch.isfinite(found[key]).all():
             raise VPromptError(
                 f"{path}: {key!r} holds values that are not finite numbers; refused."
             )
-    return {key: value.float() for key, value in tensors.items()}
+    return found
 
 
 def placement(prompt: Prompt | None, depth: int, dim: int) -> dict[str, Any]:

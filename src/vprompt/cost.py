@@ -5,6 +5,7 @@ import time
 import torch
 
 from vprompt.adapter import Adapter, FeatureAdapter
+from vprompt.mix import Plan
 from vprompt.precision import autocast
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
@@ -44,12 +45,13 @@ def training_estimate(
 
 
 def combining_estimate(
-    adapter: Adapter, train: Examples, config: TrainConfig, *, sources: int
+    adapter: Adapter, train: Examples, config: TrainConfig, *, sources: int, plan: Plan
 ) -> str:
     """Return a sentence on how long evidence and tuning will take, if nothing is cached."""
     speed = images_per_second(adapter, train, config)
-    passes = sources + 1 + config.epochs
-    what = f"{sources + 1} evidence passes and {config.epochs} epochs x {len(train)} images"
+    epochs = plan.epochs(config.epochs, sources)
+    passes = sources + 1 + epochs
+    what = f"{sources + 1} evidence passes and {epochs} epochs x {len(train)} images"
     return _sentence(passes * len(train), what, speed)
 
 

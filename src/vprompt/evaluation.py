@@ -41,7 +41,11 @@ def evaluate(
     candidates: dict[str, Candidate] = {}
     head = loaded.head
     if loaded.text is not None:
-        assert isinstance(backbone, TwoTower)
+        if not isinstance(backbone, TwoTower):
+            raise VPromptError(
+                f"The artefact has a text tower, and backbone {backbone.name!r} has none. Name the "
+                "CLIP that it was learned on with --model."
+            )
         plain = TextPrompt(opened.templates or sentences.GENERIC)
         candidates["zero-shot"] = (None, text_head(backbone, opened.classes, plain))
         head = text_head(backbone, opened.classes, loaded.text)

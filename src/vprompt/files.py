@@ -127,7 +127,9 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VPromptError(f"No file at {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise VPromptError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits
         raise VPromptError(f"{path} is not valid JSON: {error}.") from None
 
 
@@ -151,13 +153,13 @@ def _swap(draft: Path, target: Path) -> None:
         try:
             os.replace(draft, target)
         except OSError:
-            if old.exists() and not target.exists():
-                old.rename(target)
-                raise
             # Another process may have finished the same folder in between: then its result stands.
             if not target.is_dir():
                 raise
     finally:
+        # Whatever happened, Ctrl-C included: what was there goes only once something else is.
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(retired, ignore_errors=True)
 
 

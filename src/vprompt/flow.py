@@ -196,7 +196,9 @@ def combine(
     sources, screened = screening.finish(selection, setting, adds_up=True)
     prompts, slots, moved = combining.align_sources(sources, plan.align)
     trial = PromptAdapter(backbone, prompts[0])
-    progress.say(combining_estimate(trial, setting.train, setting.config, sources=len(sources)))
+    progress.say(
+        combining_estimate(trial, setting.train, setting.config, sources=len(sources), plan=plan)
+    )
     with setting.clock.stage("evidence"):
         evidence = combining.gather_evidence(setting, sources, prompts, plan, slots)
     with setting.clock.stage("weigh"):

@@ -51,6 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key, kind in needed.items():
         if not isinstance(config.get(key), kind):
             raise VPromptError(f"{folder / CONFIG}: {key!r} is missing or not a {kind}.")
+    if config["num_classes"] < 1 or isinstance(config["num_classes"], bool):
+        raise VPromptError(f"{folder / CONFIG}: a head has at least one class.")
     if len(config["label_names"]) != config["num_classes"]:
         raise VPromptError(
             f"{folder / CONFIG} names {len(config['label_names'])} labels for "
@@ -125,6 +127,9 @@ def _readable_facts(config: dict[str, Any]) -> dict[str, Any]:
     accuracy = metrics.get("acc1") if isinstance(metrics, dict) else None
     if metrics is not None and not (isinstance(accuracy, float | int) and 0 <= accuracy <= 1):
         corrected["metrics"] = None
+    for key in ("recipe", "prompt_init"):
+        if not isinstance(config.get(key, {}), dict):
+            corrected[key] = {}
     return corrected
 
 

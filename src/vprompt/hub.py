@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from vprompt import artifact, cards
-from vprompt.artifact import CARD, CONFIG, RUN, TENSORS
+from vprompt.artifact import CARD, CONFIG, LARGEST_RUN, RUN, TENSORS
 from vprompt.errors import VPromptError
 from vprompt.files import atomic_folder, cache_folder
 from vprompt.progress import SILENT, Progress
 
 PREFIX = "hf-hub:"
 FILES = (CONFIG, TENSORS, CARD, RUN)
-LARGEST = {CONFIG: 2**22, TENSORS: 2**31, CARD: 2**22, RUN: 2**26}  # bytes
+LARGEST = {CONFIG: 2**22, TENSORS: 2**31, CARD: 2**22, RUN: LARGEST_RUN}  # bytes
 _SPEC = re.compile(r"hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -177,12 +177,17 @@ def _fetch(spec: str, repo: str, revision: str | None, progress: Progress) -> Pa
     if lacks:
         raise VPromptError(f"{spec} holds no artefact: it lacks {' and '.join(lacks)}.")
     for name in FILES:
-        if (sizes.get(name) or 0) > LARGEST[name]:
+        size = sizes.get(name, 0)
+        if size is None or size > LARGEST[name]:
             raise VPromptError(
-                f"{spec}: {name} has {sizes[name]} bytes; no artefact's is so large."
+                f"{spec}: {name} has {'an unknown number of' if size is None else size} bytes; no "
+                "artefact's is so large."
             )
     with _explained(f"{spec} cannot be fetched"):
-        return Path(api.snapshot_download(repo, **wanted))
+        snapshot = Path(api.snapshot_download(repo, **wanted))
+    if snapshot.name != info.sha:
+        raise VPromptError(f"{spec} changed while it was fetched. Run the same command again.")
+    return snapshot
 
 
 @contextlib.contextmanager

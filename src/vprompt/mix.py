@@ -6,6 +6,7 @@ else than the summed prompt, `adapter(start, mix, *, the same settings) -> (Adap
 and where it wants other rates, `training(*, the same settings) -> dict`.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from vprompt.task import Examples
 from vprompt.tune import Tuned
 from vprompt.types import LayerWeights, Weights
 
+EVERY_SOURCE = sys.maxsize  # more trainings than any pool has sources
 GRADIENT_HEADS = ("base", "own", "hscore", "ncm", "random", "source")
 
 
@@ -32,7 +34,9 @@ class Plan:
     None where the method uses no gradients. `reference` adds the gradient at the plain average of
     the sources on a held-out half of the images, `variances` the variance of the gradients over
     images. `target_epochs` above 0 adds a prompt learned briefly on the target itself, `validation`
-    the features of the validation images. `refine` is for how many epochs the weights climb the
+    the features of the validation images. `trainings` is how many sources are tuned on the target
+    before the training that counts, at most each of them once: it costs nothing to say, and the
+    estimates need it. `refine` is for how many epochs the weights climb the
     true objective through the summed prompt before its tokens are tuned. `align`, `scale` and
     `safeguard` are the defaults of the method's sum. `merge_twins` weighs sources with the same
     features once.
@@ -43,11 +47,17 @@ class Plan:
     variances: bool = False
     target_epochs: int = 0
     validation: bool = False
+    trainings: int = 0
     refine: int = 0
     align: str = "auto"
     scale: str = "auto"
     safeguard: bool = True
     merge_twins: bool = True
+
+    def epochs(self, budget: int, sources: int) -> int:
+        """Return how many epochs of training it takes in all, where one training takes `budget`."""
+        trainings = 1 + min(self.trainings, sources)
+        return trainings * budget + self.target_epochs + self.refine
 
     def __post_init__(self) -> None:
         """Refuse what does not exist, before anything is gathered."""

@@ -18,11 +18,9 @@ TaskArgument = Annotated[
 OptionalTaskArgument = Annotated[
     str | None, typer.Argument(help="As for `learn`; left out where a recipe names it.")
 ]
-PoolsOption = Annotated[
-    list[Path] | None,
-    typer.Option("--pool", help="Folder of artefact folders, or one artefact; repeatable."),
-]
-PoolOption = Annotated[Path, typer.Option("--pool", help="Folder that holds artefact folders.")]
+_POOLS = typer.Option("--pool", help="Folder of artefact folders, or one artefact; repeatable.")
+PoolsOption = Annotated[list[Path] | None, _POOLS]
+PoolRequired = Annotated[list[Path], _POOLS]
 ModelOption = Annotated[
     str,
     typer.Option(

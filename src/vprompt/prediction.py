@@ -127,26 +127,39 @@ def _read_table(table: Path) -> tuple[list[Path], list[str]]:
     """Return the image and the artefact of every row."""
     if not table.is_file():
         raise VPromptError(f"No table at {table}.")
-    with table.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.DictReader(opened, delimiter="\t" if table.suffix == ".tsv" else ",")
-        heads = [head.strip() for head in reader.fieldnames or ()]
-        column = next((name for name in _ARTIFACT if name in heads), None)
-        if "image" not in heads or column is None:
-            raise VPromptError(
-                f"{table} has the columns {heads}, but needs `image` and `artifact`: the image "
-                "files, and the artefact folder to label each with."
-            )
-        reader.fieldnames = heads
-        files, names = [], []
-        for row in reader:
-            image, name = (row[key] or "" for key in ("image", column))
-            if not image.strip() or not name.strip():
-                raise VPromptError(f"{table}, line {reader.line_num}: image or artifact is empty.")
-            files.append(table.parent / image.strip())
-            local = not name.strip().startswith(hub.PREFIX)
-            names.append(str(table.parent / name.strip()) if local else name.strip())
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise VPromptError(f"{table} is not UTF-8 text. Save it as UTF-8.") from None
+    try:
+        files, names = _rows_of(table, text)
+    except csv.Error as error:
+        raise VPromptError(f"{table} cannot be read: {error}.") from None
     if not files:
         raise VPromptError(f"{table} lists no images.")
+    return files, names
+
+
+def _rows_of(table: Path, text: str) -> tuple[list[Path], list[str]]:
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter="\t" if table.suffix == ".tsv" else ","
+    )
+    heads = [head.strip() for head in reader.fieldnames or ()]
+    column = next((name for name in _ARTIFACT if name in heads), None)
+    if "image" not in heads or column is None:
+        raise VPromptError(
+            f"{table} has the columns {heads}, but needs `image` and `artifact`: the image "
+            "files, and the artefact folder to label each with."
+        )
+    reader.fieldnames = heads
+    files, names = [], []
+    for row in reader:
+        image, name = (row[key] or "" for key in ("image", column))
+        if not image.strip() or not name.strip():
+            raise VPromptError(f"{table}, line {reader.line_num}: image or artifact is empty.")
+        files.append(table.parent / image.strip())
+        local = not name.strip().startswith(hub.PREFIX)
+        names.append(str(table.parent / name.strip()) if local else name.strip())
     return files, names
 
 

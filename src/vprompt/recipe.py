@@ -160,7 +160,7 @@ def parse_file(path: Path) -> Any:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-99-99
         raise VPromptError(
             f"The recipe {path} cannot be read: {str(error).splitlines()[0]}."
         ) from None

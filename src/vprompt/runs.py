@@ -97,6 +97,7 @@ def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
         },
         "parameters": describe_parameters(tuned),
         "trained": trained_tensors(tuned),
+        "frozen": tuned.adapter.num_frozen,
         "memory": tuned.adapter.memory,
         "prompt_digest": prompt_digest(prompt),
         **({} if text is None else {"text_prompt_digest": prompt_digest(text.prompt)}),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vprompt.errors import VPromptError
 from vprompt.progress import SILENT, Progress
 
 _FOLDED = 100  # rows up to which a table is folded to the width of its window
@@ -114,6 +115,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+@contextmanager
+def reading_record(path: Path) -> Iterator[None]:
+    """Say that a record is not whole where something in it is missing or of another kind.
+
+    A record may come from a stranger, and what reads it trusts its form.
+    """
+    try:
+        yield
+    except VPromptError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise VPromptError(
+            f"{path} is not the whole record of a run: {type(error).__name__} {error}."
+        ) from error
+
+
 def _gain(gain: Any) -> str:
     low, high = 100 * gain.low, 100 * gain.high
     return f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
@@ -141,9 +158,11 @@ def show(
     print(f"\n{tuning['kept']}")
     parameters = tuning["parameters"]
     parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    trained = sum(parameters.values())
+    whole = trained + tuning["frozen"]
     print(
-        f"trainable params: {sum(parameters.values()):,} ({parts}) || "
-        f"backbone params: {run['backbone']['parameters']:,} (frozen)"
+        f"trainable params: {trained:,} ({parts}) || all params: {whole:,} || "
+        f"trainable%: {100 * trained / whole:.4f}"
     )
     if freeze_report:
         _freeze_report(run)
@@ -180,7 +199,7 @@ def _freeze_report(run: dict[str, Any]) -> None:
     rows.append(["head", "", f"{tuning['parameters']['head']:,}"])
     print()
     table(["trained", "shape", "numbers"], rows)
-    print(f"frozen: {backbone['name']}, {backbone['parameters']:,} numbers")
+    print(f"frozen of {backbone['name']}: {tuning['frozen']:,} numbers")
 
 
 def scores(found: Any, metric: str, as_json: bool) -> None:

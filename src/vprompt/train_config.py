@@ -35,7 +35,9 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(64, ge=1)
     opt: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(5e-3, gt=0, description="of the adapter's parameters")
-    head_lr: float = Field(1e-3, ge=0, description="of the head, in whitened coordinates")
+    head_lr: float | None = Field(
+        1e-3, ge=0, description="of the head, in whitened coordinates if closed_form; null: lr"
+    )
     weight_decay: float = Field(1e-4, ge=0)
     decay_bias: bool = Field(False, description="decay the head's bias, too")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
@@ -48,6 +50,11 @@ class TrainConfig(BaseModel):
     seed: int = 0
     # Changes no result, so it is part of no record and of no checkpoint's name.
     prefix_cache: float = Field(2.0, ge=0, exclude=True, description="GiB on disk; 0: off")
+
+    @property
+    def rate_of_head(self) -> float:
+        """The learning rate of the head: its own, or that of the adapter."""
+        return self.lr if self.head_lr is None else self.head_lr
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> "TrainConfig":

@@ -304,7 +304,9 @@ def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optim
     of_bias = config.weight_decay if config.decay_bias else 0.0
     for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, of_bias)):
         if parameter is not None:
-            groups.append({"params": [parameter], "peak_lr": config.head_lr, "weight_decay": decay})
+            groups.append(
+                {"params": [parameter], "peak_lr": config.rate_of_head, "weight_decay": decay}
+            )
     for parameters, factor in classifier.adapter.groups():
         if parameters:
             rate = config.lr * factor

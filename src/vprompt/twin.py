@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import torch
 
-from vprompt.adapter import Adapter
+from vprompt.adapter import Adapter, count_frozen
 from vprompt.backbone import Backbone, extract
 from vprompt.types import Features, Images
 
@@ -35,6 +35,11 @@ class TwinAdapter(Adapter):
         # In this order: names of shared tensors are then those of the backbone, not state.
         self.backbone = backbone
         self.twin = twin_of(backbone, trained)
+
+    @property
+    def num_frozen(self) -> int:
+        """How many numbers of the twin stay as they were; those that train have left it."""
+        return count_frozen(self.twin)
 
     def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
         """Return the features of the twin."""

@@ -1,8 +1,8 @@
 """Anchors: hold results against published ones, where the two can be compared at all.
 
 An anchor is a line of a CSV file: `method, task, accuracy, source`, and where it has them `detail`,
-`backbone`, `tolerance`. A result is held against the anchors of its method, or of the name that the
-recipe gives as the method's `anchor`.
+`backbone`, `tolerance`. A result is held against the anchors of its method, or of the names that
+the recipe gives as the method's `anchor`.
 """
 
 import csv
@@ -95,7 +95,7 @@ def read(folder: Path | str) -> list[Anchor]:
 def check(store: Store, anchors: Sequence[Anchor]) -> list[Finding]:
     """Return one finding for every anchor that has a result beside it."""
     summary = summarise(store)
-    names = {m.name: m.anchor or m.name for m in store.recipe().methods}
+    names = {m.name: m.anchors for m in store.recipe().methods}
     mean = f"mean_{len(summary.tasks)}"
     anchors = [*anchors, *_recomputed(anchors, [suite.canonical(t) for t in summary.tasks], mean)]
     records = _first_records(store)
@@ -107,7 +107,7 @@ def check(store: Store, anchors: Sequence[Anchor]) -> list[Finding]:
             mean: row.mean,
         }
         for anchor in anchors:
-            if anchor.method != names[row.method]:
+            if anchor.method not in names[row.method]:
                 continue
             spread = values.get(anchor.task)
             if spread is not None:

@@ -180,11 +180,11 @@ class _Kept:
 
 def _learning(job: Job, kept: _Kept) -> Passes:
     train, val, test = (job.counts[name] for name in ("train", "val", "test"))
-    epochs = TrainConfig.checked(job.train).epochs
+    config = TrainConfig.checked(job.train)
     forward = _plain(job, kept)
     if registry.parse(job.spec).name in FEATURES_ONLY:
         return Passes(0, forward + kept.once(val, "val", *_images(job)))
-    return Passes(epochs * train, forward + train + (epochs + 1) * val + test)
+    return Passes(config.epochs * train, forward + train + _judged(config) * val + test)
 
 
 def _searching(job: Job) -> Passes:
@@ -199,14 +199,22 @@ def _combining(job: Job, kept: _Kept) -> Passes:
     train, val, test = (job.counts[name] for name in ("train", "val", "test"))
     ask = registry.beside("transfer", job.spec, "plan")
     plan = Plan() if ask is None else ask()
-    tuned = TrainConfig.checked(job.train).epochs + plan.target_epochs + plan.refine
-    both, forward = tuned * train, (tuned + 1) * val + _plain(job, kept)
+    config = TrainConfig.checked(job.train)
+    epochs = plan.epochs(config.epochs, job.counts["sources"])
+    # Judged as often, for an epoch, as the training that counts.
+    judged = math.ceil(epochs * _judged(config) / max(config.epochs, 1))
+    both, forward = epochs * train, judged * val + _plain(job, kept)
     evidence = kept.once(job.counts["sources"] * train, plan.gradient_head, *_images(job))
     both += 0 if plan.gradient_head is None else evidence
     forward += evidence if plan.gradient_head is None else 0
     forward += train + test + kept.once(train, "uniform", *_images(job))  # the sum, untuned
     forward += test + kept.once(2 * test, "uniform and best single", job.task)
     return Passes(both, forward)
+
+
+def _judged(config: TrainConfig) -> int:
+    """Return how often a training looks at the validation images."""
+    return min(config.epochs, 1) + 1 if config.keep == "last" else config.epochs + 1
 
 
 def _plain(job: Job, kept: _Kept) -> int:

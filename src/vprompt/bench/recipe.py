@@ -95,7 +95,7 @@ class MethodEntry(_Strict):
     train: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[float]] | None = None
     group: str | None = None
-    anchor: str | None = None
+    anchor: str | list[str] | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> "MethodEntry":
@@ -107,6 +107,13 @@ class MethodEntry(_Strict):
         if self.search is None and self.search_train:
             raise ValueError("`search_train` is for methods that search")
         return self
+
+    @property
+    def anchors(self) -> list[str]:
+        """Return the names that the method has in published tables."""
+        if isinstance(self.anchor, list):
+            return self.anchor
+        return [self.anchor or self.name]
 
     @property
     def command(self) -> Command:

@@ -51,8 +51,8 @@ def choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
 
     def key(record: Mapping[str, Any]) -> tuple[float, float, float]:
-        train = record["train"]
-        return val_accuracy(record), -train["lr"], -train["head_lr"]
+        train = TrainConfig.checked(record["train"])
+        return val_accuracy(record), -train.lr, -train.rate_of_head
 
     best = max(records, key=key)
     return {name: value for name, value in best["job"]["train"].items() if name != "seed"}

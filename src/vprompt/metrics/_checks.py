@@ -16,9 +16,13 @@ def contiguous(labels: Labels) -> tuple[Tensor, int]:
 
 
 def principal(features: Tensor, dimensions: int | None) -> Tensor:
-    """Return features about their mean, on their first principal axes if a number is given."""
+    """Return features about their mean, on their first principal axes if a number is given.
+
+    N images span N - 1 axes at most; on others there is nothing that could be measured.
+    """
     centred = features.double() - features.double().mean(0)
-    if dimensions is None or dimensions >= min(centred.shape):
+    count, width = centred.shape
+    if dimensions is None or dimensions >= width:
         return centred
     _, _, axes = torch.linalg.svd(centred, full_matrices=False)
-    return centred @ axes[:dimensions].T
+    return centred @ axes[: min(dimensions, max(count - 1, 1))].T

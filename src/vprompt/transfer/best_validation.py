@@ -7,22 +7,27 @@ but a line to compare with. It never sees the test split.
 import torch
 from torch.nn import functional
 
+from vprompt.adapter import Adapter
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
 from vprompt.heads import closed_form
-from vprompt.mix import Mix, Plan
+from vprompt.mix import EVERY_SOURCE, Mix, Plan, TuningStart
+from vprompt.transfer._trial import best_once_tuned
 
 
-def plan() -> Plan:
-    """Ask for the features of the validation images."""
-    return Plan(validation=True)
+def plan(*, tuned: bool = False) -> Plan:
+    """Ask for the features of the validation images, and perhaps for a training of every source."""
+    return Plan(validation=True, trainings=EVERY_SOURCE if tuned else 0)
 
 
-def weigh(evidence: Evidence) -> Mix:
+def weigh(evidence: Evidence, *, tuned: bool = False) -> Mix:
     """Return a one for the source whose closed-form head is the most accurate on validation.
 
-    Ties go to the smaller log-loss.
+    Ties go to the smaller log-loss. This is a probe of prompts as they are. `tuned` is the oracle
+    in full: every source is tuned on the target, at the price of as many trainings, and the one
+    that ends best on validation is kept.
     """
+    del tuned  # `adapter` does it
     if evidence.val_features is None or evidence.val_labels is None:
         raise VPromptError("best_validation needs validation images, but the evidence has none.")
     classes = int(torch.cat([evidence.labels, evidence.val_labels]).max()) + 1
@@ -35,3 +40,13 @@ def weigh(evidence: Evidence) -> Mix:
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[best] = 1.0
     return Mix(weights, facts={"oracle": "chosen on validation", "val_accuracies": accuracies})
+
+
+def adapter(start: TuningStart, mix: Mix, *, tuned: bool = False) -> tuple[Adapter, Mix] | None:
+    """Return the source that is best on validation once it is tuned, of all."""
+    if not tuned:
+        return None
+    rows = range(len(mix.weights))
+    return best_once_tuned(
+        start, mix, rows, method="best_validation(tuned=True)", instead="best_validation"
+    )

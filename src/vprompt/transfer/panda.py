@@ -51,7 +51,7 @@ def plan(
             f"panda needs a strength of at least 0 and a temperature above 0, but got {strength} "
             f"and {temperature}."
         )
-    return Plan(safeguard=False, merge_twins=False)
+    return Plan(safeguard=False, merge_twins=False, trainings=teachers)
 
 
 def training(**settings: object) -> dict[str, Any]:

@@ -6,18 +6,18 @@ Reference: Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt 
 2022, arXiv 2110.07904.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vprompt.adapter import Adapter, PromptAdapter
+from vprompt.adapter import Adapter
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
 from vprompt.linalg import unit_rows
 from vprompt.mix import Mix, Plan, TuningStart
 from vprompt.registry import suggest
+from vprompt.transfer._trial import best_once_tuned
 from vprompt.types import PromptTokens
 
 SIMILARITIES = ("tokens", "mean")
@@ -38,7 +38,8 @@ def plan(
         raise VPromptError(f"spot keeps at least one source, but got top={top}.")
     if epochs < 1:
         raise VPromptError(f"spot learns for at least one epoch, but got epochs={epochs}.")
-    return Plan(target_epochs=epochs)
+    # The last of the trainings of `use=best` is one of those before it, and not done again.
+    return Plan(target_epochs=epochs, trainings=top - 1 if use == "best" else 0)
 
 
 def weigh(
@@ -74,23 +75,8 @@ def adapter(
     """Return the source that is best on validation once it is tuned, of those with a weight."""
     if use == "average":
         return None
-    if start.val is None:
-        raise VPromptError(
-            "spot(use=best) chooses on validation images, but there are none. Use use=average."
-        )
-    reached: dict[int, tuple[float, float]] = {}
-    for row in mix.weights.nonzero().flatten().tolist():
-        tuned = start.tune(PromptAdapter(start.backbone, start.prompts[row]))
-        kept = tuned.record(tuned.kept_epoch)
-        reached[row] = (kept.val_accuracy or 0.0, -(kept.val_loss or 0.0))
-    best = max(reached, key=lambda row: reached[row])
-    weights = torch.zeros_like(mix.weights)
-    weights[best] = 1.0
-    accuracies = {start.names[row]: accuracy for row, (accuracy, _) in reached.items()}
-    facts = {**mix.facts, "val_accuracies": accuracies}
-    # The same training once more: it finds its own finished state and costs nothing.
-    chosen = PromptAdapter(start.backbone, start.prompts[best])
-    return chosen, replace(mix, weights=weights, facts=facts)
+    rows = mix.weights.nonzero().flatten().tolist()
+    return best_once_tuned(start, mix, rows, method="spot(use=best)", instead="use=average")
 
 
 def prompt_similarities(prompts: Tensor, target: PromptTokens, similarity: str) -> Tensor:
