@@ -15,7 +15,8 @@ def large_pool_table() -> str:
     rows = [
         "## A pool of 1,000 prompts",
         "",
-        "One thread beside other work: wall time says more of that work than of this.",
+        "Times of the first table were taken on one thread beside other work, of the commands "
+        "on two quiet cores.",
         "",
     ]
     if "recovery" in found:

@@ -1,11 +1,9 @@
 """Timing: alternatives run in turn in one process, so that all see the machine alike."""
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,17 +70,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def machine(precision: str = "auto") -> dict[str, Any]:
     """Describe versions and processor, and how busy the machine was beside this."""
     described = runs.describe_machine(torch.device("cpu"), precision)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    found = dict(torch.cpu.get_capabilities())
-    return {
-        **described,
-        "processor": model or platform.processor(),
-        "amx_bf16": bool(found.get("amx_bf16")),
-        "avx512_bf16": bool(found.get("avx512_bf16")),
-        "load_average": os.getloadavg()[0],
-    }
+    return {**described, "load_average": os.getloadavg()[0]}
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:

@@ -463,7 +463,7 @@ def test_what_only_informs_is_left_out_where_it_has_another_form(change):
     from vprompt import load_artifact
 
     config = load_artifact(change(recipe=None, prompt_init=[1])).config
-    assert config["recipe"] == {} and config["prompt_init"] == {}
+    assert config["recipe"] == {} and config["prompt_init"] is None
 
 
 def test_a_newer_format_says_what_to_type(change, refused):

@@ -14,9 +14,9 @@ def render(config: dict[str, Any], run: dict[str, Any]) -> str:
     head = yaml.safe_dump(_head(config, run), sort_keys=False).strip()
     lines = [
         f"---\n{head}\n---",
-        f"# Visual prompt for {task['name']}",
-        f"A visual prompt of {sum(config['num_virtual_tokens'])} tokens for the frozen backbone "
-        f"`{backbone['name']}` (`{backbone['fingerprint'][:19]}`), with its head for "
+        f"# {_kind(config)} for {task['name']}",
+        f"{_what(config)} for the frozen backbone `{backbone['name']}` "
+        f"(`{backbone['fingerprint'][:19]}`), with its head for "
         f"{task['num_classes']} classes. Made by vprompt {run['machine']['versions']['vprompt']} "
         f"with `{run['command']}` and the method `{run['method']}`.",
         "## Use",
@@ -94,7 +94,7 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
             "vprompt",
             "visual-prompt",
             backbone_tag(config["base_model_name_or_path"]),
-            "vpt",
+            str(run["method"]).partition("(")[0],
             run["command"],
         ],
         "datasets": [run["task"]["name"]],
@@ -103,7 +103,7 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     if metrics:
         head["model-index"] = [
             {
-                "name": f"visual prompt for {run['task']['name']}",
+                "name": f"{_kind(config)} for {run['task']['name']}",
                 "results": [
                     {
                         "task": {"type": "image-classification"},
@@ -118,6 +118,21 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
             }
         ]
     return head
+
+
+def _kind(config: dict[str, Any]) -> str:
+    return "Visual prompt" if _tokens(config) else "Adapter"
+
+
+def _what(config: dict[str, Any]) -> str:
+    tokens = _tokens(config)
+    return f"A visual prompt of {tokens} tokens" if tokens else "What was learned without a prompt"
+
+
+def _tokens(config: dict[str, Any]) -> int:
+    """Return how many tokens a prompt has, in the text tower, too."""
+    text = config.get("text") or {}
+    return sum(config["num_virtual_tokens"]) + sum(text.get("num_virtual_tokens", ()))
 
 
 def _results(run: dict[str, Any]) -> str:

@@ -127,9 +127,10 @@ def _readable_facts(config: dict[str, Any]) -> dict[str, Any]:
     accuracy = metrics.get("acc1") if isinstance(metrics, dict) else None
     if metrics is not None and not (isinstance(accuracy, float | int) and 0 <= accuracy <= 1):
         corrected["metrics"] = None
-    for key in ("recipe", "prompt_init"):
-        if not isinstance(config.get(key, {}), dict):
-            corrected[key] = {}
+    if not isinstance(config.get("recipe", {}), dict):
+        corrected["recipe"] = {}
+    if not isinstance(config.get("prompt_init"), dict | None):
+        corrected["prompt_init"] = None  # unknown: no start is known to be shared
     return corrected
 
 

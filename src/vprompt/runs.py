@@ -129,9 +129,24 @@ def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(device),
+        **_processor(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "precision": precision,
+    }
+
+
+@functools.cache
+def _processor() -> dict[str, Any]:
+    """Return the processor's name, and whether it multiplies bf16 itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    found = dict(torch.cpu.get_capabilities())
+    return {
+        "processor": model or platform.processor(),
+        "amx_bf16": bool(found.get("amx_bf16")),
+        "avx512_bf16": bool(found.get("avx512_bf16")),
     }
 
 
