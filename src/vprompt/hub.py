@@ -185,7 +185,7 @@ def _fetch(spec: str, repo: str, revision: str | None, progress: Progress) -> Pa
             )
     with _explained(f"{spec} cannot be fetched"):
         snapshot = Path(api.snapshot_download(repo, **wanted))
-    if snapshot.name != info.sha:
+    if info.sha is not None and snapshot.name != info.sha:  # None: a hub that names no commit
         raise VPromptError(f"{spec} changed while it was fetched. Run the same command again.")
     return snapshot
 
