@@ -42,7 +42,9 @@ def whole(search: LengthSearch) -> LengthSearch:
     def weigh(weights: Tensor) -> Any:
         return weights  # handed through `walk` to the block below
 
-    def prompted_block(index: int, tokens: Tensor, prompt: Tensor, weights: Any = None) -> Tensor:
+    def prompted_block(
+        index: int, tokens: Tensor, prompt: Tensor, weights: Any = None, **_: Any
+    ) -> Tensor:
         block = vit.blocks[index]
         parts = prompt.expand(len(tokens), -1, -1).to(tokens.dtype).split(sizes, 1)
         mixed = sum(w * _layer(block, tokens, p) for w, p in zip(weights, parts, strict=True))

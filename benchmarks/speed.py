@@ -1,6 +1,7 @@
 """Speed on one machine: each number is a ratio of two things that ran in turn in one process.
 
 python benchmarks/speed.py step       # a training step of VPT-Deep against concatenation; memory
+python benchmarks/speed.py last_block # a step whose last block computes what is pooled alone
 python benchmarks/speed.py precision  # bf16 against fp32: training, features, attention alone
 python benchmarks/speed.py scores --data DIR --pool pools/demo  # HGPrompt from bf16 evidence
 python benchmarks/speed.py prefix     # epochs with prompts from block 6, with and without the cache
@@ -91,7 +92,7 @@ def parse() -> argparse.Namespace:
 
 def step(options: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps, and the memory of each in a process of its own."""
-    steps = speed_steps.variants(options.model, options.batch)
+    steps = speed_steps.variants(speed_steps.ALL, options.model, options.batch)
     ours = "ours fp32"
     found = summary(
         in_turn(steps, options.repeats),
@@ -105,20 +106,31 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
         words = [sys.executable, __file__, "step", "--variant", name, "--model", options.model]
         words += ["--batch", str(options.batch), "--threads", str(options.threads)]
         memory[name] = float(subprocess.check_output(words, text=True).split()[-1])
-    backbone = open_backbone(options.model)
-    patches = backbone.embed(torch.zeros(1, *backbone.data_config.input_size)).shape[1]
     return {
         "prompt_tokens": speed_steps.TOKENS,
-        "image_tokens": patches,
-        "arithmetic_limit": (patches + speed_steps.TOKENS) / patches,
+        "arithmetic_limit": speed_steps.arithmetic_limit(open_backbone(options.model)),
         **found,
         "peak_memory_mb": memory,
     }
 
 
+def last_block(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare training steps in fp32, with the last block cut to the pooled token and without."""
+    names = (*speed_steps.FP32, speed_steps.WHOLE)
+    steps = speed_steps.variants(names, options.model, options.batch)
+    found = summary(
+        in_turn(steps, options.repeats),
+        over_whole=(speed_steps.WHOLE, "ours fp32"),
+        over_timm=("timm concatenation fp32", "ours fp32"),
+        over_classical=("classical fp32", "ours fp32"),
+    )
+    limit = speed_steps.arithmetic_limit(open_backbone(options.model))
+    return {"prompt_tokens": speed_steps.TOKENS, "arithmetic_limit": limit, **found}
+
+
 def precision(options: argparse.Namespace) -> dict[str, Any]:
     """Compare bf16 with fp32 where nothing else differs."""
-    steps = speed_steps.variants(options.model, options.batch)
+    steps = speed_steps.variants(speed_steps.ALL, options.model, options.batch)
     backbone = open_backbone(options.model)
     images = torch.randn(options.batch, *backbone.data_config.input_size)
 
@@ -289,6 +301,7 @@ def write_pool(folder: Path, count: int) -> None:
 
 PARTS = {
     "step": step,
+    "last_block": last_block,
     "precision": precision,
     "scores": speed_scores.scores,
     "prefix": prefix_cache,

@@ -23,7 +23,15 @@ from vprompt.transfer import hgprompt
 from vprompt.tune import tune
 
 GROUPS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"),
+    "matrix products": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::mv",
+        "aten::addmv",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::linear",
+    ),
     "fused attention": ("aten::_scaled_dot", "aten::_flash", "aten::_fused_sdp"),
     "softmax": ("aten::_softmax",),
     "norm and activation": ("aten::native_layer_norm", "aten::gelu"),

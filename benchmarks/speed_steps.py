@@ -1,7 +1,7 @@
 """Training steps of VPT-Deep, ours and as others write them, and attention alone."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,31 @@ from torch.nn import functional
 
 from vprompt.adapter import PromptAdapter
 from vprompt.attention import KeyValue, joint
+from vprompt.backbone import Backbone
 from vprompt.opening import open_backbone
 from vprompt.precision import autocast
 from vprompt.prompt import Prompt, place
 
 TOKENS, CLASSES = 50, 100
-NAMES = (
-    "ours fp32",
-    "timm concatenation fp32",
-    "classical fp32",
-    "ours bf16",
-    "timm concatenation bf16",
-)
+FP32 = ("ours fp32", "timm concatenation fp32", "classical fp32")
+ALL = (*FP32, "ours bf16", "timm concatenation bf16")
+WHOLE = "ours, last block whole, fp32"
 
 
-def variants(model: str, batch: int) -> dict[str, Callable[[], None]]:
+def variants(names: Sequence[str], model: str, batch: int) -> dict[str, Callable[[], None]]:
     """Return one training step each, all from the same tokens and head on the same images."""
-    return {name: variant(name, model, batch) for name in NAMES}
+    return {name: variant(name, model, batch) for name in names}
+
+
+def arithmetic_limit(backbone: Backbone) -> float:
+    """Return the products with weights of concatenation over ours; attention maps are left out."""
+    image = backbone.embed(torch.zeros(1, *backbone.data_config.input_size)).shape[1]
+    key_value, block = 2, 12  # in products of a row with a square matrix; the MLP has 8
+    last = image * block
+    if backbone.pooled is not None:
+        last = image * key_value + backbone.pooled * (block - key_value)
+    ours = image * block * (backbone.depth - 1) + last
+    return (image + TOKENS) * block * backbone.depth / ours
 
 
 def variant(name: str, model: str, batch: int) -> Callable[[], None]:
@@ -40,6 +48,8 @@ def variant(name: str, model: str, batch: int) -> Callable[[], None]:
     tokens = 0.02 * torch.randn(len(blocks), backbone.dim, generator=randomness)
     head = nn.Linear(backbone.feature_dim, CLASSES)
     kind = name.split()[-1]
+    if name == WHOLE:
+        backbone.pooled = None
     ours = PromptAdapter(backbone, Prompt(tokens, blocks, False))
     prompt = ours.tokens
     maps: list[Tensor] = []

@@ -11,6 +11,11 @@ RATIOS = {
         "bf16_over_classical": "the same: classical in fp32 over ours in bf16",
         "bf16_over_timm_bf16": "the same: timm's own blocks over ours, both bf16",
     },
+    "last_block": {
+        "over_whole": "step in fp32, last block cut to the pooled token: whole over cut",
+        "over_timm": "the same run: concatenation with timm's own blocks over ours",
+        "over_classical": "the same run: classical (attention maps kept) over ours",
+    },
     "precision": {
         "train": "training step: fp32 over bf16",
         "features": "features: fp32 over bf16",
@@ -53,8 +58,9 @@ def _machines(found: dict[str, Any]) -> str:
 
 
 def _machine(found: dict[str, Any]) -> str:
-    tiles = "with AMX" if found["amx_bf16"] else "without AMX"
-    return f"{found['processor']} {tiles}, {found['threads']} threads on {found['cores']} cores"
+    units = "AMX" if found["amx_bf16"] else "AVX512-BF16" if found["avx512_bf16"] else "neither"
+    threads = f"{found['threads']} threads on {found['cores']} cores"
+    return f"{found['processor']} (of AMX and AVX512-BF16: {units}), {threads}"
 
 
 def _ratios(found: dict[str, Any]) -> str:

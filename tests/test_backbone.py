@@ -5,6 +5,7 @@ import json
 import struct
 
 import pytest
+import timm
 import torch
 from exact import awake, relative
 from torch import nn
@@ -30,8 +31,6 @@ def exact(request):
 
     if request.param in TINY_MODELS:
         return awake(tiny.load(model=request.param))
-    import timm
-
     vit = timm.create_model(
         "test_vit", img_size=32, num_classes=0, class_token=False, global_pool="avg"
     )
@@ -219,6 +218,32 @@ def test_a_shared_prompts_keys_are_computed_once_for_all_images(
     handle.remove()
     assert widths == [(3, 5), (1, 3)]  # the images' own rows, then one prompt for all three
     assert relative(found, by_hand(vit64, pictures, prompt)[0]) < 1e-12
+
+
+@pytest.mark.parametrize("placement", ["shallow", "deep", "ragged, empty blocks carry on"])
+def test_the_last_block_computes_what_is_pooled_and_no_more(exact, pictures, draw, placement):
+    from vprompt.backbone import extract, walk
+
+    prompt = draw(exact, *PLACEMENTS[placement])
+    *_, (_, whole) = walk(exact, pictures, prompt)
+    widths = []
+    block = exact.vit.blocks[-1]
+    handle = block.mlp.register_forward_hook(lambda m, given, out: widths.append(out.shape[1]))
+    found = extract(exact, pictures, prompt)
+    handle.remove()
+    sees = prompt.persist or exact.depth - 1 in prompt.blocks
+    cut = sees and exact.vit.global_pool == "token"
+    assert exact.pooled == (1 if exact.vit.global_pool == "token" else None)
+    assert widths == [1 if cut else whole.shape[1]]
+    assert relative(found, exact.pool(whole)) < 1e-12
+
+
+def test_a_model_that_reads_more_than_its_class_token_is_not_cut():
+    from vprompt.backbones import timm_vit
+
+    vit = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, num_classes=0, depth=1)
+    assert vit.global_pool == "token"  # and yet its feature is a mean of two tokens
+    assert timm_vit.TimmViT(vit, "two tokens", timm_vit.data_config_of(vit)).pooled is None
 
 
 def test_deep_prompts_are_keys_and_values_only(vit64, pictures, draw):

@@ -59,11 +59,15 @@ def embedded(tiny, monkeypatch):
 
 def trained(tiny, prompt, examples, **settings):
     from vprompt.adapter import PromptAdapter
+
+    return fitted(PromptAdapter(tiny, prompt, prompt_dropout=0.1), examples, **settings)
+
+
+def fitted(adapter, examples, **settings):
     from vprompt.train_config import TrainConfig
     from vprompt.tune import tune
 
     config = TrainConfig(**{"epochs": 3, "batch_size": 8, "precision": "fp32", **settings})
-    adapter = PromptAdapter(tiny, prompt, prompt_dropout=0.1)
     return tune(adapter, examples, examples, 3, config)
 
 
@@ -91,6 +95,21 @@ def test_every_image_is_embedded_once(tiny, late, examples, embedded):
     assert embedded[0] == len(examples) + 1
     trained(tiny, late, examples, prefix_cache=0)
     assert embedded[0] == (len(examples) + 1) + 8 * len(examples)  # 3 epochs, 4 judgements, a head
+
+
+def test_blocks_that_partial_leaves_frozen_are_run_once(tiny, examples, cache, embedded):
+    from vprompt.registry import build
+
+    make = build("adapters", "partial(num_blocks=2)")
+    without = fitted(make(tiny), examples, prefix_cache=0, keep="last")
+    adapter, before = make(tiny), embedded[0]
+    found = fitted(adapter, examples, keep="last")
+    assert embedded[0] - before == len(examples) + 1
+    names = [name for name, p in found.adapter.named_parameters() if p.requires_grad]
+    assert len(names) > 20 and kept(cache)
+    for name in names:
+        assert torch.equal(found.adapter.state()[name], without.adapter.state()[name])
+    assert found.history == without.history
 
 
 @pytest.mark.parametrize("blocks", ["first", "all"])

@@ -549,9 +549,9 @@ def passes(backbone, monkeypatch):
         seen["images"] += len(images) if torch.is_grad_enabled() else 0
         return embed(self, images)
 
-    def looked(self, index, tokens, prompt, attend=None):
+    def looked(self, index, tokens, prompt, attend=None, *, reads=None):
         seen["gated"] += attend is not None
-        return block(self, index, tokens, prompt, attend)
+        return block(self, index, tokens, prompt, attend, reads=reads)
 
     monkeypatch.setattr(type(backbone), "embed", counted)
     monkeypatch.setattr(type(backbone), "prompted_block", looked)
@@ -825,10 +825,10 @@ def test_a_wrong_setting_is_answered_with_the_right_ones(build, refused, wrong, 
 class Closed:
     """Mixed into a backbone: nobody sees into its blocks."""
 
-    def prompted_block(self, index, tokens, prompt, attend=None):
+    def prompted_block(self, index, tokens, prompt, attend=None, *, reads=None):
         from vprompt.backbone import Backbone
 
-        return Backbone.prompted_block(self, index, tokens, prompt, attend)
+        return Backbone.prompted_block(self, index, tokens, prompt, attend, reads=reads)
 
 
 def test_blocks_that_cannot_be_reached_leave_what_needs_no_gates(run, build, settings, refused):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vprompt.errors import VPromptError
 from vprompt.precision import has_amx
-from vprompt.types import Present, Which
+from vprompt.types import Present, PromptRows, Tokens, Which
 
 _WORLDS = 60.0  # between two logits: the smaller then counts as nothing, in float64 too
 
@@ -24,6 +24,35 @@ class KeyValue:
 
     key: Tensor
     value: Tensor
+
+
+def project(
+    rows: Tokens | PromptRows, weight: Tensor, bias: Tensor | None, heads: int, reads: int | None
+) -> tuple[Tensor, KeyValue]:
+    """Return queries of the first `reads` rows (None: of all), and keys and values of all.
+
+    `weight` `[3 * width, dim]` and `bias` are the joint projection of a block, queries first.
+    """
+    if reads is None:
+        both = functional.linear(rows, weight, bias)
+        query, key, value = both.unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)
+        return query, KeyValue(key, value)
+    width = len(weight) // 3
+    query = functional.linear(
+        rows[:, :reads], weight[:width], None if bias is None else bias[:width]
+    )
+    query = query.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return query, keys_and_values(rows, weight, bias, heads)
+
+
+def keys_and_values(
+    rows: Tokens | PromptRows, weight: Tensor, bias: Tensor | None, heads: int
+) -> KeyValue:
+    """Return keys and values of rows that ask nothing; arguments as for `project`."""
+    width = len(weight) // 3
+    both = functional.linear(rows, weight[width:], None if bias is None else bias[width:])
+    key, value = both.unflatten(-1, (2, heads, -1)).transpose(1, 3).unbind(2)
+    return KeyValue(key, value)
 
 
 # From queries `[batch, heads, sequence, head_dim]`, a block's own keys, the prompt's, the scale of

@@ -22,6 +22,7 @@ from vprompt.types import (
     Images,
     Present,
     PromptRows,
+    ReadTokens,
     SamplePromptTokens,
     Tokens,
     Which,
@@ -44,6 +45,7 @@ class Backbone(nn.Module, abc.ABC):
     patch_size: tuple[int, int]
     data_config: DataConfig
     centres_tokens: bool = True  # LayerNorm does, RMSNorm does not
+    pooled: int | None = None  # how many of the first tokens `pool` reads; None: all of them
 
     @abc.abstractmethod
     def embed(self, images: Images) -> Tokens:
@@ -54,13 +56,20 @@ class Backbone(nn.Module, abc.ABC):
         """Run one block on a sequence of any length."""
 
     def prompted_block(
-        self, index: int, tokens: Tokens, prompt: PromptRows, attend: Attend | None = None
-    ) -> Tokens:
+        self,
+        index: int,
+        tokens: Tokens,
+        prompt: PromptRows,
+        attend: Attend | None = None,
+        *,
+        reads: int | None = None,
+    ) -> ReadTokens:
         """Run one block in which prompt rows `[batch or 1, count, dim]` are keys and values only.
 
         Here the rows are joined and their outputs dropped, which is exact for every block that
         treats tokens alike. A subclass that can look inside its blocks saves the queries and the
-        MLP of those rows, and lets `attend` say what queries make of the prompt's keys.
+        MLP of those rows, and lets `attend` say what queries make of the prompt's keys. Where only
+        the first `reads` tokens are wanted, it may save those of all others and return no others.
         """
         if attend is not None:
             raise VPromptError(
@@ -165,6 +174,8 @@ def walk(
     prompt: Prompt | PromptBatch | None = None,
     tokens: SamplePromptTokens | None = None,
     attend: Callable[[int], Attend | None] | None = None,
+    *,
+    pooled: bool = False,
 ) -> Iterator[tuple[int, Tokens]]:
     """Run the blocks one by one and yield `(block, sequence after it)`, without prompt rows.
 
@@ -173,12 +184,13 @@ def walk(
     `tokens` replaces the prompt's own tokens by a set per image (per-sample dropout, or another
     prompt for every image), at the same placement. `attend` names a block's attention over the
     prompt's keys; it needs a prompt that does not travel on. A `PromptBatch` gives every image a
-    prompt of its own, whatever its length and placement, without `tokens` and `attend`.
+    prompt of its own, whatever its length and placement, without `tokens` and `attend`. With
+    `pooled`, the last block may leave out the tokens that `pool` does not read.
     """
     begin = images if isinstance(images, Entering) else enter(backbone, images, 0)
     _check_not_late(begin, prompt)
     if isinstance(prompt, PromptBatch):
-        yield from _walk_each(backbone, begin, prompt)
+        yield from _walk_each(backbone, begin, prompt, pooled=pooled)
         return
     sequence = begin.tokens
     own: list[Tensor] = [sequence[:, :0]] * backbone.depth
@@ -197,7 +209,8 @@ def walk(
             rows, sequence = _join(backbone, sequence, rows, index)
         else:
             chosen = None if attend is None else attend(index)
-            sequence = backbone.prompted_block(index, sequence, rows, chosen)
+            reads = _reads(backbone, index, pooled=pooled)
+            sequence = backbone.prompted_block(index, sequence, rows, chosen, reads=reads)
             rows = None
         yield index, sequence
 
@@ -210,8 +223,13 @@ def extract(
     attend: Callable[[int], Attend | None] | None = None,
 ) -> Features:
     """Return the pooled features under a prompt; its own rows are never pooled. See `walk`."""
-    *_, (_, sequence) = walk(backbone, images, prompt, tokens, attend)
+    *_, (_, sequence) = walk(backbone, images, prompt, tokens, attend, pooled=True)
     return backbone.pool(sequence)
+
+
+def _reads(backbone: Backbone, index: int, *, pooled: bool) -> int | None:
+    """Return how many tokens are wanted of a block: all, or what is pooled of the last one."""
+    return backbone.pooled if pooled and index + 1 == backbone.depth else None
 
 
 def _join(
@@ -263,7 +281,7 @@ class _Rows:
 
 
 def _walk_each(
-    backbone: Backbone, begin: Entering, batch: PromptBatch
+    backbone: Backbone, begin: Entering, batch: PromptBatch, *, pooled: bool
 ) -> Iterator[tuple[int, Tokens]]:
     """Walk with a prompt per image."""
     for prompt in batch.prompts:
@@ -286,7 +304,8 @@ def _walk_each(
         if not there.any():
             sequence = backbone.block(index, sequence)
         elif attend is not None and not on.any():
-            sequence = backbone.prompted_block(index, sequence, rows.tokens, attend)
+            reads = _reads(backbone, index, pooled=pooled)
+            sequence = backbone.prompted_block(index, sequence, rows.tokens, attend, reads=reads)
         else:
             rows = rows.of(owner)
             after, sequence = _join_each(backbone, sequence, rows, index)

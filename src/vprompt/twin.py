@@ -10,7 +10,7 @@ from collections.abc import Collection
 import torch
 
 from vprompt.adapter import Adapter, count_frozen
-from vprompt.backbone import Backbone, extract
+from vprompt.backbone import Backbone, Entering, extract
 from vprompt.types import Features, Images
 
 
@@ -41,7 +41,9 @@ class TwinAdapter(Adapter):
         """How many numbers of the twin stay as they were; those that train have left it."""
         return count_frozen(self.twin)
 
-    def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
+    def features(
+        self, images: Images | Entering, *, generator: torch.Generator | None = None
+    ) -> Features:
         """Return the features of the twin."""
         del generator
         return extract(self.twin, images)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 Images: TypeAlias = Float[Tensor, "batch 3 height width"]
 Tokens: TypeAlias = Float[Tensor, "batch sequence dim"]
+ReadTokens: TypeAlias = Float[Tensor, "batch read dim"]  # a sequence, or the first of it
 Features: TypeAlias = Float[Tensor, "batch feature_dim"]
 Labels: TypeAlias = Int[Tensor, " batch"]
 PromptTokens: TypeAlias = Float[Tensor, "count dim"]

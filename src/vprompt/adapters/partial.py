@@ -21,7 +21,20 @@ def build(backbone: Backbone, *, num_blocks: int = 1) -> Adapter:
             f"partial trains between 1 and all {backbone.depth} blocks of {backbone.name!r}, but "
             f"got num_blocks={num_blocks}."
         )
-    return TwinAdapter(backbone, last_parameters(backbone, num_blocks))
+    return PartialAdapter(backbone, num_blocks)
+
+
+class PartialAdapter(TwinAdapter):
+    """A twin whose last blocks train; what enters them is the same in every epoch."""
+
+    def __init__(self, backbone: Backbone, num_blocks: int) -> None:
+        super().__init__(backbone, last_parameters(backbone, num_blocks))
+        self.num_blocks = num_blocks
+
+    @property
+    def constant_blocks(self) -> int:
+        """The blocks before those that train."""
+        return self.backbone.depth - self.num_blocks
 
 
 def training(**settings: object) -> dict[str, Any]:

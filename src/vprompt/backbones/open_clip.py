@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from vprompt.attention import Attend, KeyValue, assigned, hide, joint
+from vprompt.attention import Attend, assigned, hide, joint, keys_and_values, project
 from vprompt.backbones._open_clip_models import check_config, check_supported, pooling, refusal
 from vprompt.errors import VPromptError
 from vprompt.preprocessing import DataConfig
@@ -25,6 +24,7 @@ from vprompt.types import (
     Images,
     Present,
     PromptRows,
+    ReadTokens,
     TextEnds,
     TextIds,
     Tokens,
@@ -99,6 +99,7 @@ class OpenClip(TwoTower):
         self.dim, self.depth = vision.transformer.width, len(vision.transformer.resblocks)
         self.feature_dim = self.dim if vision.proj is None else _width(vision.proj)
         self.prefix = 1
+        self.pooled = 1 if vision.pool_type == "tok" and vision.attn_pool is None else None
         height, width = vision.patch_size
         self.patch_size = (int(height), int(width))
         self.text = OpenClipText(clip, name, tokenizer)
@@ -114,11 +115,17 @@ class OpenClip(TwoTower):
         return self.clip.visual.transformer.resblocks[index](tokens)
 
     def prompted_block(
-        self, index: int, tokens: Tokens, prompt: PromptRows, attend: Attend | None = None
-    ) -> Tokens:
-        """Run one block with the prompt in its keys and values alone."""
+        self,
+        index: int,
+        tokens: Tokens,
+        prompt: PromptRows,
+        attend: Attend | None = None,
+        *,
+        reads: int | None = None,
+    ) -> ReadTokens:
+        """Run one block with the prompt, and tokens that are not read, in keys and values alone."""
         block = self.clip.visual.transformer.resblocks[index]
-        return _prompted(block, tokens, prompt, attend, None)
+        return _prompted(block, tokens, prompt, attend, None, reads)
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend:
         """Return the attention in which every image sees its own prompt's keys."""
@@ -253,28 +260,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _prompted(
-    block: Any, tokens: Tokens, prompt: PromptRows, attend: Attend | None, mask: Tensor | None
-) -> Tokens:
+    block: Any,
+    tokens: Tokens,
+    prompt: PromptRows,
+    attend: Attend | None,
+    mask: Tensor | None,
+    reads: int | None = None,
+) -> ReadTokens:
     """Spell out open_clip's `ResidualAttentionBlock`; prompt rows pass its first norm too."""
     attention = block.attn
-    split = (attention.num_heads, attention.head_dim)
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    both = functional.linear(block.ln_1(tokens), weight, bias).unflatten(-1, (3, *split))
-    query, key, value = both.transpose(1, 3).unbind(2)
-    width = attention.embed_dim
-    inside = functional.linear(block.ln_1(prompt), weight[width:], bias[width:])
-    inside_key, inside_value = inside.unflatten(-1, (2, *split)).transpose(1, 3).unbind(2)
+    joined = (attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
+    query, own = project(block.ln_1(tokens), *joined, reads)
+    inside = keys_and_values(block.ln_1(prompt), *joined)
     attend = attend or joint()
     hidden = None if mask is None else mask.to(query.dtype)
-    mixed = attend(
-        query,
-        KeyValue(key, value),
-        KeyValue(inside_key, inside_value),
-        attention.head_dim**-0.5,
-        hidden,
-    )
+    mixed = attend(query, own, inside, attention.head_dim**-0.5, hidden)
     mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    tokens = tokens + block.ls_1(mixed)
+    tokens = tokens[:, :reads] + block.ls_1(mixed)
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 

@@ -13,14 +13,22 @@ from timm.data import resolve_model_data_config
 from timm.layers.attention import Attention
 from timm.models import vision_transformer
 from torch import nn
-from torch.nn import functional
 
-from vprompt.attention import SHORT_SEQUENCE, Attend, KeyValue, assigned, hide, joint
+from vprompt.attention import (
+    SHORT_SEQUENCE,
+    Attend,
+    KeyValue,
+    assigned,
+    hide,
+    joint,
+    keys_and_values,
+    project,
+)
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.preprocessing import DataConfig
 from vprompt.registry import Spec
-from vprompt.types import Features, Images, Present, PromptRows, Tokens, Which
+from vprompt.types import Features, Images, Present, PromptRows, ReadTokens, Tokens, Which
 
 
 class TimmViT(Backbone):
@@ -38,6 +46,7 @@ class TimmViT(Backbone):
         height, width = model.patch_embed.patch_size
         self.patch_size = (int(height), int(width))
         self.centres_tokens = isinstance(model.blocks[0].norm1, nn.LayerNorm)
+        self.pooled = 1 if _pools_class_token(model) else None
         self._prefer_plain_attention()
         self.eval()
 
@@ -63,27 +72,33 @@ class TimmViT(Backbone):
         return self.vit.blocks[index](tokens)
 
     def prompted_block(
-        self, index: int, tokens: Tokens, prompt: PromptRows, attend: Attend | None = None
-    ) -> Tokens:
+        self,
+        index: int,
+        tokens: Tokens,
+        prompt: PromptRows,
+        attend: Attend | None = None,
+        *,
+        reads: int | None = None,
+    ) -> ReadTokens:
         """Run one block with the prompt in its keys and values alone, where timm's block is plain.
 
         This spells out timm's own block (pre-norm, layer scale, query and key norms included).
         The prompt passes the first norm and the key and value rows of `qkv`, once for all images
-        that share it.
+        that share it. Tokens that are not read afterwards are keys and values only, too.
         """
         block: Any = self.vit.blocks[index]
         if not _is_plain(block):
             return super().prompted_block(index, tokens, prompt, attend)
         attention = block.attn
-        shape = (3, attention.num_heads, attention.head_dim)
-        query, key, value = attention.qkv(block.norm1(tokens)).unflatten(-1, shape).unbind(2)
-        own = KeyValue(attention.k_norm(key.transpose(1, 2)), value.transpose(1, 2))
-        inside = _key_value(attention, block.norm1(prompt))
+        joined = (attention.qkv.weight, attention.qkv.bias, attention.num_heads)
+        query, own = project(block.norm1(tokens), *joined, reads)
+        inside = keys_and_values(block.norm1(prompt), *joined)
+        own = KeyValue(attention.k_norm(own.key), own.value)
+        inside = KeyValue(attention.k_norm(inside.key), inside.value)
         attend = attend or joint(fused=attention.fused_attn)
-        query = attention.q_norm(query.transpose(1, 2))
-        mixed = attend(query, own, inside, attention.scale, None)
+        mixed = attend(attention.q_norm(query), own, inside, attention.scale, None)
         mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
-        tokens = tokens + block.ls1(attention.proj(mixed))
+        tokens = tokens[:, :reads] + block.ls1(attention.proj(mixed))
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
@@ -120,13 +135,10 @@ def _is_plain(block: Any) -> bool:
     )
 
 
-def _key_value(attention: Any, rows: PromptRows) -> KeyValue:
-    """Project normalised prompt rows with the key and value parts of `qkv` alone."""
-    width = attention.num_heads * attention.head_dim
-    bias = None if attention.qkv.bias is None else attention.qkv.bias[width:]
-    both = functional.linear(rows, attention.qkv.weight[width:], bias)
-    both = both.unflatten(-1, (2, attention.num_heads, attention.head_dim)).transpose(1, 3)
-    return KeyValue(attention.k_norm(both[:, :, 0]), both[:, :, 1])
+def _pools_class_token(vit: Any) -> bool:
+    """Say whether nothing but the class token reaches the feature, in timm's own class alone."""
+    plain = type(vit) is vision_transformer.VisionTransformer
+    return plain and vit.global_pool == "token" and vit.attn_pool is None and vit.has_class_token
 
 
 def load(
