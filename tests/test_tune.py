@@ -83,6 +83,50 @@ def bits(tuned):
     return [t.tolist() for t in tensors], tuned.history, tuned.kept_epoch
 
 
+@pytest.fixture
+def embedded(tiny, monkeypatch):
+    """The number of images that were embedded so far, as the only entry of a list."""
+    count, embed = [0], type(tiny).embed
+
+    def counted(self, images):
+        count[0] += len(images)
+        return embed(self, images)
+
+    monkeypatch.setattr(type(tiny), "embed", counted)
+    return count
+
+
+def test_a_start_whose_features_are_kept_is_not_looked_at_again(
+    run, vpt, settings, tiny, train, val, embedded
+):
+    from vprompt.measure import features_of
+
+    cold = run(vpt(), settings())
+    assert embedded[0] == 22 + 12 + 3 * (22 + 12)  # a head, a judgement, three epochs
+    for examples in (train, val):
+        features_of(tiny, vpt().prompt(), examples, precision="fp32")
+    before = embedded[0]
+    warm = run(vpt(), settings())
+    assert embedded[0] - before == 3 * (22 + 12)
+    assert bits(warm) == bits(cold)
+
+
+def test_an_adapter_that_trained_in_vain_is_not_looked_at_again(
+    run, vpt, settings, tiny, val, embedded
+):
+    from vprompt.measure import features_of
+
+    adapter = run(vpt(), settings(epochs=0)).adapter
+    alone = features_of(tiny, adapter, val, precision="fp32")
+    features_of(tiny, vpt().prompt(), val, precision="fp32")
+    before = embedded[0]
+    assert torch.equal(features_of(tiny, adapter, val, precision="fp32"), alone)
+    assert embedded[0] == before
+    with torch.no_grad():
+        adapter.tokens += 1
+    assert not torch.equal(features_of(tiny, adapter, val, precision="fp32"), alone)
+
+
 class StopAfter:
     """A Progress that raises KeyboardInterrupt once so many batches are done, as Ctrl-C would."""
 

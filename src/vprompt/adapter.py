@@ -60,6 +60,7 @@ class Adapter(nn.Module, abc.ABC):
     backbone: Backbone
     shares_steps: bool = True  # nothing but its gradient is read of a step, so it can be shared out
     cosine: bool = False  # where true, the adapter's own head sees features at unit length
+    of_prompt: bool = False  # where true, features outside training are those under `prompt()`
     opens_as: str | None = None
 
     def __init__(self) -> None:
@@ -195,6 +196,8 @@ class WeightedSum(Adapter):
     They are the softmax of the parameters, so they stay positive with sum 1.
     """
 
+    of_prompt = True
+
     def __init__(
         self, backbone: Backbone, prompts: Sequence[Prompt], weights: Weights, scale: str
     ) -> None:
@@ -232,6 +235,7 @@ class WeightedSum(Adapter):
 class PromptAdapter(Adapter):
     """A prompt whose tokens are trained in place."""
 
+    of_prompt = True
     blocks: Tensor
 
     def __init__(self, backbone: Backbone, start: Prompt, *, prompt_dropout: float = 0.0) -> None:

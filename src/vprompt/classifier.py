@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt import distributed
+from vprompt import distributed, features
 from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.backbone import Entering
-from vprompt.features import features_of
 from vprompt.heads import Head, closed_form
 from vprompt.precision import autocast
 from vprompt.progress import SILENT, Progress
@@ -99,7 +98,7 @@ def feature_examples(
     if examples is None:
         return None
     made = FeatureExamples(examples.pixels, examples.labels, examples.digest)
-    frozen = features_of(
+    frozen = features.features_of(
         adapter.backbone,
         None,
         examples,
@@ -138,6 +137,21 @@ def compute_features(
     return distributed.assemble(parts, own, len(examples), adapter.feature_dim)
 
 
+def start_features(adapter: Adapter, examples: Examples, config: TrainConfig) -> Features:
+    """Return the features of all examples before training, as `compute_features` does.
+
+    Those under a prompt are read where an earlier pass left them; whether it did changes no bit,
+    because batches have the size that such passes have.
+    """
+    if not adapter.of_prompt:
+        return compute_features(adapter, examples, config)
+    known = features.kept(adapter.backbone, adapter.prompt(), examples, config.precision)
+    if known is not None:
+        return known
+    like_theirs = config.model_copy(update={"batch_size": features.BATCH_SIZE})
+    return compute_features(adapter, examples, like_theirs)
+
+
 def start_head(
     adapter: Adapter, train: Examples, num_classes: int, config: TrainConfig
 ) -> tuple[Head, tuple[Tensor, Tensor]]:
@@ -148,8 +162,8 @@ def start_head(
     if own is not None:
         return own, plain
     if config.head == "closed_form":
-        features = compute_features(adapter, train, config)
-        return closed_form(features, train.labels, num_classes), _whitening(features)
+        found = start_features(adapter, train, config)
+        return closed_form(found, train.labels, num_classes), _whitening(found)
     weight = torch.zeros(num_classes, width)
     if config.head == "kaiming":
         nn.init.kaiming_normal_(weight, a=0, mode="fan_out", generator=stream(config.seed, "head"))

@@ -19,6 +19,7 @@ from vprompt.prompt import Prompt
 from vprompt.task import Examples
 from vprompt.types import Features
 
+BATCH_SIZE = 64
 _VERSION = "3"
 
 
@@ -27,15 +28,14 @@ def features_of(
     prompt: Prompt | None,
     examples: Examples,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     precision: str = "auto",
     use_cache: bool = True,
 ) -> Features:
     """Return the features of all examples under a prompt, fp32, without gradients."""
-    path = cache_path(backbone, prompt, examples, precision)
-    known = read(path) if use_cache else {}
-    if distributed.all_have("features" in known):
-        return known["features"]
+    known = kept(backbone, prompt, examples, precision) if use_cache else None
+    if known is not None:
+        return known
     device, parts, moved = backbone.device, [], None
     if prompt is not None:
         moved = prompt.to(device)
@@ -46,8 +46,17 @@ def features_of(
             parts.append(extract(backbone, backbone.ready(inputs), moved).float().cpu())
     features = distributed.assemble(parts, own, len(examples), backbone.feature_dim)
     if use_cache and not distributed.local_rank():
+        path = cache_path(backbone, prompt, examples, precision)
         files.write_tensors(path, {"features": features})
     return features
+
+
+def kept(
+    backbone: Backbone, prompt: Prompt | None, examples: Examples, precision: str
+) -> Features | None:
+    """Return the features if an earlier pass left them with every process; nothing is computed."""
+    known = read(cache_path(backbone, prompt, examples, precision))
+    return known["features"] if distributed.all_have("features" in known) else None
 
 
 def cache_path(

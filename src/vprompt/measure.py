@@ -105,7 +105,8 @@ def features_of(
 ) -> Features:
     """Return the features of all examples under a prompt or an adapter, fp32, without gradients.
 
-    Those under a prompt, or under none, are kept: many runs ask for the same.
+    Those under a prompt, or under none, are kept: many runs ask for the same. Those under an
+    adapter are not; one that trained in vain is a prompt that has been measured before.
     """
     if not isinstance(adapted, Adapter):
         return features.features_of(
@@ -116,6 +117,10 @@ def features_of(
             precision=precision,
             use_cache=use_cache,
         )
+    if use_cache and adapted.of_prompt:
+        known = features.kept(backbone, adapted.prompt(), examples, precision)
+        if known is not None:
+            return known
     config = TrainConfig.checked({"batch_size": batch_size, "precision": precision})
     return compute_features(adapted, examples, config)
 

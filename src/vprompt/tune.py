@@ -21,6 +21,7 @@ from vprompt.classifier import (
     batch_features,
     compute_features,
     feature_examples,
+    start_features,
     start_head,
 )
 from vprompt.errors import VPromptError
@@ -270,7 +271,8 @@ def _finish_epoch(
     accuracy = val_loss = None
     last = epoch in (0, config.epochs) or loop.classifier.adapter.finished()
     if val is not None and (config.keep != "last" or last):
-        features = compute_features(loop.classifier.adapter, val, config)
+        look = compute_features if epoch else start_features
+        features = look(loop.classifier.adapter, val, config)
         with torch.no_grad():
             device = loop.classifier.adapter.backbone.device
             logits = loop.classifier.logits(features.to(device)).cpu()
