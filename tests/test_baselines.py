@@ -34,6 +34,31 @@ def test_spots_similarities_by_hand(prompts):
     assert prompt_similarities(theirs, own, "mean").tolist() == pytest.approx(means, abs=1e-12)
 
 
+def test_what_moved_is_compared_by_hand(prompts, generator, refused):
+    from vprompt.transfer.spot import prompt_similarities
+
+    theirs, own = prompts
+    start = torch.randn(3, 5, generator=generator)
+    found = prompt_similarities(theirs, own, "moved", start).tolist()
+    wanted = [cosine(source - start, own - start) for source in theirs]
+    assert found == pytest.approx(wanted, abs=1e-6)
+    with refused("similarity=moved needs the start"):
+        prompt_similarities(theirs, own, "moved")
+
+
+def test_a_source_that_stayed_where_it_began_is_nearest_by_its_tokens_alone(generator):
+    from vprompt.transfer import spot
+
+    start, ways = torch.randn(3, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
+    theirs = start + torch.tensor([0.0, 0.3, 0.3, 0.3])[:, None, None] * ways
+    pool = make_pool(prompts=theirs, target=start + 0.05 * ways[2], target_start=start)
+    assert spot.weigh(pool).weights.tolist() == [1, 0, 0, 0]
+    moved = spot.weigh(pool, similarity="moved")
+    assert moved.weights.tolist() == [0, 0, 1, 0]
+    assert moved.facts["similarities"][0] == 0  # what did not move points nowhere
+    assert moved.facts["similarities"][2] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("similarity", ["tokens", "mean"])
 @pytest.mark.parametrize("top", [1, 2, 3, 9])
 def test_spot_weighs_the_nearest_by_their_similarity_and_none_below_zero(prompts, similarity, top):

@@ -143,9 +143,8 @@ def gather_evidence(
     if plan.validation:
         evidence = _with_validation(setting, named, evidence)
     if plan.target_epochs:
-        return replace(
-            evidence, target=_learn_target(setting, sources[0], prompts[0], plan.target_epochs)
-        )
+        start, learned = _learn_target(setting, sources[0], prompts[0], plan.target_epochs)
+        return replace(evidence, target=learned, target_start=start)
     return evidence
 
 
@@ -173,8 +172,10 @@ def _own_probabilities(heads: Sequence[Head], features: SourceFeatures) -> tuple
     return tuple(each.softmax(1) for each in logits)
 
 
-def _learn_target(setting: Setting, first: Artifact, placed: Prompt, epochs: int) -> PromptTokens:
-    """Learn a prompt on the target for a few epochs, from the start that the sources share."""
+def _learn_target(
+    setting: Setting, first: Artifact, placed: Prompt, epochs: int
+) -> tuple[PromptTokens, PromptTokens]:
+    """Return the start that the sources share, and what a few epochs on the target make of it."""
     config = TrainConfig(
         epochs=epochs,
         keep="last",
@@ -182,9 +183,10 @@ def _learn_target(setting: Setting, first: Artifact, placed: Prompt, epochs: int
         precision=setting.config.precision,
     )
     adapter = fresh_adapter(setting, first, placed)
+    start = adapter.prompt()
     prompt = run_tuning(setting, adapter, config).adapter.prompt()
-    assert prompt is not None
-    return prompt.tokens
+    assert start is not None and prompt is not None
+    return start.tokens, prompt.tokens
 
 
 def kept_rows(evidence: Evidence, twins: Mapping[str, str]) -> list[int]:

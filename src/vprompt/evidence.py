@@ -44,11 +44,11 @@ class Evidence:
     the prompt-free features. The rest is None unless a method's `Plan` asks for it:
     `half_gradients` over the first half of the images, and `reference`, the gradient at the
     sources' plain average over the second; `variances` of single images' gradients; `target`, the
-    tokens learned briefly on the target itself. `prompts` are the sources' own tokens, where all
-    have as many. `probabilities` are what every source's own head says of the images. `layers`
-    counts the backbone's blocks. `task_embeddings` are the mean prompt-free features of the
-    sources' own images, and `val_features` and `val_labels` what the sources make of the target's
-    validation images.
+    tokens learned briefly on the target itself, from `target_start`. `prompts` are the sources'
+    own tokens, where all have as many. `probabilities` are what every source's own head says of
+    the images. `layers` counts the backbone's blocks. `task_embeddings` are the mean prompt-free
+    features of the sources' own images, and `val_features` and `val_labels` what the sources make
+    of the target's validation images.
     """
 
     names: tuple[str, ...]
@@ -61,6 +61,7 @@ class Evidence:
     variances: SourceTokens | None = None
     prompts: SourceTokens | None = None
     target: TargetTokens | None = None
+    target_start: TargetTokens | None = None
     probabilities: tuple[SourceProbabilities, ...] | None = None
     layers: int = 1
     task_embeddings: SourceEmbeddings | None = None

@@ -1,6 +1,9 @@
 """SPoT: the source whose prompt is most like one learned briefly on the target itself.
 
 Prompts are compared without regard to the order of their tokens, so sources need no common start.
+Where they have one, the published similarity is highest for whatever left it least, because a
+prompt learned briefly is still near it; `similarity=moved` compares what was learned since, token
+by token.
 
 Reference: Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer", ACL
 2022, arXiv 2110.07904.
@@ -18,9 +21,9 @@ from vprompt.linalg import unit_rows
 from vprompt.mix import Mix, Plan, TuningStart
 from vprompt.registry import suggest
 from vprompt.transfer._trial import best_once_tuned
-from vprompt.types import PromptTokens
+from vprompt.types import SourceTokens, TargetTokens
 
-SIMILARITIES = ("tokens", "mean")
+SIMILARITIES = ("tokens", "mean", "moved")
 USES = ("average", "best")
 
 
@@ -52,15 +55,18 @@ def weigh(
 ) -> Mix:
     """Return weights proportional to the similarity of the `top` nearest prompts, others 0.
 
-    `similarity` is `tokens` (mean cosine over all pairs of tokens) or `mean` (cosine of the mean
-    tokens). Similarities below 0 count as 0; if all do, the nearest source gets all the weight.
+    `similarity` is `tokens` (mean cosine over all pairs of tokens), `mean` (cosine of the mean
+    tokens) or `moved` (cosine of the differences to the start, for a pool of one start).
+    Similarities below 0 count as 0; if all do, the nearest source gets all the weight.
     With `use=best` the `top` count alike until each has been tuned and the best on validation is
     kept: it costs as many trainings.
     """
     del epochs  # what the evidence was gathered with
     if evidence.prompts is None or evidence.target is None:
         raise VPromptError("spot needs a prompt learned on the target, but the evidence has none.")
-    found = prompt_similarities(evidence.prompts, evidence.target, similarity)
+    found = prompt_similarities(
+        evidence.prompts, evidence.target, similarity, evidence.target_start
+    )
     nearest = found.argsort(descending=True)[:top]
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[nearest] = 1.0 if use == "best" else found[nearest].clamp_min(0)
@@ -79,9 +85,22 @@ def adapter(
     return best_once_tuned(start, mix, rows, method="spot(use=best)", instead="use=average")
 
 
-def prompt_similarities(prompts: Tensor, target: PromptTokens, similarity: str) -> Tensor:
-    """Return how like the target's tokens `[count, dim]` each prompt's are, `[sources]`."""
+def prompt_similarities(
+    prompts: SourceTokens,
+    target: TargetTokens,
+    similarity: str,
+    start: TargetTokens | None = None,
+) -> Tensor:
+    """Return how like the target's tokens each prompt's are, `[sources]`.
+
+    `start` is where all of them began, for `moved`; a prompt that never moved is like none.
+    """
     own, theirs = target.double(), prompts.double()
+    if similarity == "moved":
+        if start is None:
+            raise VPromptError("similarity=moved needs the start, but the evidence has none.")
+        moved = unit_rows((theirs - start.double()).flatten(1))
+        return moved @ unit_rows((own - start.double()).reshape(1, -1))[0]
     if similarity == "mean":
         return unit_rows(theirs.mean(1)) @ unit_rows(own.mean(0, keepdim=True))[0]
     # The mean over all pairs is the inner product of the mean unit tokens.
