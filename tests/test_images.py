@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -276,3 +277,13 @@ def test_batches_are_copies_that_may_be_written_to(photos, config):
         assert len(pixels) == len(labels) == 2
         pixels.zero_()
     assert examples.pixels[:, 0, 0, 0].tolist() == [10, 60, 110, 160]
+
+
+def test_no_rows_make_no_batch(photos, config):
+    """One of several processes may have none, of fewer images than there are in a batch."""
+    from vprompt.task import Split, Task
+
+    task = Task("four", ("a", "b"), Split("train", tuple(photos), (0, 1, 1, 0)))
+    examples = task.examples(task.train, config())
+    assert not list(examples.batches(2, torch.arange(0)))
+    assert [len(labels) for _, labels in examples.batches(3)] == [3, 1]

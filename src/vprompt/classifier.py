@@ -86,8 +86,7 @@ class FeatureExamples(Examples):
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `(features, labels)` in the given order."""
-        order = torch.arange(len(self)) if order is None else order
-        for rows in order.split(size):
+        for rows in self.parts(size, order):
             yield self.frozen[rows], self.labels[rows]
 
 

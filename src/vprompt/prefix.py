@@ -85,8 +85,7 @@ class PrefixExamples(Examples):
         if self._kept is None:
             yield from super().batches(size, order)
             return
-        order = torch.arange(len(self)) if order is None else order
-        for rows in order.split(size):
+        for rows in self.parts(size, order):
             yield Entering(self._kept[rows], self.shelf.block), self.labels[rows]
 
     @functools.cached_property

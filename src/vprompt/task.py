@@ -82,9 +82,13 @@ class Examples:
 
         A subclass may yield what was computed from the pixels in their place.
         """
-        order = torch.arange(len(self)) if order is None else order
-        for rows in order.split(size):
+        for rows in self.parts(size, order):
             yield torch.from_numpy(self.pixels[rows.numpy()]), self.labels[rows]
+
+    def parts(self, size: int, order: Tensor | None = None) -> Sequence[Tensor]:
+        """Return the rows of every batch, all rows without an order; of no rows, no batch."""
+        order = torch.arange(len(self)) if order is None else order
+        return order.split(size) if len(order) else ()
 
 
 class SealedSplit:
