@@ -58,18 +58,23 @@ def _machines(found: dict[str, Any]) -> str:
 
 
 def _machine(found: dict[str, Any]) -> str:
-    units = "AMX" if found["amx_bf16"] else "AVX512-BF16" if found["avx512_bf16"] else "neither"
     threads = f"{found['threads']} threads on {found['cores']} cores"
-    return f"{found['processor']} (of AMX and AVX512-BF16: {units}), {threads}"
+    return f"{found['processor']} ({_unit(found)}), {threads}"
+
+
+def _unit(found: dict[str, Any]) -> str:
+    """Name what the processor multiplies bf16 with."""
+    return "AMX" if found["amx_bf16"] else "AVX512-BF16" if found["avx512_bf16"] else "no bf16"
 
 
 def _ratios(found: dict[str, Any]) -> str:
-    rows = ["| what | ratio | rounds |", "|---|---|---|"]
+    rows = ["| what | ratio | rounds | processor |", "|---|---|---|---|"]
     for part, names in RATIOS.items():
         for name, words in names.items() if part in found else ():
             value = found[part]["ratios"][name]
             cell = f"{value['median']:.2f} ({value['least']:.2f} to {value['most']:.2f})"
-            rows.append(f"| {words} | {cell} | {value['rounds']} |")
+            unit = _unit(found[part]["machine"])
+            rows.append(f"| {words} | {cell} | {value['rounds']} | {unit} |")
     return "\n".join(rows)
 
 
