@@ -302,6 +302,21 @@ def test_a_run_that_another_process_finished_is_not_run_again(expand, tmp_path):
     assert calls == [jobs[0].id]
 
 
+def test_finished_runs_in_another_precision_are_named_before_the_rest_is_run(expand, tmp_path):
+    from vprompt.bench.runner import mixed_precision
+    from vprompt.bench.store import Store
+
+    jobs, store = expand(), Store(tmp_path / "out")
+    assert mixed_precision(jobs, store, "cpu") == []
+    for job, precision in zip(jobs, ("bf16", "fp32", "bf16"), strict=False):
+        store.write(job, record_of(job, machine={"precision": precision}))
+    (sentence,) = mixed_precision(jobs, store, "cpu")
+    assert sentence.startswith("2 finished runs were made in bf16, and here they would be in fp32")
+    for job in jobs[3:]:
+        store.write(job, record_of(job, machine={"precision": "fp32"}))
+    assert mixed_precision(jobs, store, "cpu") == []  # nothing is left that could be mixed in
+
+
 def test_settings_are_chosen_on_validation_and_a_tie_goes_to_the_smaller_rate(expand, tmp_path):
     from vprompt.bench.runner import run
     from vprompt.bench.store import Store

@@ -85,7 +85,10 @@ def bench_run(
     print(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
     if others := len(finished.keys() - {job.id for job in every}):
         print(f"{others} runs in {output} are of other recipes, or of this one before it changed")
-    for sentence in estimate.sentences(read, left, dry_run=dry_run, speed=speed):
+    for sentence in (
+        *runner.mixed_precision(picked, store, device),
+        *estimate.sentences(read, left, dry_run=dry_run, speed=speed),
+    ):
         print(sentence)
     if dry_run:
         return

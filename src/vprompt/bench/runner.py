@@ -2,10 +2,12 @@
 
 import contextlib
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vprompt import precision
 from vprompt.bench import shared
 from vprompt.bench.calls import Call, Executor, Lost
 from vprompt.bench.executors import Local
@@ -15,6 +17,7 @@ from vprompt.bench.store import Store
 from vprompt.bench.work import choose, run_job
 from vprompt.errors import VPromptError
 from vprompt.files import read_json
+from vprompt.opening import resolve_device
 from vprompt.progress import SILENT, Progress
 
 LOCAL = Local()
@@ -72,6 +75,28 @@ def pick(
         raise VPromptError(f"A shard is i/n with i from 1 to n, but got {part}/{parts}.")
     groups = list(dict.fromkeys((job.task, job.method) for job in picked))
     return [job for job in picked if groups.index((job.task, job.method)) % parts == part - 1]
+
+
+def mixed_precision(jobs: Sequence[Job], store: Store, device: str) -> list[str]:
+    """Say which finished runs were made in a precision that this device would not use for them.
+
+    Rounding alone moves the accuracy of a run with few images by points: a table whose rows differ
+    in precision compares machines as well as methods.
+    """
+    finished = store.finished()
+    done = [job for job in jobs if job.id in finished]
+    if not done or len(done) == len(jobs):
+        return []
+    made: Counter[tuple[str, str]] = Counter()
+    for job in done:
+        there = read_json(finished[job.id])["machine"]["precision"]
+        here = precision.resolve(job.train.get("precision", "auto"), resolve_device(device))
+        made[there, here] += there != here
+    return [
+        f"{number} finished runs were made in {there}, and here they would be in {here}: finish "
+        f"this on a machine that runs {there}, or start another --output"
+        for (there, here), number in sorted((+made).items())
+    ]
 
 
 def run(
