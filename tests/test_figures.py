@@ -499,7 +499,7 @@ def test_figures_are_the_same_in_another_process_order(fill, draw, tmp_path):
 # Recipes
 
 
-@pytest.mark.parametrize("name", ["ablation", "lambda-sweep", "vtab1k-table2"])
+@pytest.mark.parametrize("name", ["ablation", "ablation-200", "lambda-sweep", "vtab1k-table2"])
 def test_a_lambda_without_end_comes_out_as_the_plain_average(name):
     """The paper's own solver would run away from it, which no table would show."""
     import torch
