@@ -3,12 +3,13 @@
     python benchmarks/metrics.py collect --data DIR    # scores and tuned accuracies, resumable
     python benchmarks/metrics.py table                 # Markdown, from what has been collected
 
-Six targets, three draws of about 200 training images each. Sources are the prompts of the other
-twelve sets (`pools/mini` at 70 px; at 112 px `pools/demo` and `pools/extra`), never the target's
-own. Every metric sees the same
-features of the same training images; then every source alone is tuned with the same budget, and all
-are measured on the test split in one visit. What is in `results/metrics` is not run again; a target
-that was stopped half-way continues with the source it was at.
+Six targets, up to three draws of about 50 training images each, tuned as in
+`recipes/ablation.yaml` (with `--images 200` as in `recipes/mini-vtab.yaml`, which takes four times
+as long). Sources are the prompts of the other twelve sets (`pools/mini` at 70 px; at 112 px
+`pools/demo` and `pools/extra`), never the target's own. Every metric sees the same features of the
+same training images; then every source alone is tuned with the same budget, and all are measured on
+the test split in one visit. What is in `results/metrics` is not run again; a target that was
+stopped half-way continues with the source it was at.
 """
 
 import argparse
@@ -41,6 +42,20 @@ from vprompt.precision import resolve
 from vprompt.train_config import COMBINE, TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "metrics"
+# By about how many training images a target has: shots of a class, and how they are tuned.
+FEW = {
+    "dtd10": 5,
+    "oxford_flowers17": 3,
+    "rsscn7": 7,
+    "elpv4": 12,
+    "coil20": 3,
+    "bbbc039_count": 5,
+}
+SHOTS = {50: FEW, 200: TARGETS}
+BUDGETS: dict[int, dict[str, Any]] = {
+    50: {"epochs": 5, "batch_size": 8, "keep": "least_loss"},
+    200: {"epochs": 5, "batch_size": 16, "keep": "least_loss"},
+}
 
 
 def main() -> None:
@@ -50,9 +65,9 @@ def main() -> None:
     )
     parser.add_argument("phase", choices=("collect", "table"))
     parser.add_argument("--data", type=Path, help="folder of image sets, for collect")
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--images", type=int, default=50, choices=list(SHOTS))
+    parser.add_argument("--targets", nargs="+", help="names of targets; default: all six")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=70, choices=list(POOLS))
     parser.add_argument("--sources", nargs="+", help="names of sources; default: all")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files")
@@ -62,14 +77,16 @@ def main() -> None:
         return
     if options.data is None:
         parser.error("collect needs --data DIR")
+    shots, size = SHOTS[options.images], options.image_size
+    if unknown := sorted(set(options.targets or ()) - shots.keys()):
+        parser.error(f"no target {unknown[0]!r} at {options.images} images: {', '.join(shots)}")
     for seed in options.seeds:
-        for target in options.targets:
-            name = f"{target}_{options.image_size}px_epochs{options.epochs}_seed{seed}.json"
-            path = options.results / name
+        for target in options.targets or shots:
+            path = options.results / f"{target}_{options.images}images_{size}px_seed{seed}.json"
             if path.is_file():
                 continue
-            config = TrainConfig.checked({**COMBINE, "epochs": options.epochs, "seed": seed})
-            found = collect(options.data, target, config, options.image_size, options.sources)
+            config = TrainConfig.checked({**COMBINE, **BUDGETS[options.images], "seed": seed})
+            found = collect(options.data, target, shots[target], config, size, options.sources)
             write_json(path, found)
             reached = {r["source"]: r["accuracy_after_tuning"] for r in found["records"]}
             print(path.name, json.dumps(reached), flush=True)
@@ -81,21 +98,37 @@ def table(results: Path) -> str:
     records = [record for each in found for record in each["records"]]
     if not records:
         return ""
-    budgets = {(e["image_size"], e["train"]["epochs"], e["train"]["lr"]) for e in found}
+    budgets = {
+        (
+            each["image_size"],
+            each["train"]["epochs"],
+            each["train"]["batch_size"],
+            each["train"]["lr"],
+            each["machine"]["precision"],
+        )
+        for each in found
+    }
     if len(budgets) > 1:
         raise VPromptError(f"{results} holds results of several budgets: {sorted(budgets)}.")
-    [(size, epochs, rate)] = budgets
+    [(size, epochs, batch, rate, precision)] = budgets
     draws = len({each["seed"] for each in found})
+    images = sorted(len(each["task"]["facts"]["few_shot"]["train"]) for each in found)
     intro = (
-        f"Backbone `demo` at {size} px. Accuracy on the test split after tuning each source alone "
-        f"({epochs} epochs at rate {rate:g}); draws of about 200 training images of each target, "
-        f"n = {draws}, averaged within it.\n\n"
+        f"Backbone `demo` at {size} px, {precision}. Accuracy on the test split after tuning each "
+        f"source alone ({epochs} epochs in batches of {batch} at rate {rate:g}); draws of "
+        f"{images[0]} to {images[-1]} training images of each target, n = {draws}, averaged within "
+        "it.\n\n"
     )
     return intro + judging.markdown(judging.judge(records))
 
 
 def collect(
-    data: Path, target: str, config: TrainConfig, image_size: int, only: list[str] | None
+    data: Path,
+    target: str,
+    shots: int,
+    config: TrainConfig,
+    image_size: int,
+    only: list[str] | None,
 ) -> dict[str, Any]:
     """Return the scores of every source on one target and draw, and what it reaches when tuned."""
     seed = config.seed
@@ -103,7 +136,7 @@ def collect(
     whole = open_task(str(data / target))
     with terminal.progress(quiet=True) as progress:
         setting = stages.prepare(
-            backbone, whole, config, TARGETS[target], seed, skip_bad=False, progress=progress
+            backbone, whole, config, shots, seed, skip_bad=False, progress=progress
         )
     sources = load_sources(target, image_size, only)
     scores = score_all(setting, sources, data)
@@ -128,7 +161,7 @@ def collect(
     return {
         "target": target,
         "seed": seed,
-        "shots": TARGETS[target],
+        "shots": shots,
         "image_size": image_size,
         "train": config.model_dump(),
         "metrics": {name: registry.complete("metrics", name) for name in scores},
