@@ -264,6 +264,11 @@ def test_latex_is_escaped_and_keeps_groups_apart(fill):
     tex = render(summary_of(fill(accuracies, methods=methods), baseline="two"), "latex")
     assert r"100 \% R\&D\_1" in tex and r"x\_y" in tex and r"$\pm$" in tex
     assert tex.count(r"\midrule") == 2
+    methods[0]["name"] = "a^b_{50} ~$5\\"
+    accuracies = {"a^b_{50} ~$5\\": accuracies["two"], "two": accuracies["two"]}
+    tex = render(summary_of(fill(accuracies, methods=methods), baseline="two"), "latex")
+    written = r"a\textasciicircum{}b\_\{50\} \textasciitilde{}\$5\textbackslash{}"
+    assert written in tex
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in body} == {len(body[0].split(" & ")) - 1}
 

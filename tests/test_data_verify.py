@@ -297,6 +297,20 @@ def test_a_root_lists_vtab_s_tasks_first_and_in_order(tmp_path):
     assert (rows[3]["train800"], rows[3]["test"], rows[3]["vtab"]) == (4, 0, None)
 
 
+def test_a_task_without_training_images_is_an_error_and_not_left_out(tmp_path, folder):
+    from vprompt.data.verify import tasks_in
+    from vprompt.data.verify import verify as verify_all
+
+    broken = Folder(tmp_path / "data" / "svhn")
+    broken.split("val200", 4, 0)
+    broken.split("test", 4, 10)
+    here, sound = verify_all([tmp_path / "data"])
+    assert (here.name, here.sound, sound.name, sound.sound) == ("svhn", False, "mine", True)
+    assert "no train800.txt" in here.findings[0].text
+    rows = tasks_in(tmp_path / "data")
+    assert ["no train800.txt" in row["problem"] for row in rows] == [True, False]
+
+
 def test_a_path_without_tasks_says_what_a_task_is(tmp_path, folder, refused):
     from vprompt.data.verify import verify as verify_all
 

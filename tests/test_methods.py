@@ -470,3 +470,18 @@ def test_an_mlp_computes_the_frozen_features_once(build, run, tiny, monkeypatch)
     )
     run(build("mlp"), epochs=5)
     assert sum(seen) == 22 + 12
+
+
+def test_methods_on_features_open_the_test_images_once(tiny, monkeypatch, cache):
+    from vprompt import learn, open_task
+    from vprompt.train_config import TrainConfig
+
+    seen, embed = [], type(tiny).embed
+    monkeypatch.setattr(
+        type(tiny), "embed", lambda self, images: seen.append(len(images)) or embed(self, images)
+    )
+    task = open_task("digits").few_shot(2, seed=0)
+    sizes = [len(task.train), len(task.val), len(task.test)]
+    for spec in ("linear", "mlp", "linear"):
+        learn(task, model=tiny, method=spec, config=TrainConfig(epochs=1))
+        assert sum(seen) == sum(sizes)

@@ -203,6 +203,23 @@ def test_logme_is_the_largest_gaussian_evidence(count, width):
     assert metric("logme")(features, labels) == pytest.approx(np.mean(found), abs=2e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e6, 1e9])
+def test_the_unit_of_the_features_makes_no_difference_to_logme(scale):
+    features, labels = clusters(60, 8)
+    here = metric("logme")(features.double(), labels)
+    assert metric("logme")(scale * features.double(), labels) == pytest.approx(here, abs=2e-3)
+
+
+def test_logme_of_features_of_zero_is_the_evidence_of_noise_alone():
+    """Every column is then drawn from N(0, its own mean square)."""
+    from scipy.stats import norm
+
+    labels = torch.arange(60) % 4
+    column = (labels == 0).double().numpy()
+    expected = norm(0, np.sqrt(np.mean(column**2))).logpdf(column).mean()
+    assert metric("logme")(torch.zeros(60, 8), labels) == pytest.approx(expected)
+
+
 def test_logme_with_fewer_images_than_dimensions_is_not_the_published_figure():
     """M7: about 0.24, where the widely copied code returns 7.86."""
     randomness = torch.Generator().manual_seed(0)
@@ -299,6 +316,12 @@ def test_parc_is_the_rank_correlation_of_two_distances():
     same = [float(y[i] != y[j]) for i, j in pairs]
     expected = 100 * spearmanr(alike, same).statistic
     assert metric("parc")(features, labels) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_parc_of_one_image_of_a_class_is_zero_and_says_nothing():
+    features, _ = clusters(count=20)
+    assert metric("parc")(features, torch.arange(20)) == 0
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])

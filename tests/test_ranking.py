@@ -311,6 +311,8 @@ def test_the_command_judges_a_folder_of_records(vprompt, fails, tmp_path):
     made = records()
     for part, name in ((made[::2], "a.json"), (made[1::2], "b.json")):
         (tmp_path / name).write_text(json.dumps({"records": part}))
+    (tmp_path / "bench.json").write_text(json.dumps({"recipe": {}}))  # holds no scored sources
+    (tmp_path / "list.json").write_text("[1]")
     code, out, _ = vprompt("bench", "metrics", tmp_path)
     assert code == 0 and "| metric |" in out and "random ranking" in out
     code, out, _ = vprompt("bench", "metrics", tmp_path, "--json")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -188,7 +188,7 @@ def bench_metrics(
     from vprompt.files import read_json
 
     found = [read_json(path) for path in sorted(results.glob("*.json"))]
-    records = [record for each in found for record in each["records"]]
+    records = [record for each in found for record in _records(each)]
     if not records:
         raise VPromptError(
             f"{results} holds no scored sources. Each .json file there has the key `records`, a "
@@ -199,6 +199,12 @@ def bench_metrics(
         print(json.dumps(judgement.to_json(), indent=2))
     else:
         print(terminal.printable(judging.markdown(judgement)), end="")
+
+
+def _records(found: object) -> list[dict[str, Any]]:
+    """Return the scored sources of a result file; other files in the folder hold none."""
+    records = found.get("records") if isinstance(found, dict) else None
+    return records if isinstance(records, list) else []
 
 
 def _finding(found: "Finding") -> list[str]:

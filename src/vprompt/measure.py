@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vprompt import features
-from vprompt.adapter import Adapter
+from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.backbone import Backbone
 from vprompt.classifier import compute_features
 from vprompt.errors import VPromptError
@@ -106,8 +106,20 @@ def features_of(
     """Return the features of all examples under a prompt or an adapter, fp32, without gradients.
 
     Those under a prompt, or under none, are kept: many runs ask for the same. Those under an
-    adapter are not; one that trained in vain is a prompt that has been measured before.
+    adapter are not; one that trained in vain is a prompt that has been measured before, and one
+    that never looks into the backbone transforms what is kept of it.
     """
+    if isinstance(adapted, FeatureAdapter):
+        frozen = features_of(
+            adapted.backbone,
+            None,
+            examples,
+            batch_size=batch_size,
+            precision=precision,
+            use_cache=use_cache,
+        )
+        with torch.no_grad():
+            return adapted.transform(frozen.to(adapted.backbone.device)).float().cpu()
     if not isinstance(adapted, Adapter):
         return features.features_of(
             backbone,

@@ -197,14 +197,17 @@ def _pipe(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
+_TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "\N{PLUS-MINUS SIGN}": r"$\pm$",
+        **{sign: f"\\{sign}" for sign in "_%&#{}$"},
+    }
+)
+
+
 def _tex(text: str) -> str:
-    for plain, written in (
-        ("\\", r"\textbackslash "),
-        ("_", r"\_"),
-        ("%", r"\%"),
-        ("&", r"\&"),
-        ("#", r"\#"),
-        ("±", r"$\pm$"),
-    ):
-        text = text.replace(plain, written)
-    return text
+    """Return text as LaTeX prints it, sign by sign."""
+    return text.translate(_TEX)

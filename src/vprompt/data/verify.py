@@ -133,10 +133,14 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _prefixes(folder: Path) -> list[str]:
-    """Return the prefixes of the tasks in a folder, the one without first."""
-    names = [path.name for path in folder.glob("*train800.txt")]
-    matches = (re.fullmatch(r"(?:(.+)_)?train800\.txt", name) for name in names)
-    return sorted(match[1] or "" for match in matches if match)
+    """Return the prefixes of the tasks in a folder, the one without first.
+
+    Any list but `test.txt`, which is a name that other files have, too, makes a task: one that
+    lacks its training images is broken, and must not go unnamed.
+    """
+    kinds = re.compile(r"(?:(.+)_)?(?:train800|val200|train800val200)\.txt")
+    matches = (kinds.fullmatch(path.name) for path in folder.glob("*.txt"))
+    return sorted({match[1] or "" for match in matches if match})
 
 
 def _verify_folder(path: Path, prefixes: Sequence[str], progress: Progress) -> list[Verification]:
@@ -170,7 +174,11 @@ def _judge(
 
 
 def _read_lists(folder: Path, prefix: str) -> tuple[dict[str, Listed], list[Finding]]:
-    lists, problems = {}, []
+    lists: dict[str, Listed] = {}
+    problems = []
+    if not (folder / f"{_start(prefix)}train800.txt").is_file():
+        text = f"there is no {_start(prefix)}train800.txt, so nothing can be learned from this task"
+        problems.append(Finding("error", "missing_split", text))
     for split in (*SPLITS, UNION):
         file = f"{_start(prefix)}{split}.txt"
         if (folder / file).is_file():

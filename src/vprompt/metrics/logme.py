@@ -78,11 +78,18 @@ def _precisions(
     ratio: Tensor,
     count: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return a and b of the next step; the norms below them are never exactly 0."""
+    """Return a and b of the next step; the norms below them are never exactly 0.
+
+    Both floors scale with what they stand for, so that the unit of the features does not matter.
+    """
     weights, residual = _norms(squares, projected, outside, ratio)
     gamma = (squares / (squares + ratio)).sum()
-    alpha = gamma / weights.clamp_min(_TINY)
-    return alpha, (count - gamma).clamp_min(_TINY) / residual.clamp_min(_TINY * float(length))
+    beta = (count - gamma).clamp_min(_TINY) / residual.clamp_min(_TINY * float(length))
+    if not len(squares):
+        return torch.ones_like(
+            beta
+        ), beta  # features of 0: there are no weights to be precise about
+    return gamma / weights.clamp_min(_TINY * float(length / squares.max())), beta
 
 
 def _norms(

@@ -37,10 +37,12 @@ def score(
     kept = (data - data.mean(1, keepdim=True)).norm(dim=1) > 0
     data, index = data[kept], index[kept]
     first, second = torch.triu_indices(len(data), len(data), offset=1)
-    if len(first) < 2:
-        return 0.0  # constant features: no image is more like one than like another
-    apart = 1 - torch.corrcoef(data)[first, second]
     # One-hot rows have two correlations only. Computed, rounding would break their ties by chance.
     different = (index[first] != index[second]).double()
+    if len(different.unique()) < 2:
+        return 0.0  # constant features, or one image of a class: every pair is of one kind
+    apart = 1 - torch.corrcoef(data)[first, second]
+    if len(apart.unique()) < 2:
+        return 0.0
     found = float(spearmanr(apart.numpy(), different.numpy()).statistic)
     return 100 * found if found == found else 0.0
