@@ -218,6 +218,22 @@ def test_a_result_carries_its_protocol(tiny):
     assert learn(task, **settings).run["protocol"] is None
 
 
+def test_the_commands_take_a_protocol_by_name(vprompt, fails, tmp_path):
+    call = ["digits", "--model", "tiny", "--shots", "2", "--epochs", "1", "--protocol"]
+    code, out, _ = vprompt("learn", *call, "vpt", "--output", tmp_path / "pool" / "made", "-q")
+    assert code == 0 and "departures from protocol vpt: " in out
+    assert "  epochs: 1 in place of 100" in out
+    run = json.loads((tmp_path / "pool" / "made" / "run.json").read_text())
+    assert run["protocol"]["name"] == "vpt"
+    pool = ["--pool", tmp_path / "pool", "--include-self"]
+    code, out, err = vprompt("combine", *call, "vpt", *pool, "-q")
+    assert code == 0 and "departures from protocol vpt: " in out, err
+    method = ["--method", "dpl(lengths=[0,1])", "--search-epochs", "1"]
+    code, out, err = vprompt("search", *call, "vpt", *method, "-q")
+    assert code == 0 and "departures from protocol vpt: " in out, err
+    fails("learn", *call, "vtp", saying=["vtp", "Did you mean 'vpt'"])
+
+
 def _short():
     from vprompt.train_config import TrainConfig
 

@@ -48,6 +48,7 @@ from vprompt.options import (
     PoolsOption,
     PrecisionOption,
     PrefixOption,
+    ProtocolOption,
     QuietOption,
     ReportOption,
     SchedOption,
@@ -138,6 +139,7 @@ def learn(
     precision: PrecisionOption = None,
     seed: SeedOption = None,
     prefix_cache: PrefixOption = None,
+    protocol: ProtocolOption = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     allow_absent_classes: AbsentOption = False,
@@ -145,7 +147,7 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
-    from vprompt import distributed, flow, stages
+    from vprompt import distributed, flow, protocols, stages
 
     extra = {"num_virtual_tokens": prompt_length, "deep": deep, "templates": templates}
     method = options.with_settings(method, extra)
@@ -180,6 +182,7 @@ def learn(
             overwrite=overwrite,
             test=test,
             device=device,
+            protocol=protocol and protocols.find(protocol),
             skip_bad=skip_bad,
             allow_absent=allow_absent_classes,
             progress=progress,
@@ -241,6 +244,7 @@ def combine(
     precision: PrecisionOption = None,
     seed: SeedOption = None,
     prefix_cache: PrefixOption = None,
+    protocol: ProtocolOption = None,
     freeze_report: FreezeReportOption = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -249,7 +253,7 @@ def combine(
     quiet: QuietOption = False,
 ) -> None:
     """Combine a pool's prompts for a new task with few images, then tune the sum."""
-    from vprompt import flow
+    from vprompt import flow, protocols
     from vprompt import recipe as recipes
 
     typed: dict[str, Any] = {
@@ -293,6 +297,7 @@ def combine(
             overwrite=overwrite,
             test=test,
             device=device,
+            protocol=protocol and protocols.find(protocol),
             force=force,
             skip_bad=skip_bad,
             allow_absent=allow_absent_classes,

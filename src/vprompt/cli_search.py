@@ -14,6 +14,7 @@ from vprompt.options import (
     ModelOption,
     OutputOption,
     OverwriteOption,
+    ProtocolOption,
     QuietOption,
     ReportOption,
     SeedOption,
@@ -50,13 +51,14 @@ def search(
     report: ReportOption = None,
     overwrite: OverwriteOption = False,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
+    protocol: ProtocolOption = None,
     freeze_report: FreezeReportOption = False,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Search how many prompt tokens each block needs, then learn a prompt of those lengths."""
-    from vprompt import searching, stages
+    from vprompt import protocols, searching, stages
 
     if towers is not None and method == "dpl":
         method = "clip_dpl"
@@ -77,6 +79,7 @@ def search(
             overwrite=overwrite,
             test=test,
             device=device,
+            protocol=protocol and protocols.find(protocol),
             skip_bad=skip_bad,
             progress=progress,
         )

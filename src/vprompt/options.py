@@ -44,6 +44,13 @@ SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unrea
 AbsentOption = Annotated[
     bool, typer.Option("--allow-absent-classes", help="Accept classes that training never shows.")
 ]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A name of `vprompt list protocols`. Sets nothing: the record then says in which "
+        "points this run departs from it."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Use prompts of another backbone or preprocessing.")

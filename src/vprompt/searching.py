@@ -12,6 +12,7 @@ from vprompt.errors import VPromptError
 from vprompt.flow import Outcome
 from vprompt.opening import open_backbone, open_task
 from vprompt.progress import SILENT, Progress
+from vprompt.protocol import Protocol
 from vprompt.randomness import numpy_stream
 from vprompt.task import Task
 from vprompt.train_config import TrainConfig
@@ -31,6 +32,7 @@ def search(
     overwrite: bool = False,
     test: bool = True,
     device: str = "auto",
+    protocol: Protocol | None = None,
     skip_bad: bool = False,
     progress: Progress = SILENT,
 ) -> Outcome:
@@ -40,7 +42,8 @@ def search(
     `config` how the found prompt is, or what differs there from the usual. `alpha_data` is `val`,
     `half` (half of each class's training images, which then train in the second stage), or `auto`:
     as the method asks, which is `val` where there is one for `dpl`. Where no block wants a token,
-    the head is learned alone, or zero-shot is left. The record holds both stages.
+    the head is learned alone, or zero-shot is left. The record holds both stages; `protocol` is
+    that of the second, as for `learn`.
     """
     if output is not None and not overwrite and Path(output).exists():
         raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
@@ -72,6 +75,7 @@ def search(
         method=chosen,
         config=config,
         test=test,
+        protocol=protocol,
         skip_bad=skip_bad,
         progress=progress,
     )

@@ -164,6 +164,11 @@ def show(
         f"trainable params: {trained:,} ({parts}) || all params: {whole:,} || "
         f"trainable%: {100 * trained / whole:.4f}"
     )
+    if run["protocol"]:
+        departures = run["protocol"]["departures"]
+        print(f"departures from protocol {run['protocol']['name']}: {len(departures) or 'none'}")
+        for sentence in departures:
+            print(f"  {sentence}")
     if freeze_report:
         _freeze_report(run)
     if output is not None:

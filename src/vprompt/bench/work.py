@@ -122,6 +122,7 @@ def _search(job: Job, backbone: Backbone, config: TrainConfig, progress: Progres
         output=job.output,
         overwrite=True,
         test=job.role == "final",
+        protocol=_protocol(job),
         skip_bad=job.skip_bad,
         progress=progress,
     )
