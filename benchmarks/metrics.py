@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transfer import POOLS, TARGETS
+from transfer import FEW, POOLS, TARGETS
 
 from vprompt import (
     artifact,
@@ -43,14 +43,6 @@ from vprompt.train_config import COMBINE, TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "metrics"
 # By about how many training images a target has: shots of a class, and how they are tuned.
-FEW = {
-    "dtd10": 5,
-    "oxford_flowers17": 3,
-    "rsscn7": 7,
-    "elpv4": 12,
-    "coil20": 3,
-    "bbbc039_count": 5,
-}
 SHOTS = {50: FEW, 200: TARGETS}
 BUDGETS: dict[int, dict[str, Any]] = {
     50: {"epochs": 5, "batch_size": 8, "keep": "least_loss"},

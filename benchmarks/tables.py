@@ -19,7 +19,8 @@ RESULTS = HERE / "results"
 def main() -> None:
     """Write `RESULTS.md`."""
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
-    parts += [learn_table(), transfer_table(), choice_table(), settle_table(), soften_table()]
+    parts += [learn_table(), transfer_table(), choice_table(), settle_table(), guard_table()]
+    parts += [soften_table()]
     parts += [metrics_table()]
     parts += [solver_table(), speed_tables(RESULTS / "speed"), scaling_tables(RESULTS / "scaling")]
     parts += [large_pool_table(), start_table()]
@@ -128,8 +129,22 @@ def settle_table() -> str:
     found = _runs("settle")
     if not found:
         return ""
+    title = "Alignment, refining and safeguard, on validation images"
+    return _settings_table("settle", title) + _guard_rows(found)
+
+
+def guard_table() -> str:
+    """Return what every rule of the safeguard reaches on val200 where images are few."""
+    found = _runs("guard")
+    if not found:
+        return ""
+    title = "The safeguard with few images, on validation images"
+    return _settings_table("guard", title) + _guard_rows(found)
+
+
+def _guard_rows(found: list[dict]) -> str:
     rows = [
-        _settings_table("settle", "Alignment, refining and safeguard, on validation images"),
+        "",
         "The safeguard starts from uniform weights or the best single source instead of the shrunk "
         "sum where their cross-validated training loss is smaller by so many standard errors of "
         "the paired difference:",
@@ -176,13 +191,16 @@ def _settings_table(
     names = list(found[0]["summary"])
     targets = sorted({run["target"] for run in found})
     sizes = sorted({run["backbone"]["data_config"]["input_size"][1] for run in found})
+    images = 50 if phase == "guard" else 200
+    each, odd = divmod(len(found), len(targets))
+    draws = "with a second draw of some where it was run" if odd else f"{each} draws of each"
     rows = [
         f"## {title}",
         "",
-        f"n = {len(found)}: {len(targets)} targets, with a second draw of some where it was run; "
-        f"{' or '.join(map(str, sizes))} px, about 200 training images each. Accuracy in % and "
-        f"log-loss on val200 {how}, no test image seen. "
-        "Differences to uniform weights are paired, with 95 % t-intervals over the runs.",
+        f"n = {len(found)}: {len(targets)} targets, {draws}; {' or '.join(map(str, sizes))} px, "
+        f"about {images} training images each. Accuracy in % and log-loss on val200 {how}, no test "
+        "image seen. Differences to uniform weights are paired, with 95 % t-intervals over the "
+        "runs.",
         "",
         "| setting | accuracy | over uniform | log-loss | over uniform (less is better) |",
         "|---|---|---|---|---|",

@@ -46,6 +46,15 @@ TARGETS = {
     "elpv4": 50,
     "coil20": 11,
 }
+# About 50 training images, where `TARGETS` has 200.
+FEW = {
+    "dtd10": 5,
+    "oxford_flowers17": 3,
+    "rsscn7": 7,
+    "elpv4": 12,
+    "coil20": 3,
+    "bbbc039_count": 5,
+}
 
 ALIGNED = "hgprompt(score=hscore_adjusted, bootstrap=0, alignment={}, lambda_={})"
 CHOICES = {
@@ -79,7 +88,8 @@ SOFTENED = {
     "trace ratio, spread": "hgprompt(score=trace_ratio, soften=spread)",
     "paper (trace ratio)": "hgprompt(preset=paper, score=trace_ratio)",
 }
-SETTINGS = {"choose": CHOICES, "settle": SETTLED}
+GUARDED = {"uniform": "uniform", "best": "best", "shrunk": "hgprompt"}
+SETTINGS = {"choose": CHOICES, "settle": SETTLED, "guard": GUARDED}
 METHODS = {
     "uniform": "uniform",
     "best single": "best",
@@ -94,15 +104,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("phase", choices=("choose", "settle", "soften", "compare"))
+    parser.add_argument("phase", choices=("choose", "settle", "guard", "soften", "compare"))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", choices=sorted({*TARGETS, *FEW}))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112, choices=list(POOLS))
     options = parser.parse_args()
+    shots = FEW if options.phase == "guard" else TARGETS
     for seed in options.seeds:
-        for target in options.targets:
+        for target in options.targets or shots:
             epochs = f"_epochs{options.epochs}" if options.phase in ("soften", "compare") else ""
             size = "" if options.image_size == 112 else f"_{options.image_size}px"
             name = f"{options.phase}_{target}{size}{epochs}_seed{seed}.json"
@@ -111,7 +122,9 @@ def main() -> None:
                 continue
             with terminal.progress(quiet=True) as progress:
                 config = TrainConfig.checked({**COMBINE, "epochs": options.epochs, "seed": seed})
-                bench = Bench(options.data / target, target, config, options.image_size, progress)
+                bench = Bench(
+                    options.data / target, shots[target], config, options.image_size, progress
+                )
                 if options.phase in SETTINGS:
                     found = bench.choose(SETTINGS[options.phase])
                 else:
@@ -128,22 +141,22 @@ class Bench:
     """One target and one draw of its images, with the evidence on all other sets' prompts."""
 
     def __init__(
-        self, folder: Path, target: str, config: TrainConfig, image_size: int, progress: Any
+        self, folder: Path, shots: int, config: TrainConfig, image_size: int, progress: Any
     ) -> None:
-        self.seed, self.target, self.config = config.seed, target, config
+        self.seed, self.target, self.shots, self.config = config.seed, folder.name, shots, config
         backbone = open_backbone("demo", image_size=image_size)
         self.whole = open_task(str(folder))
         self.setting = stages.prepare(
             backbone,
             self.whole,
             self.config,
-            TARGETS[target],
+            shots,
             self.seed,
             skip_bad=False,
             progress=progress,
         )
         folders = [
-            f for pool in POOLS[image_size] for f in sorted(pool.iterdir()) if f.name != target
+            f for pool in POOLS[image_size] for f in sorted(pool.iterdir()) if f.name != self.target
         ]
         self.sources = [artifact.load(folder) for folder in folders]
         self.evidence: dict[Plan, Any] = {}
@@ -260,7 +273,7 @@ class Bench:
         return {
             "target": self.target,
             "seed": self.seed,
-            "shots": TARGETS[self.target],
+            "shots": self.shots,
             "sources": [source.name for source in self.sources],
             "methods": methods,
             "train": self.config.model_dump(),

@@ -79,7 +79,7 @@ def search(
             overwrite=overwrite,
             test=test,
             device=device,
-            protocol=protocol and protocols.find(protocol),
+            protocol=protocols.find(protocol) if protocol else None,
             skip_bad=skip_bad,
             progress=progress,
         )
