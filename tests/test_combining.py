@@ -50,6 +50,18 @@ def test_a_noisy_advantage_is_not_enough(start):
     assert safest_start(starts) == MIXED
 
 
+def test_the_luckiest_of_twelve_equal_sources_is_hardly_ever_taken(start, generator):
+    from vprompt.combining import MIXED, clear_gain, safest_start
+
+    switched = lucky = 0
+    for _ in range(300):
+        mixed, *singles = torch.rand(13, 50, generator=generator).log().neg()
+        best = min(singles, key=torch.mean)
+        switched += safest_start({"best single (x)": start(best), MIXED: start(mixed)}) != MIXED
+        lucky += clear_gain(mixed, best, 2.0) > 0
+    assert switched <= 0.05 * 300 < 0.1 * 300 <= lucky
+
+
 def test_no_prompt_is_never_where_tuning_starts_and_a_tie_is_the_mix(start):
     from vprompt.combining import MIXED, UNIFORM, safest_start
 

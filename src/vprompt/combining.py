@@ -24,7 +24,7 @@ from vprompt.train_config import TrainConfig
 from vprompt.types import Features, LayerWeights, PromptTokens, SourceFeatures, Weights
 
 DUPLICATE = 0.9999  # cosine between the features of two sources that are one
-SWITCH = 2.0  # standard errors by which another start has to be better than the mix
+SWITCH = 3.0  # standard errors by which another start has to be better than the mix
 Start = tuple[Prompt | None, Head]  # a prompt to tune from, with its closed-form head
 UNIFORM, MIXED = "uniform, untuned", "combined, untuned"
 
@@ -346,7 +346,8 @@ def safest_start(starts: Mapping[str, tuple[Start, dict[str, Any]]]) -> str:
     """Return the mix, unless another prompt has a clearly smaller cross-validated loss.
 
     "Clearly" is `SWITCH` standard errors of the paired difference over the training images: the
-    loss of a few hundred held-out images is noisy, and the mix was chosen by all of them.
+    loss of a few hundred held-out images is noisy, the mix was chosen by all of them, and the best
+    single source is the luckiest of a pool. Two errors in one comparison are three in twelve.
     """
     mixed = starts[MIXED][0][1].cv_losses
     if mixed is None:
