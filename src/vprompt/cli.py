@@ -88,9 +88,7 @@ def _print_version(wanted: bool) -> bool:
 def root(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="The version."),
     ] = False,
 ) -> None:
     """Learn, combine and share visual prompts for frozen vision transformers."""
@@ -226,8 +224,7 @@ def combine(
         bool | None,
         typer.Option(
             "--safeguard/--no-safeguard",
-            help="Start from the average or best source if that looks safer. Default: as the "
-            "method asks.",
+            help="Start from the average or best source if safer. Default: as the method asks.",
         ),
     ] = None,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
@@ -370,8 +367,7 @@ def list_plugins(
         for entry in (protocols.entries() if each == "protocols" else registry.entries(each))
     ]
     if as_json:
-        print(json.dumps(found, indent=2))
-        return
+        return print(json.dumps(found, indent=2))
     for entry in found:
         print(f"{entry['kind']}  {entry['name']}{entry['settings']}")
         print(f"    {entry['summary']}")

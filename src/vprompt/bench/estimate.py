@@ -172,7 +172,7 @@ class _Kept:
 
     def once(self, images: int, *key: Any) -> int:
         """Return the number of images the first time, and 0 after that."""
-        if key in self.seen:
+        if key in self.seen or not images:  # a closed test split is not one that was looked at
             return 0
         self.seen.add(key)
         return images
@@ -207,7 +207,9 @@ def _combining(job: Job, kept: _Kept) -> Passes:
     evidence = kept.once(job.counts["sources"] * train, plan.gradient_head, *_images(job))
     both += 0 if plan.gradient_head is None else evidence
     forward += evidence if plan.gradient_head is None else 0
-    forward += train + test + kept.once(train, "uniform", *_images(job))  # the sum, untuned
+    if registry.parse(job.spec).name != "uniform":  # whose sum is the plain average
+        forward += train + test  # the sum, untuned
+    forward += kept.once(train, "uniform", *_images(job))
     forward += test + kept.once(2 * test, "uniform and best single", job.task)
     return Passes(both, forward)
 
