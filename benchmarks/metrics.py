@@ -42,12 +42,10 @@ from vprompt.precision import resolve
 from vprompt.train_config import COMBINE, TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "metrics"
-# By about how many training images a target has: shots of a class, and how they are tuned.
+# By about how many training images a target has: shots of a class, and images of a batch.
 SHOTS = {50: FEW, 200: TARGETS}
-BUDGETS: dict[int, dict[str, Any]] = {
-    50: {"epochs": 5, "batch_size": 8, "keep": "least_loss"},
-    200: {"epochs": 5, "batch_size": 16, "keep": "least_loss"},
-}
+BATCHES = {50: 8, 200: 16}
+EPOCHS = 5
 
 
 def main() -> None:
@@ -77,7 +75,8 @@ def main() -> None:
             path = options.results / f"{target}_{options.images}images_{size}px_seed{seed}.json"
             if path.is_file():
                 continue
-            config = TrainConfig.checked({**COMBINE, **BUDGETS[options.images], "seed": seed})
+            budget = {"epochs": EPOCHS, "batch_size": BATCHES[options.images]}
+            config = TrainConfig.checked({**COMBINE, **budget, "seed": seed})
             found = collect(options.data, target, shots[target], config, size, options.sources)
             write_json(path, found)
             reached = {r["source"]: r["accuracy_after_tuning"] for r in found["records"]}

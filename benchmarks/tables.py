@@ -19,9 +19,12 @@ RESULTS = HERE / "results"
 def main() -> None:
     """Write `RESULTS.md`."""
     parts = ["# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results`.\n"]
-    parts += [learn_table(), transfer_table(), choice_table(), settle_table(), guard_table()]
-    parts += [soften_table()]
-    parts += [metrics_table()]
+    parts += [learn_table(), transfer_table(), choice_table()]
+    parts += [
+        guarded_table("settle", "Alignment, refining and safeguard, on validation images"),
+        guarded_table("guard", "The safeguard with few images, on validation images"),
+    ]
+    parts += [soften_table(), metrics_table()]
     parts += [solver_table(), speed_tables(RESULTS / "speed"), scaling_tables(RESULTS / "scaling")]
     parts += [large_pool_table(), start_table()]
     parts += [placing_tables(), searching_tables()]
@@ -124,22 +127,10 @@ def choice_table() -> str:
     return _settings_table("choose", "Settings of the weights, on validation images")
 
 
-def settle_table() -> str:
-    """Return what alignments and refining reach on val200, and every rule of the safeguard."""
-    found = _runs("settle")
-    if not found:
-        return ""
-    title = "Alignment, refining and safeguard, on validation images"
-    return _settings_table("settle", title) + _guard_rows(found)
-
-
-def guard_table() -> str:
-    """Return what every rule of the safeguard reaches on val200 where images are few."""
-    found = _runs("guard")
-    if not found:
-        return ""
-    title = "The safeguard with few images, on validation images"
-    return _settings_table("guard", title) + _guard_rows(found)
+def guarded_table(phase: str, title: str) -> str:
+    """Return what starts reach on val200, and every rule of the safeguard between them."""
+    found = _runs(phase)
+    return _settings_table(phase, title) + _guard_rows(found) if found else ""
 
 
 def _guard_rows(found: list[dict]) -> str:

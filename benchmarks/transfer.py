@@ -2,15 +2,17 @@
 
     python benchmarks/transfer.py choose --data DIR    # scores, on validation images alone
     python benchmarks/transfer.py settle --data DIR    # alignment, refining, safeguard, likewise
+    python benchmarks/transfer.py guard --data DIR --image-size 70
+                                                       # the safeguard with 50 images, likewise
     python benchmarks/transfer.py soften --data DIR --image-size 70 --epochs 5
                                                        # soft weights, after tuning, likewise
     python benchmarks/transfer.py compare --data DIR   # methods, on the test split, opened once
 
 Six targets, three draws of about 200 training images each. Sources are the prompts of the other
 twelve sets (`pools/demo` and `pools/extra`, at 70 px `pools/mini`), never the target's own.
-`choose` and `settle` fit a closed-form head on the untuned start of every setting and read its
-accuracy on val200; `soften` tunes every start first and reads the kept epoch; `compare` tunes every
-method's start with the same budget. What is in `results/transfer` is not run again.
+`choose`, `settle` and `guard` fit a closed-form head on the untuned start of every setting and read
+its accuracy on val200; `soften` tunes every start first and reads the kept epoch; `compare` tunes
+every method's start with the same budget. What is in `results/transfer` is not run again.
 """
 
 import argparse

@@ -51,6 +51,7 @@ from vprompt.options import (
     ProtocolOption,
     QuietOption,
     ReportOption,
+    SafeguardOption,
     SchedOption,
     ScreenOption,
     SeedOption,
@@ -220,13 +221,7 @@ def combine(
     scale: Annotated[
         str | None, typer.Option(help="auto, none, token_norm, ln. Default: as the method asks.")
     ] = None,
-    safeguard: Annotated[
-        bool | None,
-        typer.Option(
-            "--safeguard/--no-safeguard",
-            help="Start from the average or best source if safer. Default: as the method asks.",
-        ),
-    ] = None,
+    safeguard: SafeguardOption = None,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
     epochs: EpochsOption = None,
     batch_size: BatchOption = None,
@@ -367,7 +362,8 @@ def list_plugins(
         for entry in (protocols.entries() if each == "protocols" else registry.entries(each))
     ]
     if as_json:
-        return print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2))
+        return
     for entry in found:
         print(f"{entry['kind']}  {entry['name']}{entry['settings']}")
         print(f"    {entry['summary']}")

@@ -44,6 +44,14 @@ SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unrea
 AbsentOption = Annotated[
     bool, typer.Option("--allow-absent-classes", help="Accept classes that training never shows.")
 ]
+SafeguardOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--safeguard/--no-safeguard",
+        help="Start from the average or best source if that looks safer. Default: as the method "
+        "asks.",
+    ),
+]
 ProtocolOption = Annotated[
     str | None,
     typer.Option(

@@ -85,10 +85,8 @@ def _precisions(
     weights, residual = _norms(squares, projected, outside, ratio)
     gamma = (squares / (squares + ratio)).sum()
     beta = (count - gamma).clamp_min(_TINY) / residual.clamp_min(_TINY * float(length))
-    if not len(squares):
-        return torch.ones_like(
-            beta
-        ), beta  # features of 0: there are no weights to be precise about
+    if not len(squares):  # features of 0: there are no weights to be precise about
+        return torch.ones_like(beta), beta
     return gamma / weights.clamp_min(_TINY * float(length / squares.max())), beta
 
 
