@@ -103,12 +103,12 @@ def table(results: Path) -> str:
         raise VPromptError(f"{results} holds results of several budgets: {sorted(budgets)}.")
     [(size, epochs, batch, rate, precision)] = budgets
     draws = len({each["seed"] for each in found})
-    images = sorted(len(each["task"]["facts"]["few_shot"]["train"]) for each in found)
+    images = {len(each["task"]["facts"]["few_shot"]["train"]) for each in found}
     intro = (
         f"Backbone `demo` at {size} px, {precision}. Accuracy on the test split after tuning each "
         f"source alone ({epochs} epochs in batches of {batch} at rate {rate:g}); draws of "
-        f"{images[0]} to {images[-1]} training images of each target, n = {draws}, averaged within "
-        "it.\n\n"
+        f"{' or '.join(map(str, sorted(images)))} training images of each target, n = {draws}, "
+        "averaged within it.\n\n"
     )
     return intro + judging.markdown(judging.judge(records))
 
