@@ -1,5 +1,6 @@
 """Cost: how long a run will take, told before it starts."""
 
+import math
 import time
 
 import torch
@@ -10,6 +11,7 @@ from vprompt.precision import autocast
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
 
+FORWARD_SHARE = 1 / 3  # of a step: a backward pass costs about two forward passes
 _TRIAL = 16  # images: enough to keep two cores busy, few enough to cost a fraction of a second
 
 
@@ -32,31 +34,62 @@ def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) ->
     return len(pixels) / spent
 
 
+def judged(config: TrainConfig, epochs: int | None = None) -> int:
+    """Return how often a training, or trainings of `epochs` in all, look at validation images."""
+    looks = min(config.epochs, 1) + 1 if config.keep == "last" else config.epochs + 1
+    return looks if epochs is None else math.ceil(epochs * looks / max(config.epochs, 1))
+
+
 def training_estimate(
-    adapter: Adapter, train: Examples, config: TrainConfig, *, points: int = 1
+    adapter: Adapter,
+    train: Examples,
+    config: TrainConfig,
+    *,
+    points: int = 1,
+    val: int = 0,
+    test: int = 0,
 ) -> str:
-    """Return a sentence on how long training will take at all points of a grid."""
+    """Return a sentence on how long training will take at all points of a grid.
+
+    `val` and `test` are numbers of images; those of the test split are looked at twice, with the
+    frozen features and with the result.
+    """
     if isinstance(adapter, FeatureAdapter):
         return f"one pass over {len(train)} images, then the head alone"
     speed = images_per_second(adapter, train, config)
     times = f"{points} x " if points > 1 else ""
     what = f"{times}{config.epochs} epochs x {len(train)} images"
-    return _sentence(points * config.epochs * len(train), what, speed)
+    forward = points * judged(config) * val + 2 * test
+    return _sentence(points * config.epochs * len(train), forward, what, speed)
 
 
 def combining_estimate(
-    adapter: Adapter, train: Examples, config: TrainConfig, *, sources: int, plan: Plan
+    adapter: Adapter,
+    train: Examples,
+    config: TrainConfig,
+    *,
+    sources: int,
+    plan: Plan,
+    val: int = 0,
+    test: int = 0,
 ) -> str:
-    """Return a sentence on how long evidence and tuning will take, if nothing is cached."""
+    """Return a sentence on how long evidence and tuning will take, if nothing is cached.
+
+    `val` and `test` are numbers of images; those of the test split are looked at five times:
+    without a prompt, under the best source, the average, the sum, and the result.
+    """
     speed = images_per_second(adapter, train, config)
     epochs = plan.epochs(config.epochs, sources)
     passes = sources + 1 + epochs
     what = f"{sources + 1} evidence passes and {epochs} epochs x {len(train)} images"
-    return _sentence(passes * len(train), what, speed)
+    forward = judged(config, epochs) * val + 5 * test
+    return _sentence(passes * len(train), forward, what, speed)
 
 
-def _sentence(images: int, what: str, speed: float) -> str:
-    return f"about {words(images / speed)}: {what} at {speed:.0f} images/s, then the test split"
+def _sentence(steps: int, forward: int, what: str, speed: float) -> str:
+    seconds = (steps + FORWARD_SHARE * forward) / speed
+    looks = f", {forward:,} looks at images to validate and test" if forward else ""
+    return f"about {words(seconds)}: {what} at {speed:.0f} images/s{looks}"
 
 
 def words(seconds: float) -> str:

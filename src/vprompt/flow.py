@@ -103,8 +103,9 @@ def learn(
         keep_states=keep_states,
         progress=progress,
     )
+    trial, looks = build(backbone), setting.sizes(test)
     progress.say(
-        training_estimate(build(backbone), setting.train, setting.config, points=len(points))
+        training_estimate(trial, setting.train, setting.config, points=len(points), **looks)
     )
     tuned, chosen, reached = stages.tune_best(setting, lambda: build(backbone), points)
     plain = stages.plain_features(setting)
@@ -195,10 +196,9 @@ def combine(
     )
     sources, screened = screening.finish(selection, setting, adds_up=True)
     prompts, slots, moved = combining.align_sources(sources, plan.align)
-    trial = PromptAdapter(backbone, prompts[0])
-    progress.say(
-        combining_estimate(trial, setting.train, setting.config, sources=len(sources), plan=plan)
-    )
+    trial, looks = PromptAdapter(backbone, prompts[0]), setting.sizes(test)
+    counts = {"sources": len(sources), **looks}
+    progress.say(combining_estimate(trial, setting.train, setting.config, plan=plan, **counts))
     with setting.clock.stage("evidence"):
         evidence = combining.gather_evidence(setting, sources, prompts, plan, slots)
     with setting.clock.stage("weigh"):

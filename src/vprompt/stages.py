@@ -36,6 +36,11 @@ class Setting:
     keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
+    def sizes(self, test: bool) -> dict[str, int]:
+        """Return how many images there are to validate and, where it is opened, to test on."""
+        sealed = self.task.test if test else None
+        return {"val": len(self.val or ()), "test": len(sealed or ())}
+
     def forget_checkpoints(self) -> None:
         """Drop the states of finished training runs, once their result is safe.
 

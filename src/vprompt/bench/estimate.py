@@ -19,14 +19,13 @@ from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
 from vprompt.bench.work import load_backbone
-from vprompt.cost import images_per_second, words
+from vprompt.cost import FORWARD_SHARE, images_per_second, judged, words
 from vprompt.errors import VPromptError
 from vprompt.mix import Plan
 from vprompt.precision import autocast
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
 
-FORWARD_SHARE = 1 / 3  # a backward pass costs about two forward passes
 TRIAL_IMAGES = 16
 FEATURES_ONLY = ("linear", "mlp")  # never look into the backbone: its features are computed once
 COMBINE = "combine"  # the kind of every method that tunes a sum
@@ -184,7 +183,7 @@ def _learning(job: Job, kept: _Kept) -> Passes:
     forward = _plain(job, kept)
     if registry.parse(job.spec).name in FEATURES_ONLY:
         return Passes(0, forward + kept.once(val, "val", *_images(job)))
-    return Passes(config.epochs * train, forward + train + _judged(config) * val + test)
+    return Passes(config.epochs * train, forward + train + judged(config) * val + test)
 
 
 def _searching(job: Job) -> Passes:
@@ -201,9 +200,7 @@ def _combining(job: Job, kept: _Kept) -> Passes:
     plan = Plan() if ask is None else ask()
     config = TrainConfig.checked(job.train)
     epochs = plan.epochs(config.epochs, job.counts["sources"])
-    # Judged as often, for an epoch, as the training that counts.
-    judged = math.ceil(epochs * _judged(config) / max(config.epochs, 1))
-    both, forward = epochs * train, judged * val + _plain(job, kept)
+    both, forward = epochs * train, judged(config, epochs) * val + _plain(job, kept)
     evidence = kept.once(job.counts["sources"] * train, plan.gradient_head, *_images(job))
     both += 0 if plan.gradient_head is None else evidence
     forward += evidence if plan.gradient_head is None else 0
@@ -212,11 +209,6 @@ def _combining(job: Job, kept: _Kept) -> Passes:
     forward += kept.once(train, "uniform", *_images(job))
     forward += test + kept.once(2 * test, "uniform and best single", job.task)
     return Passes(both, forward)
-
-
-def _judged(config: TrainConfig) -> int:
-    """Return how often a training looks at the validation images."""
-    return min(config.epochs, 1) + 1 if config.keep == "last" else config.epochs + 1
 
 
 def _plain(job: Job, kept: _Kept) -> int:

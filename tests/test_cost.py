@@ -1,0 +1,44 @@
+"""Cost: what is said before a run counts every image that goes through the network."""
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def train():
+    from vprompt.task import Examples
+
+    return Examples(np.zeros((30, 32, 32, 3), np.uint8), torch.arange(30) % 3, "thirty")
+
+
+@pytest.fixture
+def adapter(tiny, monkeypatch):
+    """A prompt whose steps take a tenth of a second per image."""
+    from vprompt import registry
+
+    monkeypatch.setattr("vprompt.cost.images_per_second", lambda *a: 10.0)
+    return registry.build("adapters", "vpt(num_virtual_tokens=1)")(tiny)
+
+
+def test_learning_looks_at_validation_after_every_epoch_and_at_test_twice(adapter, train):
+    from vprompt.cost import training_estimate
+    from vprompt.train_config import TrainConfig
+
+    config = TrainConfig(epochs=2, keep="best")
+    said = training_estimate(adapter, train, config, points=2, val=15, test=30)
+    # 2 x 2 x 30 steps; 2 x 3 x 15 + 2 x 30 looks, each a third of a step
+    assert said.startswith("about 17 s: 2 x 2 epochs x 30 images at 10 images/s, 150 looks")
+    assert "looks" not in training_estimate(adapter, train, config)
+
+
+def test_combining_adds_evidence_and_looks_at_test_five_times(adapter, train):
+    from vprompt.cost import combining_estimate
+    from vprompt.mix import Plan
+    from vprompt.train_config import TrainConfig
+
+    config = TrainConfig(epochs=2, keep="last")
+    said = combining_estimate(adapter, train, config, sources=4, plan=Plan(), val=15, test=24)
+    # (4 + 1 + 2) x 30 steps; 2 x 15 + 5 x 24 looks
+    assert said.startswith("about 26 s: 5 evidence passes and 2 epochs x 30 images at 10 images/s")
+    assert said.endswith(", 150 looks at images to validate and test")
