@@ -29,7 +29,7 @@ import torch
 from placing_scores import look
 from transfer import TARGETS
 
-from vprompt import flow, measure, registry, runs, stages, terminal
+from vprompt import flow, measure, outcome, registry, runs, stages, terminal
 from vprompt.adapter import Training
 from vprompt.files import read_json, write_json
 from vprompt.opening import open_backbone, open_task
@@ -225,7 +225,7 @@ def _compare(bench: Bench, arm: str) -> dict[str, Any]:
         test=measured.to_json(),
         val_accuracy=val_accuracy,
         val_loss=val_loss,
-        tuning=runs.describe_tuning(tuned, flow.RULES["last"]),
+        tuning=runs.describe_tuning(tuned, outcome.RULES["last"]),
         placement=tuned.adapter.memory.get("placement"),
     )
 

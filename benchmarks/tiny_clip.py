@@ -27,8 +27,8 @@ from vprompt import evaluate, learn, runs
 from vprompt.backbones import open_clip, tiny_clip
 from vprompt.configurations import Configuration, parameters, random_of_equal_count, shuffled
 from vprompt.files import read_json, write_json, write_tensors
-from vprompt.flow import Outcome
 from vprompt.measure import harmonic_mean
+from vprompt.outcome import Outcome
 from vprompt.randomness import numpy_stream, stream
 from vprompt.searching import search
 from vprompt.task import SealedSplit, Split, Task

@@ -110,7 +110,8 @@ def spec_of(name):
     """Return a method with the settings it cannot do without."""
     from vprompt import registry
 
-    return registry.Spec(name, {"sources": 2} if name == "attempt" else {})
+    needed = {"attempt": {"sources": 2}, "ensemble": {"prompts": 2}}
+    return registry.Spec(name, needed.get(name, {}))
 
 
 def test_an_adapter_turns_images_into_features(adapter, images, home, generator):

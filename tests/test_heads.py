@@ -22,9 +22,10 @@ def uneven(images=80, dim=6, classes=3, seed=0):
 
 
 def fitted(family, strength, features, labels, classes):
-    from vprompt.heads import _fit
+    from vprompt.heads import Span, _fit
 
-    return _fit(family, strength, features.double(), labels, classes)
+    span = Span.of(features.double())
+    return span.lift(_fit(family, strength, span, labels, classes))
 
 
 def sklearn_ridge(strength, features, labels, classes):
@@ -167,7 +168,7 @@ def test_the_chosen_ridge_has_the_least_held_out_loss_as_scikit_learn_measures_i
 
 
 def test_the_calibration_scale_is_the_minimiser(generator):
-    from vprompt.heads import _judge
+    from vprompt.heads import calibrated
 
     logits = 20 * torch.randn(200, 4, generator=generator).double()
     labels = torch.where(
@@ -175,7 +176,7 @@ def test_the_calibration_scale_is_the_minimiser(generator):
         logits.argmax(1),
         torch.randint(0, 4, (200,), generator=generator),
     )
-    loss, accuracy, scale = _judge(logits, labels)
+    loss, accuracy, scale = calibrated(logits, labels)
     factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
     functional.cross_entropy(logits * factor, labels).backward()
     assert abs(factor.grad * scale) < 2e-3  # flat, per relative change of the scale

@@ -862,9 +862,9 @@ def test_moved_tokens_do_not_claim_to_correspond(tiny, tmp_path, settings):
     from vprompt import learn, open_task
 
     task = open_task("digits").few_shot(3, 0)
-    for given, kind in (("accept=always", None), ("moves_per_epoch=0", "blank")):
+    for given, kind in (("accept=always", "stored"), ("moves_per_epoch=0", "blank")):
         method = f"pro_vpt(num_virtual_tokens=1, prompt_init=blank, {given})"
         outcome = learn(task, model=tiny, method=method, config=settings(epochs=2), test=False)
         init = outcome.artifact.config["prompt_init"]
-        assert init is None if kind is None else init["kind"] == kind
+        assert init["kind"] == kind
         assert outcome.run["tuning"]["memory"]["placement"]["distribution"]

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from vprompt.artifact import save as save_artifact
     from vprompt.backbone import Backbone, extract, walk
     from vprompt.evaluation import evaluate
-    from vprompt.flow import Outcome, combine, learn, score
+    from vprompt.flow import combine, learn, score
     from vprompt.opening import open_backbone, open_task
+    from vprompt.outcome import Outcome
     from vprompt.prediction import Prediction, predict, predict_table
     from vprompt.prompt import Prompt, PromptBatch
     from vprompt.report import write_report
@@ -28,7 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Artifact": ("vprompt.artifact", "Artifact"),
     "Backbone": ("vprompt.backbone", "Backbone"),
-    "Outcome": ("vprompt.flow", "Outcome"),
+    "Outcome": ("vprompt.outcome", "Outcome"),
     "Prediction": ("vprompt.prediction", "Prediction"),
     "Prompt": ("vprompt.prompt", "Prompt"),
     "PromptBatch": ("vprompt.prompt", "PromptBatch"),

@@ -101,6 +101,10 @@ class Adapter(nn.Module, abc.ABC):
         """
         return 0
 
+    def started(self) -> Prompt | None:
+        """Return what the tokens of `prompt()` were before training; None where that is unknown."""
+        return None
+
     def own_head(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor] | None:
         """Return weight `[classes, feature_dim]` and bias `[classes]`, with their graph.
 
@@ -246,6 +250,7 @@ class PromptAdapter(Adapter):
         device = backbone.device
         self.tokens = nn.Parameter(start.tokens.detach().clone().to(device))
         self.register_buffer("blocks", start.blocks.clone().to(device))
+        self.start = start
 
     @property
     def constant_blocks(self) -> int:
@@ -272,6 +277,10 @@ class PromptAdapter(Adapter):
     def prompt(self) -> Prompt:
         """Return the tokens as they are now, detached."""
         return Prompt(self.tokens.detach().clone().cpu(), self.blocks.cpu(), self.persist)
+
+    def started(self) -> Prompt | None:
+        """Return the tokens as they were given."""
+        return self.start
 
     def identity(self) -> dict[str, Any]:
         """Add placement and dropout."""

@@ -4,7 +4,8 @@
       adapter_config.json         what it is, for which backbone and preprocessing, its recipe
       adapter_model.safetensors   prompt_embeddings.{block}, head.weight, head.bias, task_embedding;
                                   text_prompt_embeddings.{block} of a text tower;
-                                  adapter.{name} for a method without a prompt
+                                  adapter.{name} for a method without a prompt;
+                                  start_embeddings.{block} where the start has no name and seed
       README.md                   the card for people
       run.json                    the record of the run that made it, where there is one
 
@@ -21,7 +22,7 @@ from vprompt import codec, distributed
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.files import atomic_folder, digest, read_json, write_json, write_tensors, write_text
-from vprompt.header import CONFIG, FORMAT_VERSION, TENSORS, check_folder, read_config
+from vprompt.header import CONFIG, TENSORS, check_folder, read_config
 from vprompt.heads import Head
 from vprompt.preprocessing import DataConfig
 from vprompt.prompt import Prompt
@@ -39,7 +40,8 @@ class Artifact:
 
     `config` holds the keys of `adapter_config.json`; `folder` is where it was read from. `state`
     is what a method without a prompt trained, by name; `config["method"]` says which. `text` is the
-    other half of a prompt for two towers; the head then holds its classes' features.
+    other half of a prompt for two towers; the head then holds its classes' features. `start` is
+    what the prompt was learned from, where `config["prompt_init"]` does not say how to compute it.
     """
 
     prompt: Prompt | None
@@ -50,6 +52,7 @@ class Artifact:
     folder: Path | None = field(default=None, compare=False)
     state: dict[str, Tensor] = field(default_factory=dict)
     text: TextPrompt | None = None
+    start: Prompt | None = None
 
     @property
     def name(self) -> str:
@@ -89,19 +92,25 @@ def make_config(
     head: Head | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Return the keys of `adapter_config.json`; `facts` are further keys such as the recipe."""
+    """Return the keys of `adapter_config.json`; `facts` are further keys such as the recipe.
+
+    `head_features` is how wide what the head sees is, where that is not the backbone's feature.
+    """
     cosine = head is not None and head.cosine
+    width = backbone.feature_dim if head is None else head.weight.shape[1]
+    wide = {} if width == backbone.feature_dim else {"head_features": width}
     config = {
         "peft_type": "VISUAL_PROMPT",
         "task_type": "IMAGE_CLASSIFICATION",
         "peft_version": None,
-        "format_version": FORMAT_VERSION if cosine or text else 1,
+        "format_version": 3 if wide else 2 if cosine or text else 1,
         "base_model_name_or_path": backbone.name,
         "revision": None,
         "base_model_fingerprint": backbone.fingerprint,
         "inference_mode": True,
         **codec.placement(prompt, backbone.depth, backbone.dim),
         "feature_dim": backbone.feature_dim,
+        **wide,
         "insert_position": "after_prefix",
         "modules_to_save": ["head"],
         "head_type": "cosine" if cosine else "linear",
@@ -136,6 +145,7 @@ def save(
     tensors = {"head.weight": artifact.head.weight, "head.bias": artifact.head.bias}
     tensors["task_embedding"] = artifact.task_embedding
     tensors |= codec.prompt_tensors(artifact.prompt, "prompt_embeddings")
+    tensors |= codec.prompt_tensors(artifact.start, "start_embeddings")
     if artifact.text is not None:
         tensors |= codec.prompt_tensors(artifact.text.prompt, "text_prompt_embeddings")
     tensors |= {f"{_STATE}{name}": value for name, value in artifact.state.items()}
@@ -183,11 +193,15 @@ def load(folder: Path | str) -> Artifact:
     config = read_config(folder)
     tensors = codec.read_tensors(folder)
     prompt, text = codec.take_prompt(folder, config, tensors, "prompt_embeddings"), None
+    start = None
+    if any(name.startswith("start_embeddings.") for name in tensors):
+        start = codec.take_prompt(folder, config, tensors, "start_embeddings")
     if config.get("text") is not None:
         words = codec.take_prompt(folder, config["text"], tensors, "text_prompt_embeddings")
         text = TextPrompt(tuple(config["text"]["templates"]), words)
     classes, width = config["num_classes"], config["feature_dim"]
-    weight = codec.expect(folder, tensors, "head.weight", (classes, width))
+    seen = config.get("head_features", width)
+    weight = codec.expect(folder, tensors, "head.weight", (classes, seen))
     bias = codec.expect(folder, tensors, "head.bias", (classes,))
     embedding = codec.expect(folder, tensors, "task_embedding", (width,))
     state = {k.removeprefix(_STATE): tensors.pop(k) for k in [*tensors] if k.startswith(_STATE)}
@@ -197,7 +211,7 @@ def load(folder: Path | str) -> Artifact:
     card = folder / CARD
     words_of_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     head = Head(weight, bias, cosine=config.get("head_type") == "cosine")
-    return Artifact(prompt, head, embedding, config, words_of_card, folder, state, text)
+    return Artifact(prompt, head, embedding, config, words_of_card, folder, state, text, start)
 
 
 def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The prompt") -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from vprompt.errors import VPromptError
 from vprompt.header import CONFIG, read_config
 
+STILL = 1e-3  # a move of less than this share of its start is rounding, not learning
 Pool: TypeAlias = Path | str | Sequence[Path | str]
 
 
@@ -19,6 +20,7 @@ class Entry:
     folder: Path
     config: dict[str, Any] | None
     problem: str | None = None
+    start: str = ""  # how the start of its prompt is known, where that was looked at
 
     @property
     def name(self) -> str:
@@ -78,12 +80,25 @@ def rows(pool: Pool) -> list[dict[str, Any]]:
                 "task": config.get("task", {}).get("name", ""),
                 "classes": config.get("num_classes", ""),
                 "tokens": sum(config.get("num_virtual_tokens", [])),
+                "move": move_of(config),
                 "backbone": config.get("base_model_name_or_path", ""),
                 "test accuracy": "" if accuracy is None else f"{100 * accuracy:.1f} %",
                 "problem": entry.problem or "",
             }
         )
     return listing
+
+
+def move_of(config: dict[str, Any]) -> str:
+    """Return how far a prompt moved from its start, as its config records it; empty if it does not.
+
+    A prompt that is its start carries nothing, and the word says so.
+    """
+    init = config.get("prompt_init")
+    size = init.get("move") if isinstance(init, dict) else None
+    if isinstance(size, bool) or not isinstance(size, int | float) or not size >= 0:
+        return ""
+    return f"{size:.2f}" if size >= STILL else "none: it is its start"
 
 
 def _entry(folder: Path) -> Entry:

@@ -3,13 +3,13 @@
 import json
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vprompt import (
     cli_bench,
+    cli_combine,
     cli_data,
     cli_lengths,
     cli_place,
@@ -38,20 +38,16 @@ from vprompt.options import (
     KeepOption,
     LrOption,
     ModelOption,
-    OptionalScreenOption,
-    OptionalTaskArgument,
     OptOption,
     OutputOption,
     OverwriteOption,
     PoolModelOption,
     PoolRequired,
-    PoolsOption,
     PrecisionOption,
     PrefixOption,
     ProtocolOption,
     QuietOption,
     ReportOption,
-    SafeguardOption,
     SchedOption,
     ScreenOption,
     SeedOption,
@@ -190,112 +186,7 @@ def learn(
         terminal.show(outcome, output, report, freeze_report)
 
 
-@app.command()
-def combine(
-    task: OptionalTaskArgument = None,
-    pool: PoolsOption = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="A method of `vprompt list transfer`. Default: hgprompt."),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="A .yml recipe, or a combined artefact, in place of TASK and --pool."),
-    ] = None,
-    model: PoolModelOption = None,
-    output: OutputOption = None,
-    report: ReportOption = None,
-    overwrite: OverwriteOption = False,
-    shots: ShotsOption = None,
-    draw: Annotated[int | None, typer.Option(help="Seed of the draw of shots. Default: 0.")] = None,
-    exclude: ExcludeOption = None,
-    screen: OptionalScreenOption = None,
-    include_self: Annotated[
-        bool | None,
-        typer.Option("--include-self/--exclude-self", help="Keep sources learned on the target."),
-    ] = None,
-    align: Annotated[
-        str | None,
-        typer.Option(help="auto, none, hungarian, placement. Default: as the method asks."),
-    ] = None,
-    scale: Annotated[
-        str | None, typer.Option(help="auto, none, token_norm, ln. Default: as the method asks.")
-    ] = None,
-    safeguard: SafeguardOption = None,
-    test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
-    epochs: EpochsOption = None,
-    batch_size: BatchOption = None,
-    opt: OptOption = None,
-    lr: LrOption = None,
-    sched: SchedOption = None,
-    clip_grad: ClipOption = None,
-    head_lr: HeadLrOption = None,
-    weight_decay: DecayOption = None,
-    head: HeadOption = None,
-    keep: KeepOption = None,
-    precision: PrecisionOption = None,
-    seed: SeedOption = None,
-    prefix_cache: PrefixOption = None,
-    protocol: ProtocolOption = None,
-    freeze_report: FreezeReportOption = False,
-    device: DeviceOption = "auto",
-    force: ForceOption = False,
-    skip_bad: SkipBadOption = False,
-    allow_absent_classes: AbsentOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Combine a pool's prompts for a new task with few images, then tune the sum."""
-    from vprompt import flow, protocols
-    from vprompt import recipe as recipes
-
-    typed: dict[str, Any] = {
-        "task": task,
-        "pool_folder": pool,
-        "method": method,
-        "model": model,
-        "shots": shots,
-        "draw": draw,
-        "align": align,
-        "scale": scale,
-        "safeguard": safeguard,
-        "include_self": include_self,
-        "screen": screen,
-    }
-    given = {key: value for key, value in typed.items() if value is not None}
-    arguments = given if recipe is None else recipes.read(recipe).arguments(**given)
-    if "task" not in arguments or "pool_folder" not in arguments:
-        raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
-    arguments["config"] = options.training(
-        options.usual_combining(arguments),
-        epochs=epochs,
-        batch_size=batch_size,
-        opt=opt,
-        lr=lr,
-        sched=sched,
-        clip_grad=clip_grad,
-        head_lr=head_lr,
-        weight_decay=weight_decay,
-        head=head,
-        keep=keep,
-        precision=precision,
-        seed=seed,
-        prefix_cache=prefix_cache,
-    )
-    with terminal.progress(quiet) as progress:
-        outcome = flow.combine(
-            **arguments,
-            exclude=tuple(exclude or ()),
-            output=output,
-            overwrite=overwrite,
-            test=test,
-            device=device,
-            protocol=protocols.find(protocol) if protocol else None,
-            force=force,
-            skip_bad=skip_bad,
-            allow_absent=allow_absent_classes,
-            progress=progress,
-        )
-    terminal.show(outcome, output, report, freeze_report)
+app.command()(cli_combine.combine)
 
 
 @app.command()

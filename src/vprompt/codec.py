@@ -15,7 +15,7 @@ from vprompt.errors import VPromptError
 from vprompt.header import CONFIG, TENSORS
 from vprompt.prompt import Prompt
 
-_PROMPT_KEY = re.compile(r"(text_)?prompt_embeddings\.(\d{1,4})")
+_PROMPT_KEY = re.compile(r"((text_)?prompt|start)_embeddings\.(\d{1,4})")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGEST = 2**31  # bytes; a prompt is kilobytes, so more than this is not one
 

@@ -1,13 +1,13 @@
 """Combining: the stages of `combine`, from a pool's prompts to the one that is tuned."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vprompt import compose, matching, measure, registry, scoring
+from vprompt import compose, matching, measure, origin, registry, scoring
 from vprompt.adapter import WeightedSum
 from vprompt.artifact import Artifact
 from vprompt.errors import VPromptError
@@ -21,20 +21,12 @@ from vprompt.stages import Setting, run_tuning
 from vprompt.starting import fresh_adapter
 from vprompt.task import Task
 from vprompt.train_config import TrainConfig
-from vprompt.types import Features, LayerWeights, PromptTokens, SourceFeatures, Weights
+from vprompt.types import Features, PromptTokens, SourceFeatures, Weights
 
 DUPLICATE = 0.9999  # cosine between the features of two sources that are one
 SWITCH = 3.0  # standard errors by which another start has to be better than the mix
 Start = tuple[Prompt | None, Head]  # a prompt to tune from, with its closed-form head
 UNIFORM, MIXED = "uniform, untuned", "combined, untuned"
-
-
-def plan_of(method: str, *, align: str | None, scale: str | None, safeguard: bool | None) -> Plan:
-    """Return what a transfer method asks for, with what was given in its place."""
-    ask = registry.beside("transfer", method, "plan")
-    given = {"align": align, "scale": scale, "safeguard": safeguard}
-    plan = Plan() if ask is None else ask()
-    return replace(plan, **{key: value for key, value in given.items() if value is not None})
 
 
 def without_self(sources: Sequence[Artifact], target: Task, progress: Progress) -> list[Artifact]:
@@ -82,8 +74,8 @@ def align_sources(
         slots, facts = matching.fill_slots(prompts, names)
         return [matching.without_empty(slot) for slot in slots], slots, facts
     compose.check_same_place(prompts, names)
-    inits = {str(source.config.get("prompt_init")) for source in sources}
-    if align == "none" or (align == "auto" and len(inits) == 1 and "None" not in inits):
+    kinds = {origin.kind_of(source.config) for source in sources}
+    if align == "none" or (align == "auto" and len(kinds) == 1 and None not in kinds):
         return prompts, prompts, False
     orders = compose.match_tokens(prompts)
     moved = any(bool((order.diff() != 1).any()) for order in orders)
@@ -240,18 +232,6 @@ def remarks(mix: Mix, twins: Mapping[str, str], evidence: Evidence) -> list[str]
     return found
 
 
-def shares(mix: Mix, weights: Weights, prompts: Sequence[Prompt]) -> Weights | LayerWeights:
-    """Return what the sum is made with: the weights, or a row of them for every block."""
-    if mix.layers is None:
-        return weights
-    if len(prompts[0].blocks.unique()) == 1:
-        raise VPromptError(
-            "All tokens of these prompts enter one block, so weights that change over the layers "
-            "have no meaning. Give every source one number, or combine deep prompts."
-        )
-    return mix.layers
-
-
 def refine(
     setting: Setting,
     prompts: Sequence[Prompt],
@@ -302,13 +282,12 @@ def make_starts(
 ) -> dict[str, tuple[Start, dict[str, Any]]]:
     """Give every possible start its closed-form head: no prompt, best single, uniform, the mix."""
     hscore = registry.build("metrics", "hscore")
-    singles = [hscore(features, evidence.labels) for features in evidence.features]
-    best = max(range(len(singles)), key=singles.__getitem__)
+    best, single, seen = best_single(evidence, prompts, range(len(prompts)))
     uniform = torch.zeros_like(weights)
     uniform[list(kept)] = 1 / len(kept)
     options: dict[str, tuple[Prompt | None, Tensor | None]] = {
         "no prompt": (None, evidence.plain),
-        f"best single ({evidence.names[best]})": (prompts[best], evidence.features[best]),
+        f"best single ({best})": (single, seen),
         UNIFORM: (compose.combine(slots, uniform, scale=scale), None),
         MIXED: (mixed, None),
     }
@@ -328,6 +307,15 @@ def make_starts(
             facts |= surrogate_gap(evidence, weights, features)
         found[name] = ((prompt, head), {k: v if v == v else None for k, v in facts.items()})
     return found
+
+
+def best_single(
+    evidence: Evidence, prompts: Sequence[Prompt], rows: Iterable[int]
+) -> tuple[str, Prompt, Features]:
+    """Return the source of the highest H-score among `rows`: its name, prompt and features."""
+    hscore = registry.build("metrics", "hscore")
+    best = max(rows, key=lambda row: hscore(evidence.features[row], evidence.labels))
+    return evidence.names[best], prompts[best], evidence.features[best]
 
 
 def surrogate_gap(evidence: Evidence, weights: Weights, composed: Features) -> dict[str, float]:

@@ -125,6 +125,20 @@ def _filled(prompts: Sequence[Prompt], slot: _Slot, index: int) -> Tensor:
     return _standardised_sum(given.double()[:, None], shares)[0].to(given)
 
 
+def layer_shares(
+    layers: LayerWeights | None, weights: Weights, prompt: Prompt
+) -> Weights | LayerWeights:
+    """Return what a sum is made with: one weight per source, or a row of them for every block."""
+    if layers is None:
+        return weights
+    if len(prompt.blocks.unique()) == 1:
+        raise VPromptError(
+            "All tokens of these prompts enter one block, so weights that change over the layers "
+            "have no meaning. Give every source one number, or combine deep prompts."
+        )
+    return layers
+
+
 def combine(
     prompts: Sequence[Prompt], weights: Weights | LayerWeights, *, scale: str = "auto"
 ) -> Prompt:

@@ -6,12 +6,13 @@ import time
 import torch
 
 from vprompt.adapter import Adapter, FeatureAdapter
-from vprompt.mix import Plan
+from vprompt.mix import PUBLISHED, Plan
 from vprompt.precision import autocast
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
 
 FORWARD_SHARE = 1 / 3  # of a step: a backward pass costs about two forward passes
+SCALES = 5  # looks along a sum of moves: its start, and four scales
 _TRIAL = 16  # images: enough to keep two cores busy, few enough to cost a fraction of a second
 
 
@@ -60,7 +61,7 @@ def training_estimate(
     times = f"{points} x " if points > 1 else ""
     what = f"{times}{config.epochs} epochs x {len(train)} images"
     forward = points * judged(config) * val + 2 * test
-    return _sentence(points * config.epochs * len(train), forward, what, speed)
+    return _sentence(points * config.epochs * len(train), forward, what, speed, forward)
 
 
 def combining_estimate(
@@ -79,16 +80,23 @@ def combining_estimate(
     without a prompt, under the best source, the average, the sum, and the result.
     """
     speed = images_per_second(adapter, train, config)
-    epochs = plan.epochs(config.epochs, sources)
-    passes = sources + 1 + epochs
-    what = f"{sources + 1} evidence passes and {epochs} epochs x {len(train)} images"
-    forward = judged(config, epochs) * val + 5 * test
-    return _sentence(passes * len(train), forward, what, speed)
+    epochs, looks = plan.epochs(config.epochs, sources), 0
+    if plan.move_scale != PUBLISHED:
+        looks = SCALES + (plan.members if plan.form in ("ensemble", "distil") else 2)
+    passes = sources + 1 + looks
+    what = f"{passes} evidence passes and {epochs} epochs x {len(train)} images"
+    judged_images = judged(config, epochs) * val + 5 * test
+    steps, forward = epochs + plan.climb, judged_images + looks * len(train)
+    if plan.gradient_head is None:
+        forward += (sources + 1) * len(train)
+    else:
+        steps += sources + 1
+    return _sentence(steps * len(train), forward, what, speed, judged_images)
 
 
-def _sentence(steps: int, forward: int, what: str, speed: float) -> str:
+def _sentence(steps: int, forward: int, what: str, speed: float, judged_images: int) -> str:
     seconds = (steps + FORWARD_SHARE * forward) / speed
-    looks = f", {forward:,} looks at images to validate and test" if forward else ""
+    looks = f", {judged_images:,} looks at images to validate and test" if judged_images else ""
     return f"about {words(seconds)}: {what} at {speed:.0f} images/s{looks}"
 
 

@@ -1,58 +1,39 @@
 """Flow: the main lines of the verbs; the only place that knows the order of the stages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vprompt import (
-    artifact,
-    cards,
     catalogue,
     combining,
     comparing,
-    compose,
-    measure,
+    moving,
+    origin,
     registry,
     runs,
     scoring,
     screening,
     stages,
     starting,
+    summing,
 )
-from vprompt.adapter import Adapter, PromptAdapter
-from vprompt.artifact import Artifact
+from vprompt.adapter import PromptAdapter
 from vprompt.backbone import Backbone
 from vprompt.catalogue import Pool
 from vprompt.cost import combining_estimate, training_estimate
 from vprompt.errors import VPromptError
 from vprompt.heads import closed_form
-from vprompt.measure import Candidate, Measurement
+from vprompt.measure import Candidate
+from vprompt.mix import PUBLISHED, plan_of
 from vprompt.opening import open_backbone, open_pool_backbone, open_task
-from vprompt.precision import resolve
+from vprompt.outcome import Outcome, check_output, finish, prompt_init
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
 from vprompt.scoring import Scores
 from vprompt.task import Task
 from vprompt.train_config import TrainConfig, combining_defaults
-from vprompt.tune import Tuned
-
-RULES = {
-    "best": "epoch of best validation accuracy, the start included",
-    "least_loss": "epoch of least validation loss, none less accurate than the start",
-    "last": "last epoch",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What learn and combine return: the artefact, its measurements, and the full record."""
-
-    artifact: Artifact
-    test: dict[str, Measurement]
-    run: dict[str, Any]
 
 
 def learn(
@@ -86,7 +67,7 @@ def learn(
     nothing.
     `protocol` sets nothing: it is recorded, with every point in which the run departs from it.
     """
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     build = registry.build("adapters", method)
     config = config or TrainConfig.checked(stages.training_defaults(method))
     points = stages.grid_points(config, grid or {})
@@ -118,14 +99,14 @@ def learn(
         "command": "learn",
         "method": str(registry.parse(method)),
         "settings": registry.complete("adapters", method),
-        "prompt_init": _prompt_init(method, tuned.adapter),
+        "prompt_init": prompt_init(method, tuned.adapter),
         "train": chosen.model_dump(),
         "grid": {name: list(values) for name, values in (grid or {}).items()},
         "grid_reached": reached if grid else [],
         "train_on": train_on,
         "protocol": protocol,
     }
-    return _finish(setting, tuned, chosen, plain, candidates, run, output, overwrite, test)
+    return finish(setting, tuned, chosen, plain, candidates, run, output, overwrite, test)
 
 
 def combine(
@@ -144,6 +125,8 @@ def combine(
     align: str | None = None,
     scale: str | None = None,
     safeguard: bool | None = None,
+    move_scale: str | float | None = None,
+    form: str | None = None,
     output: Path | str | None = None,
     overwrite: bool = False,
     test: bool = True,
@@ -162,14 +145,23 @@ def combine(
     `auto` (match tokens unless all sources grew from one initialisation), or `placement`: bring
     deep prompts of different placements to one first. `scale` is one of `compose.SCALES`. With
     `safeguard`, tuning starts from the mix, unless the plain average or the best single source
-    has a clearly smaller cross-validated loss on the training images. Left out, the three are as
+    has a clearly smaller cross-validated loss on the training images. `move_scale` is `published`
+    (weights of sum 1), `auto` (a sum of moves, at the scale that the training images choose) or a
+    number; `form` is what the sum of moves becomes, one of `mix.FORMS`. Left out, the five are as
     the method asks; `config` too, and `protocol` is as for `learn`.
     Training images of another digest than `train_digest` are refused. `screen` says how a large
     pool is screened first (`screening.Screen`): `auto`, `auto(keep=16)` or `off`.
     """
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     weigh = registry.build("transfer", method)
-    plan = combining.plan_of(method, align=align, scale=scale, safeguard=safeguard)
+    plan = plan_of(
+        method,
+        align=align,
+        scale=scale,
+        safeguard=safeguard,
+        move_scale=move_scale,
+        form=form,
+    )
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
     opened = open_task(task, allow_absent=allow_absent)
     selection = screening.select(
@@ -182,7 +174,7 @@ def combine(
         align="none" if plan.target_epochs else plan.align,
         progress=progress,
     )
-    config = config or TrainConfig.checked(combining_defaults(method))
+    config = config or TrainConfig.checked(combining_defaults(method, plan.form))
     setting = stages.prepare(
         backbone,
         opened,
@@ -196,6 +188,15 @@ def combine(
     )
     sources, screened = screening.finish(selection, setting, adds_up=True)
     prompts, slots, moved = combining.align_sources(sources, plan.align)
+    moves = None
+    if plan.move_scale != PUBLISHED:
+        with setting.clock.stage("moves"):
+            moves, rows = moving.measure_moves(sources, setting, slots, progress)
+        sources, prompts, slots = (
+            [sources[row] for row in rows],
+            [prompts[row] for row in rows],
+            [slots[row] for row in rows],
+        )
     trial, looks = PromptAdapter(backbone, prompts[0]), setting.sizes(test)
     counts = {"sources": len(sources), **looks}
     progress.say(combining_estimate(trial, setting.train, setting.config, plan=plan, **counts))
@@ -206,51 +207,53 @@ def combine(
     kept = combining.kept_rows(evidence, twins)
     for sentence in combining.remarks(mix, twins, evidence):
         progress.say(sentence)
-    scale = plan.scale
-    if scale == "auto" and not backbone.centres_tokens:
-        scale = "token_norm"  # `ln` shifts tokens, which only a LayerNorm does not notice
-    weights = mix.weights
-    if plan.refine:
-        with setting.clock.stage("refine"):
-            weights = combining.refine(setting, slots, mix, kept, scale, plan.refine)
-    start = compose.combine(slots, combining.shares(mix, weights, slots), scale=scale)
-    with setting.clock.stage("starts"):
-        starts = combining.make_starts(
-            setting, evidence, prompts, slots, weights, start, scale, kept
+    if moves is None:
+        begin = summing.published(
+            setting, method, sources, prompts, slots, evidence, mix, plan, kept
         )
-    chosen = setting.config
-    begin = combining.safest_start(starts) if plan.safeguard else combining.MIXED
-    (first, _), _ = starts[begin]
-    assert first is not None
+    else:
+        begin = summing.moved(setting, method, sources, prompts, moves, evidence, mix, plan, kept)
     with setting.clock.stage("tune"):
-        given = replace(mix, weights=weights)
-        adapter, given, own = starting.adapter_of(setting, method, sources, prompts, first, given)
-        tuned = stages.run_tuning(setting, adapter, chosen)
-    weights = starting.final_weights(tuned, given.weights)
-    mix = replace(mix, facts=given.facts)
+        tuned = stages.run_tuning(setting, begin.adapter, setting.config)
+    weights = starting.final_weights(tuned, begin.weights)
+    mix = replace(mix, facts=begin.mix.facts)
     run: dict[str, Any] = {
         "command": "combine",
         "method": str(registry.parse(method)),
         "settings": registry.complete("transfer", method),
         "pool": catalogue.describe(pool_folder),
         "align": plan.align,
-        "scale": scale,
+        "scale": begin.scale,
+        "move_scale": plan.move_scale,
+        "form": plan.form,
         "safeguard": plan.safeguard,
         "include_self": include_self,
-        "train": chosen.model_dump(),
+        "train": setting.config.model_dump(),
         **({} if screened is None else {"screening": screened}),
-        "transfer": runs.describe_transfer(sources, evidence, mix, twins, weights, start),
+        "transfer": runs.describe_transfer(sources, evidence, mix, twins, weights, begin.mixed),
+        **({} if begin.moves is None else {"moves": begin.moves}),
         "aligned": moved,
-        "started_from": f"as {registry.parse(method).name} does" if own else begin,
-        "starts": {name: facts for name, (_, facts) in starts.items()},
-        "prompt_init": None,
+        "started_from": begin.name,
+        "starts": {name: facts for name, (_, facts) in begin.candidates.items()},
+        "prompt_init": origin.shared_init(sources),
         "protocol": protocol,
         "backbone": runs.describe_backbone(backbone),
     }
     drawn = {"shots": shots, "draw": draw, "digest": f"sha256:{setting.train.digest}"}
     run["replay"] = runs.replay(run, task if isinstance(task, str) else None, drawn, sources)
-    candidates = {name: candidate for name, (candidate, _) in starts.items()}
-    return _finish(setting, tuned, chosen, evidence.plain, candidates, run, output, overwrite, test)
+    candidates = {name: candidate for name, (candidate, _) in begin.candidates.items()}
+    return finish(
+        setting,
+        tuned,
+        setting.config,
+        evidence.plain,
+        candidates,
+        run,
+        output,
+        overwrite,
+        test,
+        begin.origin,
+    )
 
 
 def score(
@@ -307,84 +310,3 @@ def score(
     if reasons:
         raise VPromptError(reasons[0])
     return found[metric].ranked
-
-
-def _finish(
-    setting: stages.Setting,
-    tuned: Tuned,
-    config: TrainConfig,
-    plain: torch.Tensor,
-    candidates: Mapping[str, Candidate],
-    run: dict[str, Any],
-    output: Path | str | None,
-    overwrite: bool,
-    test: bool,
-) -> Outcome:
-    """Measure on the test split, once, and write artefact, card and record."""
-    backbone, prompt, text = setting.backbone, tuned.adapter.prompt(), tuned.adapter.text()
-    name = "tuned" if run["command"] == "combine" else "learned"
-    measured: dict[str, Measurement] = {}
-    if test and setting.task.test is not None:
-        with setting.clock.stage("test"):
-            measured = measure.test_accuracy(
-                backbone,
-                setting.task,
-                {**candidates, name: (tuned.adapter, tuned.head)},
-                precision=config.precision,
-                skip_bad=setting.skip_bad,
-                progress=setting.progress,
-            )
-    rule = RULES["last" if setting.val is None else config.keep]
-    run = {
-        **run,
-        "task": runs.describe_task(setting.task, {"train": setting.train, "val": setting.val}),
-        "backbone": runs.describe_backbone(backbone),
-        "tuning": runs.describe_tuning(tuned, rule),
-        "test": {key: value.to_json() for key, value in measured.items()},
-        "seconds": setting.clock.seconds,
-        "machine": runs.describe_machine(
-            backbone.device, resolve(config.precision, backbone.device)
-        ),
-    }
-    run["protocol"] = run["protocol"] and run["protocol"].record(run)
-    keys = ["command", "method", "settings", "pool", "train", "train_on", "grid"]
-    keys += ["align", "scale", "safeguard", "replay"]
-    facts = {
-        "prompt_init": run["prompt_init"],
-        "task": {"name": setting.task.name, "digest": run["task"]["splits"]["train"]["digest"]},
-        "recipe": {key: run[key] for key in keys if key in run},
-        "metrics": run["test"].get(name),
-    }
-    state = tuned.adapter.state() if prompt is None and text is None else {}
-    if state:
-        facts["method"] = tuned.adapter.opens_as or run["method"]
-    head = tuned.head
-    config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
-    card = cards.render(config_json, run)
-    made = Artifact(prompt, head, plain.mean(0), config_json, card, state=state, text=text)
-    if output is not None:
-        artifact.save(made, Path(output), overwrite=overwrite, run=run)
-        made = replace(made, folder=Path(output))
-    setting.forget_checkpoints()
-    return Outcome(made, measured, run)
-
-
-def _prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
-    """Say from which initialisation a method's prompt starts, so that pools know what matches."""
-    chosen = registry.complete("adapters", method)
-    fresh = chosen.get("prompt_init") and not chosen.get("start")
-    if not fresh or not adapter.keeps_places:
-        return None
-    return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
-
-
-def _check_output(output: Path | str | None, overwrite: bool) -> None:
-    """Refuse an existing folder before the work, not after it."""
-    if output is None:
-        return
-    if overwrite:
-        artifact.check_replaceable(Path(output))
-    elif Path(output).exists():
-        raise VPromptError(
-            f"{output} exists already. Choose another --output, or add --overwrite to replace it."
-        )

@@ -11,7 +11,9 @@ from vprompt.errors import VPromptError
 from vprompt.preprocessing import DataConfig
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-FORMAT_VERSION = 2  # 2: heads that compare directions, and text towers; 1 is written without them
+# 3: heads that see more than one feature; 2: heads that compare directions, and text towers; what
+# needs neither is written as 1.
+FORMAT_VERSION = 3
 HEADS = ("linear", "cosine")
 _LARGEST_CONFIG = 2**22
 _LARGEST_SIDE = 4096  # pixels
@@ -51,6 +53,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key, kind in needed.items():
         if not isinstance(config.get(key), kind):
             raise VPromptError(f"{folder / CONFIG}: {key!r} is missing or not a {kind}.")
+    if not _is_count(config.get("head_features", 1)):
+        raise VPromptError(f"{folder / CONFIG}: head_features is not a number of features.")
     if config["num_classes"] < 1 or isinstance(config["num_classes"], bool):
         raise VPromptError(f"{folder / CONFIG}: a head has at least one class.")
     if len(config["label_names"]) != config["num_classes"]:

@@ -19,7 +19,7 @@ from vprompt.types import Features, Labels
 RIDGE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LDA_SHRINKAGES = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 FAMILIES = ("ridge", "lda")
-_ABSENT = -30.0  # the logit of a class that no training image shows
+ABSENT = -30.0  # the logit of a class that no training image shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,10 @@ def closed_form(
     Works in float64. Classes without an image get a logit that is never chosen. With fewer than
     two images of every class nothing can be held out, and the middle strength is taken.
     """
-    data = features.detach().double()
+    span = Span.of(features.detach().double())
+    data, width = span.data, span.width
     fold_of = _stratified_folds(labels, folds)
-    grid = [(family, s) for family in families for s in _strengths(family)]
+    grid = [(family, s) for family in families for s in strengths(family)]
     held_out: dict[tuple[str, float], list[Tensor]] = {candidate: [] for candidate in grid}
     truth: list[Tensor] = []
     for fold in range(folds):
@@ -70,17 +71,19 @@ def closed_form(
             continue
         truth.append(labels[test])
         for family in {family for family, _ in grid}:
-            for strength, head in _path(family, data[fit], labels[fit], num_classes):
+            for strength, head in head_path(family, data[fit], labels[fit], num_classes, width):
                 held_out[family, strength].append(head.logits(data[test]))
     if not truth:
         family = grid[0][0]
-        strength = _strengths(family)[len(_strengths(family)) // 2]
-        return _single(_scaled(_fit(family, strength, data, labels, num_classes), 1.0))
+        strength = strengths(family)[len(strengths(family)) // 2]
+        return _single(_scaled(span.lift(_fit(family, strength, span, labels, num_classes)), 1.0))
     targets = torch.cat(truth)
-    judged = {candidate: _judge(torch.cat(parts), targets) for candidate, parts in held_out.items()}
+    judged = {
+        candidate: calibrated(torch.cat(parts), targets) for candidate, parts in held_out.items()
+    }
     best = min(grid, key=lambda candidate: judged[candidate][0])
     loss, accuracy, scale = judged[best]
-    head = _scaled(_fit(*best, data, labels, num_classes), scale)
+    head = _scaled(span.lift(_fit(*best, span, labels, num_classes)), scale)
     logits = torch.cat(held_out[best]) * scale
     losses = functional.cross_entropy(logits, targets, reduction="none")
     return _single(replace(head, cv_accuracy=accuracy, cv_loss=loss, cv_losses=losses))
@@ -91,36 +94,73 @@ def shrinkage_lda(features: Features, labels: Labels, num_classes: int, shrinkag
 
     S is the pooled within-class covariance, shrunk towards its mean variance.
     """
-    return _scaled(_fit("lda", shrinkage, features.detach().double(), labels, num_classes), 1.0)
+    span = Span.of(features.detach().double())
+    return _scaled(span.lift(_fit("lda", shrinkage, span, labels, num_classes)), 1.0)
 
 
-def _fit(family: str, strength: float, data: Tensor, labels: Labels, num_classes: int) -> Head:
-    return next(
-        h for s, h in _path(family, data, labels, num_classes, (strength,)) if s == strength
-    )
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Features in coordinates of their own span, where they are fewer than wide.
+
+    `data` `[images, images]` replaces `[images, width]`: every head here is the same in any
+    rotation of the features, and a decomposition costs the cube of the width, which `width` keeps.
+    """
+
+    data: Tensor
+    width: int
+    mean: Tensor
+    basis: Tensor | None = None  # `[images, width]`, orthonormal rows
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Span":
+        """Rotate float64 features `[images, width]`."""
+        count, width = features.shape
+        mean = features.mean(0)
+        if count >= width:
+            return cls(features, width, mean)
+        upper, sizes, basis = torch.linalg.svd(features - mean, full_matrices=False)
+        return cls(upper * sizes, width, mean, basis)
+
+    def lift(self, head: Head) -> Head:
+        """Return a head of these coordinates as one of the features."""
+        if self.basis is None:
+            return head
+        weight = head.weight @ self.basis
+        return replace(head, weight=weight, bias=head.bias - weight @ self.mean)
 
 
-def _strengths(family: str) -> tuple[float, ...]:
+def _fit(family: str, strength: float, span: Span, labels: Labels, num_classes: int) -> Head:
+    path = head_path(family, span.data, labels, num_classes, span.width, (strength,))
+    return next(head for own, head in path if own == strength)
+
+
+def strengths(family: str) -> tuple[float, ...]:
+    """Return the strengths that are tried of a family of heads."""
     known = {"ridge": RIDGE_STRENGTHS, "lda": LDA_SHRINKAGES}
     if family not in known:
         raise VPromptError(f"No closed-form head called {family!r}. There are: lda, ridge.")
     return known[family]
 
 
-def _path(
+def head_path(
     family: str,
     data: Tensor,
     labels: Labels,
     num_classes: int,
-    strengths: tuple[float, ...] | None = None,
+    width: int,
+    chosen: tuple[float, ...] | None = None,
 ) -> list[tuple[float, Head]]:
-    """Return the head at every strength for the price of one eigendecomposition."""
+    """Return the head at every strength for the price of one eigendecomposition.
+
+    `width` is that of the features, where `data` are their coordinates in a `Span`: strengths are
+    relative to the mean variance over all of it.
+    """
     path = _ridge_path if family == "ridge" else _lda_path
-    return path(data, labels, num_classes, strengths or _strengths(family))
+    return path(data, labels, num_classes, width, chosen or strengths(family))
 
 
 def _ridge_path(
-    data: Tensor, labels: Labels, num_classes: int, strengths: tuple[float, ...]
+    data: Tensor, labels: Labels, num_classes: int, width: int, chosen: tuple[float, ...]
 ) -> list[tuple[float, Head]]:
     mean = data.mean(0)
     centred = data - mean
@@ -129,8 +169,9 @@ def _ridge_path(
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     rotated = vectors.T @ (centred.T @ (targets - prior))
     heads = []
-    for strength in strengths:
-        penalty = strength * values.mean().clamp_min(1e-30)
+    variance = (values.sum() / width).clamp_min(1e-30)
+    for strength in chosen:
+        penalty = strength * variance
         weight = (vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None])).T
         head = _mask_absent(weight, prior - weight @ mean, prior > 0)
         heads.append((strength, replace(head, family="ridge", strength=strength)))
@@ -138,7 +179,7 @@ def _ridge_path(
 
 
 def _lda_path(
-    data: Tensor, labels: Labels, num_classes: int, strengths: tuple[float, ...]
+    data: Tensor, labels: Labels, num_classes: int, width: int, chosen: tuple[float, ...]
 ) -> list[tuple[float, Head]]:
     counts = torch.bincount(labels, minlength=num_classes).double()
     sums = data.new_zeros(num_classes, data.shape[1]).index_add_(0, labels, data)
@@ -148,10 +189,10 @@ def _lda_path(
     if freedom <= 0:  # one image per class: nothing varies within a class
         within, freedom = data - data.mean(0), max(len(data) - 1, 1)
     values, vectors = torch.linalg.eigh(within.T @ within / freedom)
-    variance = values.mean().clamp_min(1e-30)
+    variance = (values.sum() / width).clamp_min(1e-30)
     rotated = vectors.T @ means.T
     heads = []
-    for strength in strengths:
+    for strength in chosen:
         shrunk = (1 - strength) * values.clamp_min(0) + strength * variance
         weight = (vectors @ (rotated / shrunk[:, None])).T
         prior = (counts / len(data)).clamp_min(1e-30).log()
@@ -164,7 +205,7 @@ def _lda_path(
 def _mask_absent(weight: Tensor, bias: Tensor, present: Tensor) -> Head:
     """Centre the logits of the classes that are present; the others are never chosen.
 
-    Centred, the largest logit is at least 0 for any image, so that `_ABSENT` lies below it.
+    Centred, the largest logit is at least 0 for any image, so that `ABSENT` lies below it.
     """
     weight = (weight - weight[present].mean(0)) * present[:, None]
     bias = torch.where(present, bias - bias[present].mean(), bias.new_tensor(-torch.inf))
@@ -172,8 +213,8 @@ def _mask_absent(weight: Tensor, bias: Tensor, present: Tensor) -> Head:
 
 
 def _scaled(head: Head, scale: float) -> Head:
-    """Return the head with its logits scaled, and those of absent classes at `_ABSENT`."""
-    bias = torch.where(head.bias.isinf(), head.bias.new_tensor(_ABSENT), head.bias * scale)
+    """Return the head with its logits scaled, and those of absent classes at `ABSENT`."""
+    bias = torch.where(head.bias.isinf(), head.bias.new_tensor(ABSENT), head.bias * scale)
     return replace(head, weight=head.weight * scale, bias=bias)
 
 
@@ -181,7 +222,7 @@ def _single(head: Head) -> Head:
     return replace(head, weight=head.weight.float(), bias=head.bias.float())
 
 
-def _judge(logits: Tensor, labels: Labels) -> tuple[float, float, float]:
+def calibrated(logits: Tensor, labels: Labels) -> tuple[float, float, float]:
     """Return log-loss and accuracy at the calibrated scale of the logits, and that scale.
 
     It is the scale of least log-loss, but one mistake more than was seen is counted, on the image

@@ -124,6 +124,12 @@ def per_source(features: SourceFeatures, slope: Features) -> Tensor:
     return features.flatten(1) @ slope.flatten()
 
 
+def centred_cosine(first: Features, second: Features) -> float:
+    """Return the cosine of two sets of features of the same images, each less its mean, -1 to 1."""
+    one, two = (each.double() - each.double().mean(0) for each in (first, second))
+    return float((one * two).sum() / (one.norm() * two.norm()).clamp_min(1e-30))
+
+
 def centred_kernel_alignment(one: Features, other: Features) -> float:
     """Return how alike two sets of features of the same images are, whatever their axes: 0 to 1.
 

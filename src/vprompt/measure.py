@@ -12,6 +12,7 @@ from vprompt import features
 from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.backbone import Backbone
 from vprompt.classifier import compute_features
+from vprompt.ensemble import Ensemble
 from vprompt.errors import VPromptError
 from vprompt.heads import Head
 from vprompt.progress import SILENT, Progress
@@ -109,6 +110,19 @@ def features_of(
     adapter are not; one that trained in vain is a prompt that has been measured before, and one
     that never looks into the backbone transforms what is kept of it.
     """
+    if isinstance(adapted, Ensemble):
+        parts = [
+            features_of(
+                backbone,
+                member,
+                examples,
+                batch_size=batch_size,
+                precision=precision,
+                use_cache=use_cache,
+            )
+            for member in adapted.members()
+        ]
+        return adapted.join(parts)
     if isinstance(adapted, FeatureAdapter):
         frozen = features_of(
             adapted.backbone,

@@ -8,11 +8,12 @@ and where it wants other rates, `training(*, the same settings) -> dict`.
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from vprompt import registry
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
 from vprompt.compose import ALIGNS, SCALES
@@ -23,6 +24,8 @@ from vprompt.tune import Tuned
 from vprompt.types import LayerWeights, Weights
 
 EVERY_SOURCE = sys.maxsize  # more trainings than any pool has sources
+PUBLISHED = "published"
+FORMS = ("sum", "side_by_side", "ensemble", "distil")
 GRADIENT_HEADS = ("base", "own", "hscore", "ncm", "random", "source")
 
 
@@ -40,6 +43,13 @@ class Plan:
     true objective through the summed prompt before its tokens are tuned. `align`, `scale` and
     `safeguard` are the defaults of the method's sum. `merge_twins` weighs sources with the same
     features once.
+
+    `move_scale` says how the sum is made: `published` is a convex sum of prompts, whatever the
+    method's weights; `auto` adds up moves in the direction of the weights at a scale that the
+    training images choose, `sources` at their number, so that every move counts in full, a number
+    at that scale (docs/moves.md). `form` is what the sum becomes, one of `FORMS`, `members` how
+    many parts of the pool an ensemble has at most, `climb` for how many steps the coefficients
+    climb the true loss, `distillation` how much a distilled prompt is drawn towards its teacher.
     """
 
     gradient_head: str | None = None
@@ -53,6 +63,11 @@ class Plan:
     scale: str = "auto"
     safeguard: bool = True
     merge_twins: bool = True
+    move_scale: str | float = PUBLISHED
+    form: str = "sum"
+    members: int = 4
+    climb: int = 0
+    distillation: float = 1.0
 
     def epochs(self, budget: int, sources: int) -> int:
         """Return how many epochs of training it takes in all, where one training takes `budget`."""
@@ -64,6 +79,22 @@ class Plan:
         for name, value, known in (("align", self.align, ALIGNS), ("scale", self.scale, SCALES)):
             if value not in known:
                 raise VPromptError(f"No {name} called {value!r}. There are: {', '.join(known)}.")
+        if self.form not in FORMS:
+            raise VPromptError(f"No form called {self.form!r}. There are: {', '.join(FORMS)}.")
+        named = (PUBLISHED, "auto", "sources")
+        if self.move_scale not in named and not _positive(self.move_scale):
+            raise VPromptError(
+                "move_scale is `published`, `auto`, `sources` or a number above 0, but got "
+                f"{self.move_scale!r}."
+            )
+        if self.form != "sum" and self.move_scale == PUBLISHED:
+            raise VPromptError(
+                f"form={self.form} is made of moves. Add --move-scale auto, or leave the form out."
+            )
+        if self.members < 1:
+            raise VPromptError(f"An ensemble has at least 1 member, but got {self.members}.")
+        if self.climb < 0:
+            raise VPromptError(f"climb is a number of steps from 0, but got {self.climb}.")
         if not isinstance(self.safeguard, bool):
             raise VPromptError(f"safeguard is true or false, but got {self.safeguard!r}.")
         if self.gradient_head is not None and self.gradient_head not in GRADIENT_HEADS:
@@ -71,6 +102,27 @@ class Plan:
                 f"No gradient head called {self.gradient_head!r}. There are: "
                 f"{', '.join(GRADIENT_HEADS)}."
             )
+
+
+def plan_of(method: str, **given: Any) -> Plan:
+    """Return what a transfer method asks for, with what was given in its place: `Plan`'s fields.
+
+    A form that is made of moves asks for a free scale; a `scale` of tokens is that of a published
+    sum, which has no other form.
+    """
+    ask = registry.beside("transfer", method, "plan")
+    if given.get("form") not in (None, "sum") and given.get("move_scale") is None:
+        given["move_scale"] = "auto"
+    if given.get("scale") not in (None, "none") and given.get("move_scale") is None:
+        given["move_scale"] = PUBLISHED  # it says how a convex sum is scaled, token by token
+    if given.get("move_scale") == PUBLISHED and given.get("form") is None:
+        given["form"] = "sum"
+    plan = Plan() if ask is None else ask()
+    return replace(plan, **{key: value for key, value in given.items() if value is not None})
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,23 @@ SafeguardOption = Annotated[
         "asks.",
     ),
 ]
+MoveScaleOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How far to go along the pool's moves: auto, published (weights of sum 1), sources "
+        "or a number. Default: as the method asks."
+    ),
+]
+FormOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What the sum of moves becomes: sum, side_by_side, ensemble, distil. Default: as the "
+        "method asks."
+    ),
+]
+ScalePathOption = Annotated[
+    Path | None, typer.Option(help="SVG file to draw the scales in that were looked at.")
+]
 ProtocolOption = Annotated[
     str | None,
     typer.Option(
@@ -120,11 +137,22 @@ def typed(**given: Any) -> dict[str, Any]:
 
 def usual_combining(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the training settings of a recipe, or else what its method works best with."""
+    from vprompt.mix import plan_of
     from vprompt.train_config import combining_defaults
 
     if "config" in arguments:
         return dict(arguments["config"])
-    return combining_defaults(arguments.get("method", "hgprompt"))
+    method = arguments.get("method", "hgprompt")
+    chosen = {key: arguments.get(key) for key in ("scale", "move_scale", "form")}
+    return combining_defaults(method, plan_of(method, **chosen).form)
+
+
+def number_or_word(text: str | None) -> str | float | None:
+    """Read `4` as a number and `auto` as it is."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def with_settings(method: str, extra: dict[str, Any]) -> str:

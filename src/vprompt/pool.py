@@ -3,7 +3,7 @@
 `catalogue.py` lists them without their tensors.
 """
 
-from vprompt import artifact
+from vprompt import artifact, origin
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.catalogue import Entry, Pool, describe, entries
@@ -11,18 +11,22 @@ from vprompt.errors import VPromptError
 
 
 def check(pool: Pool, backbone: Backbone | None = None) -> list[Entry]:
-    """Read every artefact whole and return the entries, each with its first problem if any."""
+    """Read every artefact whole and return the entries, each with its first problem if any.
+
+    With a backbone, the start of every prompt is computed again and checked, too.
+    """
     checked = []
     for entry in entries(pool):
-        problem = entry.problem
+        problem, start = entry.problem, ""
         if problem is None:
             try:
                 loaded = artifact.load(entry.folder)
                 if backbone is not None:
                     artifact.check_fits(loaded.config, backbone)
+                    start = "" if loaded.prompt is None else origin.of(loaded, backbone).how
             except VPromptError as error:
                 problem = str(error)
-        checked.append(Entry(entry.folder, entry.config, problem))
+        checked.append(Entry(entry.folder, entry.config, problem, start))
     return checked
 
 

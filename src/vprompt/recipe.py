@@ -16,7 +16,6 @@ again on the same files.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vprompt import artifact, hub, registry
 from vprompt.errors import VPromptError
-from vprompt.mix import Plan
+from vprompt.mix import plan_of
 from vprompt.train_config import TrainConfig, combining_defaults
 
 _ALIASES = {"mean": "uniform"}  # mergekit's name
-_SUM = ("align", "scale", "safeguard")
+_SUM = ("align", "scale", "move_scale", "form", "safeguard")
 _FLOW = (*_SUM, "include_self", "screen")
 _LARGEST = 1 << 20
 
@@ -78,10 +77,8 @@ class Recipe(_Strict):
         """
         method = self._method()
         registry.build("transfer", method)
-        config = TrainConfig.checked({**combining_defaults(method), **self.train})
-        ask = registry.beside("transfer", method, "plan")
-        plan = Plan() if ask is None else ask()
-        replace(plan, **{k: v for k, v in self.parameters.items() if k in _SUM})
+        plan = plan_of(method, **{k: v for k, v in self.parameters.items() if k in _SUM})
+        config = TrainConfig.checked({**combining_defaults(method, plan.form), **self.train})
         if self.target.data is None:
             raise VPromptError(
                 "The recipe names no data: it was made in Python for a Task. Write target.data."

@@ -213,6 +213,9 @@ def describe_transfer(
     }
 
 
+_COMBINED = ("align", "scale", "move_scale", "form", "safeguard", "include_self")
+
+
 def replay(
     run: Mapping[str, Any],
     task: str | None,
@@ -233,6 +236,6 @@ def replay(
             for place, source in zip(places, sources, strict=True)
         ],
         "target": {"data": task, **draw},
-        "parameters": {key: run[key] for key in ("align", "scale", "safeguard", "include_self")},
+        "parameters": {key: run[key] for key in _COMBINED if key in run},
         "train": run["train"],
     }

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vprompt import artifact, flow, registry, runs, stages
+from vprompt import artifact, flow, outcome, registry, runs, stages
 from vprompt.adapters._bilevel import Bilevel
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
-from vprompt.flow import Outcome
 from vprompt.opening import open_backbone, open_task
+from vprompt.outcome import Outcome
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
 from vprompt.randomness import numpy_stream
@@ -84,7 +84,7 @@ def search(
         "settings": registry.complete("adapters", method),
         "train": setting.config.model_dump(),
         "task": runs.describe_task(setting.task, {"train": setting.train, "val": setting.val}),
-        "tuning": runs.describe_tuning(tuned, flow.RULES["last"]),
+        "tuning": runs.describe_tuning(tuned, outcome.RULES["last"]),
         "found": found,
         "alpha_data": moved_on,
         "labelled_images": len(drawn.train) + (len(drawn.val or ()) if moved_on == "val" else 0),

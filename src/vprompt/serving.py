@@ -56,30 +56,44 @@ class PromptServer:
         """Return the features of image i under the artefact `adapter_names[i]`, fp32, on the CPU.
 
         All prompts share one forward pass; an artefact of a method without a prompt has one of its
-        own.
+        own. Raises VPromptError where their features are not equally wide, as an ensemble's.
         """
+        found = self._each(images, adapter_names, precision)
+        widths = sorted({len(each) for each in found})
+        if len(widths) > 1:
+            raise VPromptError(
+                f"The features of these artefacts are {widths} wide, so they fit in no one tensor. "
+                "Ask for those of an ensemble by themselves, or for `logits`."
+            )
+        return torch.stack(found) if found else torch.empty(0, self.backbone.feature_dim)
+
+    def _each(self, images: Images, adapter_names: Sequence[str], precision: str) -> list[Tensor]:
+        """Return the features of every image, each as wide as its artefact makes them."""
         self._check_names(len(images), adapter_names)
-        found = torch.empty(len(images), self.backbone.feature_dim)
+        found: dict[int, Tensor] = {}
         with torch.no_grad(), autocast(precision, self.backbone.device):
             for name in {*adapter_names} & self._adapters.keys():
                 rows = _rows(adapter_names, {name})
-                found[rows] = self._adapters[name].features(images[rows]).float().cpu()
+                features = self._adapters[name].features(images[rows]).float().cpu()
+                found |= dict(zip(rows.tolist(), features, strict=True))
             rows = _rows(adapter_names, self._prompts)
             if len(rows):
                 names = [adapter_names[row] for row in rows.tolist()]
                 mine = images if len(rows) == len(images) else images[rows]
-                found[rows] = self._prompted(mine, names).float().cpu()
-        return found
+                features = self._prompted(mine, names).float().cpu()
+                found |= dict(zip(rows.tolist(), features, strict=True))
+        return [found[row] for row in range(len(images))]
 
     def logits(
         self, images: Images, adapter_names: Sequence[str], *, precision: str = "auto"
     ) -> list[Tensor]:
         """Return the logits `[classes]` of every image over the classes of its own artefact."""
-        features = self.features(images, adapter_names, precision=precision)
+        features = self._each(images, adapter_names, precision)
         found: dict[int, Tensor] = {}
         for name in dict.fromkeys(adapter_names):
             rows = _rows(adapter_names, {name})
-            logits = self.artifacts[name].head.logits(features[rows])
+            seen = torch.stack([features[row] for row in rows.tolist()])
+            logits = self.artifacts[name].head.logits(seen)
             found |= dict(zip(rows.tolist(), logits, strict=True))
         return [found[row] for row in range(len(features))]
 

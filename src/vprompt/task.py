@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -101,6 +101,10 @@ class SealedSplit:
     def __len__(self) -> int:
         """Count the images."""
         return len(self.__split)
+
+    def cut(self, part: Callable[[Split], Split]) -> "SealedSplit":
+        """Return the split after `part`, such as some of its classes, sealed as it was."""
+        return SealedSplit(part(self.__split))
 
     def open(self) -> Split:
         """Return the images and labels, to `measure.py` and to nobody else."""

@@ -137,19 +137,37 @@ def _gain(gain: Any) -> str:
 
 
 def show(
-    outcome: Any, output: Path | None, report: Path | None, freeze_report: bool = False
+    outcome: Any,
+    output: Path | None,
+    report: Path | None,
+    freeze_report: bool = False,
+    scale_path: Path | None = None,
 ) -> None:
-    """Print what a run found, where it is, and, where asked, every tensor that was trained."""
+    """Print what a run found, where it is, and, where asked, every tensor that was trained.
+
+    `scale_path` is where the scales of a sum of moves are drawn.
+    """
     from vprompt.report import write_report
 
     run = outcome.run
     if "transfer" in run:
         sources = sorted(run["transfer"]["sources"], key=lambda source: -source["weight"])
+        sizes = run.get("moves", {}).get("sizes", {})
         table(
-            ["source", "weight", "H-score"],
-            [[s["name"], f"{s['weight']:.3f}", f"{s['hscore']:.3f}"] for s in sources],
+            ["source", "weight", "H-score", *(["size of its move"] if sizes else [])],
+            [
+                [
+                    s["name"],
+                    f"{s['weight']:.3f}",
+                    f"{s['hscore']:.3f}",
+                    *([f"{sizes[s['name']]:.2f}"] if sizes else []),
+                ]
+                for s in sources
+            ],
         )
-        print()
+        print(f"even weights would be {1 / len(sources):.3f}\n")
+    if "moves" in run:
+        _scales(run["moves"])
     if outcome.test:
         measurements(run["task"]["name"], outcome.test)
     tuning = run["tuning"]
@@ -173,9 +191,39 @@ def show(
         _freeze_report(run)
     if output is not None:
         print(f"artefact: {output}")
+    if scale_path is not None:
+        from vprompt.report.scales import write_scale_path
+
+        write_scale_path(run, scale_path)
+        print(f"scales:   {scale_path}")
     if report is not None:
         write_report(run, report)
         print(f"report:   {report}")
+
+
+def _scales(moves: Mapping[str, Any]) -> None:
+    """Print the scales that were looked at, which was taken, and what the pool is worth."""
+    rows = []
+    for point in moves["path"]:
+        judged = point["cv_loss"] is not None
+        taken = "members" not in moves and point["name"] == moves["chosen"]
+        rows.append(
+            [
+                point["name"],
+                f"{point['alike']:.2f}",
+                f"{point['cv_loss']:.3f}" if judged else "",
+                f"{100 * point['cv_accuracy']:.1f} %" if judged else point["problem"] or "",
+                "yes" if taken else "",
+            ]
+        )
+    held = moves["held_out"]
+    if "members" in moves:
+        name = f"ensemble of {len(moves['members'])}, x{moves['member_scale']:g}"
+        judged = [f"{held['loss']:.3f}", f"{100 * held['accuracy']:.1f} %"] if held else ["", ""]
+        rows.append([name, "", *judged, "" if moves["unused"] else "yes"])
+    heads = ["scale of the move", "likeness", "held-out loss", "held-out accuracy", "taken"]
+    table(heads, rows)
+    print(f"\n{moves['verdict']}\n")
 
 
 def measurements(task: str, found: dict[str, Any]) -> None:

@@ -13,13 +13,19 @@ from vprompt.errors import VPromptError
 COMBINE = {"lr": 1e-3, "batch_size": 16, "keep": "least_loss"}
 
 
-def combining_defaults(method: str) -> dict[str, Any]:
+# An ensemble is as good untuned (docs/moves.md), and its tuning costs that of all its members.
+FORMS = {"ensemble": {"epochs": 0}}
+
+
+def combining_defaults(method: str, form: str = "sum") -> dict[str, Any]:
     """Return `COMBINE`, and above it the settings that a method of `transfer/` works best with.
+
+    Some forms of the sum have settings of their own.
 
     Its file may hold `training(**settings) -> dict`; what a person gives goes first.
     """
     ask = registry.beside("transfer", method, "training")
-    return {**COMBINE, **({} if ask is None else ask())}
+    return {**COMBINE, **FORMS.get(form, {}), **({} if ask is None else ask())}
 
 
 class TrainConfig(BaseModel):

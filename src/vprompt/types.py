@@ -14,6 +14,7 @@ Images: TypeAlias = Float[Tensor, "batch 3 height width"]
 Tokens: TypeAlias = Float[Tensor, "batch sequence dim"]
 ReadTokens: TypeAlias = Float[Tensor, "batch read dim"]  # a sequence, or the first of it
 Features: TypeAlias = Float[Tensor, "batch feature_dim"]
+JoinedFeatures: TypeAlias = Float[Tensor, "batch joined_dim"]  # several features side by side
 Labels: TypeAlias = Int[Tensor, " batch"]
 PromptTokens: TypeAlias = Float[Tensor, "count dim"]
 SamplePromptTokens: TypeAlias = Float[Tensor, "batch count dim"]

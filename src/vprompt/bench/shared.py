@@ -17,7 +17,7 @@ from vprompt.bench.jobs import Job
 from vprompt.bench.work import load_backbone, open_target
 from vprompt.evidence import gather
 from vprompt.files import digest
-from vprompt.mix import Plan
+from vprompt.mix import Plan, plan_of
 from vprompt.progress import SILENT
 from vprompt.train_config import TrainConfig
 
@@ -99,7 +99,7 @@ def _images_key(job: Job) -> str:
 
 
 def _plan(job: Job) -> Plan:
-    return combining.plan_of(job.spec, align=job.options.get("align"), scale=None, safeguard=None)
+    return plan_of(job.spec, align=job.options.get("align"))
 
 
 def _setting(job: Job) -> stages.Setting:

@@ -15,6 +15,7 @@ from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job
 from vprompt.errors import VPromptError
 from vprompt.opening import open_backbone, open_task
+from vprompt.outcome import Outcome
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
 from vprompt.task import Task
@@ -91,7 +92,7 @@ def _protocol(job: Job) -> Protocol | None:
     return next((each for each in protocols.ALL if each.name == job.protocol), None)
 
 
-def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> flow.Outcome:
+def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> Outcome:
     return flow.learn(
         open_task(job.data, allow_absent=job.allow_absent),
         model=backbone,
@@ -110,7 +111,7 @@ def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress
     )
 
 
-def _search(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> flow.Outcome:
+def _search(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> Outcome:
     return searching.search(
         open_task(job.data, allow_absent=job.allow_absent),
         model=backbone,
@@ -128,7 +129,7 @@ def _search(job: Job, backbone: Backbone, config: TrainConfig, progress: Progres
     )
 
 
-def _combine(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> flow.Outcome:
+def _combine(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> Outcome:
     return flow.combine(
         open_target(job),  # `combine` knows no trainval, so the splits are joined here
         pool_folder=job.pools,

@@ -5,14 +5,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vprompt.report import placement, plots, searched
+from vprompt.report import placement, plots, scales, searched
 from vprompt.report.facts import groups
 from vprompt.report.wording import Number, count, moment, percent, plural, signed, unbroken
 
 Run = Mapping[str, Any]
 
 FINAL = ("tuned", "learned")  # what the two commands call their result
-_ORDER = ("no prompt", "best single", "uniform", "combined")
+_ORDER = ("no prompt", "start", "best single", "uniform", "combined")
 
 
 def build(run: Run) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def build(run: Run) -> dict[str, Any]:
         "with_top5": any(found["acc5"] is not None for _, found in tests),
         "test_plot": Markup(plots.accuracies(tests, final)) if tests else None,
         "transfer": transfer(run) if run.get("transfer") else None,
+        "moves": moved(run) if run.get("moves") else None,
         "training": training(run["tuning"]),
         "placement": placed(run),
         "search": found(run),
@@ -134,6 +135,25 @@ def transfer(run: Run) -> dict[str, Any]:
     }
 
 
+def moved(run: Run) -> dict[str, Any]:
+    """Return the picture of the scales, what the pool is worth in words, and the coefficients."""
+    found = run["moves"]
+    verdict = str(found["verdict"])
+    return {
+        "plot": Markup(scales.drawing(run).svg()),
+        "verdict": verdict[:1].upper() + verdict[1:],
+        "why": found["why"],
+        "form": found["form"],
+        "rows": [
+            {"name": name, "size": size, "coefficient": found["coefficients"].get(name)}
+            for name, size in found["sizes"].items()
+        ],
+        "cosine": found["mean_cosine"],
+        "centred": found["centred"],
+        "members": found.get("members"),
+    }
+
+
 def _optima(facts: Run) -> list[dict[str, Any]]:
     """Return every optimum that was found, best first, with its heaviest sources in words."""
     found = []
@@ -217,7 +237,10 @@ def found(run: Run) -> dict[str, Any] | None:
     }
 
 
-_STAGES = ("images", "screen", "evidence", "head", "weigh", "refine", "starts", "tune", "test")
+_STAGES = (
+    *("images", "screen", "moves", "evidence", "head", "weigh", "refine", "scales", "starts"),
+    *("tune", "test"),
+)
 
 
 def cost(run: Run) -> dict[str, Any]:

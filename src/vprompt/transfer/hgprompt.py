@@ -17,7 +17,7 @@ import torch
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
 from vprompt.linalg import check_shrinkage
-from vprompt.mix import Mix, Plan
+from vprompt.mix import PUBLISHED, Mix, Plan
 from vprompt.registry import suggest
 from vprompt.transfer import _alignment, _bootstrap, _softening
 from vprompt.transfer._scores import AdjustedHScore, HScore, Times, TraceRatio
@@ -34,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bootstrap": 100,
         "refine": 0,
         "soften": "spread",
+        "climb": 0,
     },
     "paper": {
         "score": "hscore_raw",
@@ -43,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bootstrap": 0,
         "refine": 0,
         "soften": "none",
+        "climb": 0,
     },
 }
 SCORES = ("hscore_adjusted", "hscore_shrunk", "hscore_raw", "trace_ratio")
@@ -60,12 +62,18 @@ def plan(
     solver: str | None = None,
     class_balanced: bool = False,
     standardise: bool = False,
-    gradient_head: str | None = "base",
+    gradient_head: str | None = None,
     bootstrap: int | None = None,
     refine: int | None = None,
     soften: str | float | None = None,
+    climb: int | None = None,
+    members: int = 4,
 ) -> Plan:
-    """Ask for gradients under `gradient_head`, and for the sum that the preset makes of them."""
+    """Ask for gradients where something uses them, and for the sum that the preset makes.
+
+    The paper's preset and every alignment take them under the base head, unless `gradient_head`
+    names another; `robust` does without.
+    """
     chosen = _chosen(
         preset=preset,
         score=score,
@@ -75,16 +83,18 @@ def plan(
         bootstrap=bootstrap,
         refine=refine,
         soften=soften,
+        climb=climb,
     )
     del class_balanced, standardise
     check_shrinkage(shrinkage)
-    if chosen["alignment"] != "none" and gradient_head is None:
-        raise VPromptError("An alignment needs gradients: give a gradient_head, such as base.")
+    paper = preset == "paper"
+    if gradient_head is None and (paper or chosen["alignment"] != "none"):
+        gradient_head = "base"
     if chosen["alignment"] == "reference" and gradient_head != "base":
         raise VPromptError(
             "alignment=reference compares gradients of one loss, so it needs gradient_head=base."
         )
-    paper = preset == "paper"
+    free = not paper and not chosen["refine"]
     return Plan(
         gradient_head=gradient_head,
         reference=chosen["alignment"] == "reference",
@@ -93,6 +103,10 @@ def plan(
         align="none" if paper else "auto",
         scale="none" if paper else "auto",
         safeguard=not paper,
+        move_scale="auto" if free else PUBLISHED,
+        form="ensemble" if free else "sum",
+        members=members,
+        climb=chosen["climb"],
     )
 
 
@@ -107,10 +121,12 @@ def weigh(
     solver: str | None = None,
     class_balanced: bool = False,
     standardise: bool = False,
-    gradient_head: str | None = "base",
+    gradient_head: str | None = None,
     bootstrap: int | None = None,
     refine: int | None = None,
     soften: str | float | None = None,
+    climb: int | None = None,
+    members: int = 4,
 ) -> Mix:
     """Return the best of all optima found, with the others, intervals and the noise floor.
 
@@ -126,9 +142,11 @@ def weigh(
     the weights then climb the true objective through the summed prompt. `soften` moves the optimum
     back towards uniform weights: `bagged` takes the mean of the resampled optima, `spread` pulls
     that mean by as much as they differ, a number from 0 to 1 is the share of uniform weights.
-    Without a bootstrap nothing is softened unless it says so.
+    Without a bootstrap nothing is softened unless it says so. `climb` is for how many steps the
+    coefficients of a sum of moves then climb the true loss, and `members` how many parts of the
+    pool an ensemble has at most (docs/moves.md).
     """
-    del gradient_head  # what the evidence was gathered with
+    del gradient_head, members  # what the evidence was gathered with, and what becomes of it
     chosen = _chosen(
         preset=preset,
         score=score,
@@ -138,6 +156,7 @@ def weigh(
         bootstrap=bootstrap,
         refine=refine,
         soften=soften,
+        climb=climb,
     )
     if len(evidence) == 1:
         return Mix(torch.ones(1, dtype=torch.float64), facts={"chosen": chosen})
@@ -214,7 +233,7 @@ def _chosen(*, preset: str, **given: Any) -> dict[str, Any]:
             raise VPromptError(
                 f"hgprompt has no {key} {chosen[key]!r}.{suggest(chosen[key], values)}"
             )
-    for key in ("bootstrap", "refine"):
+    for key in ("bootstrap", "refine", "climb"):
         if chosen[key] < 0:
             raise VPromptError(f"{key} is a number from 0 upwards, but got {chosen[key]}.")
     _softening.check(chosen["soften"])

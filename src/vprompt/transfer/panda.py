@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vprompt.adapter import Adapter, PromptAdapter
+from vprompt.distilling import Distilled
 from vprompt.errors import VPromptError
 from vprompt.evidence import Evidence
 from vprompt.features import features_of
-from vprompt.files import digest
 from vprompt.linalg import unit_rows
 from vprompt.mix import Mix, Plan, TuningStart
 from vprompt.registry import suggest
@@ -120,45 +119,6 @@ def adapter(
     begun = Distilled(first, logits, weight, distillation, temperature)
     facts = {**mix.facts, "teachers": accuracies, "distillation_weight": weight}
     return begun, replace(mix, facts=facts)
-
-
-class Distilled(PromptAdapter):
-    """A prompt that is also drawn towards logits `[images, classes]` of the training images.
-
-    They are computed before the training, in evaluation mode and without a graph, so a teacher
-    costs nothing in a step and no gradient reaches it.
-    """
-
-    def __init__(
-        self, student: Adapter, teacher: Tensor, weight: float, loss: str, temperature: float
-    ) -> None:
-        prompt = student.prompt()
-        assert prompt is not None
-        super().__init__(student.backbone, prompt)
-        self.teacher, self.weight = teacher.detach(), weight
-        self.loss, self.temperature = loss, temperature
-
-    def extra_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return the distance from the teacher's logits, as a share of the loss."""
-        teacher = self.teacher[rows].to(logits)
-        if self.loss != "kl":
-            square = functional.mse_loss(logits, teacher)
-            return self.weight * (square / len(rows) if self.loss == "published" else square)
-        ours, theirs = logits / self.temperature, teacher / self.temperature
-        distance = functional.kl_div(
-            ours.log_softmax(1), theirs.log_softmax(1), reduction="batchmean", log_target=True
-        )
-        return self.weight * self.temperature**2 * distance
-
-    def identity(self) -> dict[str, Any]:
-        """Add the teacher and how it draws."""
-        return {
-            **super().identity(),
-            "teacher": digest(self.teacher.contiguous().numpy().tobytes()),
-            "weight": self.weight,
-            "loss": self.loss,
-            "temperature": self.temperature,
-        }
 
 
 def task_similarities(sources: Tensor, target: Tensor) -> Tensor:

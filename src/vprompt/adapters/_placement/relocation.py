@@ -125,8 +125,10 @@ def _move(prompt: ScoredPrompt, row: int, target: int, candidate: int, training:
             scored or candidate + 1, training.seed, epoch, explore=scored > 0 and rules.explore
         )
         prompt.tokens[row] = drawn[candidate, target].to(prompt.tokens)
+        prompt.born[row] = prompt.tokens[row]
     elif rules.move_init == "scale":
         prompt.tokens[row] *= rules.move_scale
+        prompt.born[row] = prompt.tokens[row]
     prompt.blocks[row] = target
     prompt.moved_at[row] = training.epoch
     prompt.idle[row] = 0

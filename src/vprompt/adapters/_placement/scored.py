@@ -28,6 +28,7 @@ class ScoredPrompt(PromptAdapter):
     gains: Tensor
     measured: Tensor
     moved_at: Tensor
+    born: Tensor
 
     def __init__(
         self, backbone: Backbone, start: Prompt, rules: Rules, allocator: Allocator
@@ -40,6 +41,7 @@ class ScoredPrompt(PromptAdapter):
         self.register_buffer("idle", share)  # mean score over epochs, positive where idle
         self.register_buffer("removal", share.clone())  # mask score of the last scored epoch
         self.register_buffer("measured", count)  # epochs in `idle` since the token last moved
+        self.register_buffer("born", self.tokens.detach().clone())  # what every token began as
         self.register_buffer("moved_at", count.clone())  # the epoch before which it moved, or 0
         fresh = rules.move_init == "fresh"
         scored = rules.candidates if fresh and rules.alloc == "grad" else 0
@@ -67,6 +69,10 @@ class ScoredPrompt(PromptAdapter):
     def prompt(self) -> Prompt:
         """Return the tokens as they are now, detached, sorted by block."""
         return sorted_prompt(self.tokens.detach().cpu(), self.blocks.cpu())[0]
+
+    def started(self) -> Prompt:
+        """Return what every token began as, where it stands now, sorted by block."""
+        return sorted_prompt(self.born.cpu(), self.blocks.cpu())[0]
 
     def counts(self) -> list[int]:
         """Return how many tokens stand in each block."""

@@ -1,0 +1,135 @@
+"""Outcome: what learn and combine return, measured once, with its artefact and record."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vprompt import artifact, cards, catalogue, measure, origin, registry, runs, stages
+from vprompt.adapter import Adapter
+from vprompt.artifact import Artifact
+from vprompt.errors import VPromptError
+from vprompt.measure import Candidate, Measurement
+from vprompt.precision import resolve
+from vprompt.prompt import Prompt
+from vprompt.train_config import TrainConfig
+from vprompt.tune import Tuned
+
+RULES = {
+    "best": "epoch of best validation accuracy, the start included",
+    "least_loss": "epoch of least validation loss, none less accurate than the start",
+    "last": "last epoch",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What learn and combine return: the artefact, its measurements, and the full record."""
+
+    artifact: Artifact
+    test: dict[str, Measurement]
+    run: dict[str, Any]
+
+
+def finish(
+    setting: stages.Setting,
+    tuned: Tuned,
+    config: TrainConfig,
+    plain: torch.Tensor,
+    candidates: Mapping[str, Candidate],
+    run: dict[str, Any],
+    output: Path | str | None,
+    overwrite: bool,
+    test: bool,
+    begun: Prompt | None = None,
+) -> Outcome:
+    """Measure on the test split, once, and write artefact, card and record.
+
+    `begun` is the start from which moves are measured, where it is not the adapter's own.
+    """
+    backbone, prompt, text = setting.backbone, tuned.adapter.prompt(), tuned.adapter.text()
+    learned = run["command"] == "learn"
+    started = tuned.adapter.started() if learned and begun is None else begun
+    init, start = origin.record(run["prompt_init"], backbone, prompt, started)
+    name = "tuned" if run["command"] == "combine" else "learned"
+    if learned and init and init.get("move", 1.0) < catalogue.STILL:
+        setting.progress.say(_still(tuned))
+    measured: dict[str, Measurement] = {}
+    if test and setting.task.test is not None:
+        with setting.clock.stage("test"):
+            measured = measure.test_accuracy(
+                backbone,
+                setting.task,
+                {**candidates, name: (tuned.adapter, tuned.head)},
+                precision=config.precision,
+                skip_bad=setting.skip_bad,
+                progress=setting.progress,
+            )
+    rule = RULES["last" if setting.val is None else config.keep]
+    run = {
+        **run,
+        "prompt_init": init,
+        "task": runs.describe_task(setting.task, {"train": setting.train, "val": setting.val}),
+        "backbone": runs.describe_backbone(backbone),
+        "tuning": runs.describe_tuning(tuned, rule),
+        "test": {key: value.to_json() for key, value in measured.items()},
+        "seconds": setting.clock.seconds,
+        "machine": runs.describe_machine(
+            backbone.device, resolve(config.precision, backbone.device)
+        ),
+    }
+    run["protocol"] = run["protocol"] and run["protocol"].record(run)
+    keys = ["command", "method", "settings", "pool", "train", "train_on", "grid"]
+    keys += ["align", "scale", "move_scale", "form", "safeguard", "replay"]
+    facts = {
+        "prompt_init": run["prompt_init"],
+        "task": {"name": setting.task.name, "digest": run["task"]["splits"]["train"]["digest"]},
+        "recipe": {key: run[key] for key in keys if key in run},
+        "metrics": run["test"].get(name),
+    }
+    state = tuned.adapter.state() if prompt is None and text is None else {}
+    if state:
+        facts["method"] = tuned.adapter.opens_as or run["method"]
+    head = tuned.head
+    config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
+    card = cards.render(config_json, run)
+    made = Artifact(
+        prompt, head, plain.mean(0), config_json, card, state=state, text=text, start=start
+    )
+    if output is not None:
+        artifact.save(made, Path(output), overwrite=overwrite, run=run)
+        made = replace(made, folder=Path(output))
+    setting.forget_checkpoints()
+    return Outcome(made, measured, run)
+
+
+def _still(tuned: Tuned) -> str:
+    """Say that a prompt ended where it began, why, and what to do about it."""
+    why = "no epoch was better on validation" if tuned.history[-1].epoch else "there was no epoch"
+    return (
+        f"the prompt is still its start ({why}): it carries nothing that others could use. For a "
+        "pool, learn it with `--keep last` and as many `--epochs` as the training loss falls"
+    )
+
+
+def prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
+    """Say from which initialisation a method's prompt starts, so that pools know what matches."""
+    chosen = registry.complete("adapters", method)
+    fresh = chosen.get("prompt_init") and not chosen.get("start")
+    if not fresh or not adapter.keeps_places:
+        return None
+    return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
+
+
+def check_output(output: Path | str | None, overwrite: bool) -> None:
+    """Refuse an existing folder before the work, not after it."""
+    if output is None:
+        return
+    if overwrite:
+        artifact.check_replaceable(Path(output))
+    elif Path(output).exists():
+        raise VPromptError(
+            f"{output} exists already. Choose another --output, or add --overwrite to replace it."
+        )
