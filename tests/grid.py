@@ -21,7 +21,7 @@ RECIPE = {
     "sources": {"learn": "vpt(num_virtual_tokens=2)"},
     "methods": [
         {"name": "VPT", "learn": "vpt(num_virtual_tokens=2)"},
-        {"name": "HGPrompt", "combine": "hgprompt(bootstrap=0)"},
+        {"name": "HGPrompt", "combine": "hgprompt(bootstrap=0, gradient_head=base)"},
     ],
 }
 TIMES = ("seconds", "total_seconds", "machine")  # of a record: all that may differ

@@ -31,7 +31,7 @@ def images(tmp_path_factory):
     return root
 
 
-QUICK = ("--model", "tiny", "--epochs", 1, "--prompt-length", 2, "--quiet")
+QUICK = ("--model", "tiny", "--epochs", 1, "--prompt-length", 2, "--keep", "last", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,11 @@ def test_pool_ls_lists(vprompt, pool):
 def test_pool_check_says_how_many_are_sound_and_fails_on_a_broken_one(vprompt, pool, tmp_path):
     import shutil
 
-    assert vprompt("pool", "check", pool) == (0, "2 of 2 artefacts are sound\n", "")
+    code, out, _ = vprompt("pool", "check", pool)
+    assert code == 0 and out.endswith("2 of 2 artefacts are sound\n")
+    assert "one: moved by 0." in out and "two: moved by 0." in out
+    code, out, _ = vprompt("pool", "check", pool, "--model", "tiny")
+    assert code == 0 and "its start computed again, of the same digest" in out
     code, out, _ = vprompt("pool", "check", pool, "--model", "tiny(seed=1)")
     assert code == 1 and "one: " in out and "0 of 2 artefacts are sound" in out
     shutil.copytree(pool, tmp_path / "pool")
@@ -277,7 +281,8 @@ def test_pool_check_says_how_many_are_sound_and_fails_on_a_broken_one(vprompt, p
 
 def test_pool_show_prints_the_card(vprompt, pool):
     code, out, _ = vprompt("pool", "show", pool / "one")
-    assert code == 0 and out.strip() == (pool / "one" / "README.md").read_text().strip()
+    assert code == 0 and out.startswith("one: moved by 0.")
+    assert out.strip().endswith((pool / "one" / "README.md").read_text().strip())
 
 
 def test_list_names_every_plug_in_and_protocol_with_settings_and_papers(vprompt):

@@ -120,7 +120,7 @@ def test_an_adapter_turns_images_into_features(adapter, images, home, generator)
     assert isinstance(adapter, Adapter) and adapter.backbone is home
     for given in (None, generator):
         features = adapter.features(images, generator=given)
-        assert features.shape == (4, home.feature_dim) and torch.isfinite(features).all()
+        assert features.shape == (4, adapter.feature_dim) and torch.isfinite(features).all()
     with torch.no_grad():
         assert torch.equal(adapter.features(images), adapter.features(images))
 

@@ -38,7 +38,23 @@ def test_combining_adds_evidence_and_looks_at_test_five_times(adapter, train):
     from vprompt.train_config import TrainConfig
 
     config = TrainConfig(epochs=2, keep="last")
-    said = combining_estimate(adapter, train, config, sources=4, plan=Plan(), val=15, test=24)
+    counts = {"sources": 4, "val": 15, "test": 24}
+    gradients = Plan(gradient_head="base")
+    said = combining_estimate(adapter, train, config, plan=gradients, **counts)
     # (4 + 1 + 2) x 30 steps; 2 x 15 + 5 x 24 looks
     assert said.startswith("about 26 s: 5 evidence passes and 2 epochs x 30 images at 10 images/s")
     assert said.endswith(", 150 looks at images to validate and test")
+    # Without gradients the 4 + 1 passes over 30 images are looks.
+    said = combining_estimate(adapter, train, config, plan=Plan(), **counts)
+    assert said.startswith("about 16 s: 5 evidence passes and 2 epochs x 30 images at 10 images/s")
+
+
+def test_a_sum_of_moves_adds_its_looks_along_the_scales(adapter, train):
+    from vprompt.cost import combining_estimate
+    from vprompt.mix import Plan
+    from vprompt.train_config import TrainConfig
+
+    plan = Plan(move_scale="auto", form="ensemble", members=3)
+    said = combining_estimate(adapter, train, TrainConfig(epochs=0), plan=plan, sources=4)
+    # 4 + 1 sources, 5 scales, 3 members
+    assert said.startswith("about 13 s: 13 evidence passes and 0 epochs x 30 images")

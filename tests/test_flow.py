@@ -120,13 +120,18 @@ def test_a_prompt_is_learned_pooled_scored_combined_and_used(learned, kind, tiny
     assert [value for _, value in ranked] == sorted((v for _, v in ranked), reverse=True)
     assert task.test.opened == 0
     outcome = combine(
-        task, pool_folder=folder, model=tiny, config=quick(), output=tmp_path / "combined"
+        task,
+        pool_folder=folder,
+        model=tiny,
+        form="sum",
+        config=quick(),
+        output=tmp_path / "combined",
     )
     assert task.test.opened == 1
     weights = {source["name"]: source["weight"] for source in outcome.run["transfer"]["sources"]}
     assert set(weights) == set(SOURCES) and sum(weights.values()) == pytest.approx(1)
     assert min(weights.values()) >= 0
-    assert {"no prompt", "uniform, untuned", "combined, untuned", "tuned"} <= set(outcome.test)
+    assert {"no prompt", "start, untuned", "combined, untuned", "tuned"} <= set(outcome.test)
     made = load_artifact(tmp_path / "combined")
     assert torch.equal(made.prompt.tokens, outcome.artifact.prompt.tokens)
     picture = draw_digit(tmp_path / "digit.png")
@@ -182,13 +187,16 @@ def test_the_record_is_json_and_says_how_the_run_was_made(tiny, tmp_path):
     assert len(run["tuning"]["history"]) == 2
 
 
-def test_the_same_call_gives_the_same_artefact(folder, tiny):
+@pytest.mark.parametrize("form", ["sum", "ensemble"])
+def test_the_same_call_gives_the_same_artefact(folder, tiny, form):
     from vprompt import combine
 
     def call():
-        outcome = combine(few(rows=(100, 140)), pool_folder=folder, model=tiny, config=quick())
+        task, config = few(rows=(100, 140)), quick()
+        outcome = combine(task, pool_folder=folder, model=tiny, form=form, config=config)
         artifact, sources = outcome.artifact, outcome.run["transfer"]["sources"]
-        tensors = (artifact.prompt.tokens, artifact.head.weight, artifact.head.bias)
+        own = artifact.state["tokens"] if artifact.prompt is None else artifact.prompt.tokens
+        tensors = (own, artifact.head.weight, artifact.head.bias)
         return [t.tolist() for t in tensors], [source["weight"] for source in sources]
 
     assert call() == call()
@@ -213,10 +221,10 @@ def test_other_settings_of_a_method_need_no_new_evidence(folder, tiny, count_ima
 
     task = few(rows=(100, 140))
     call = {"pool_folder": folder, "model": tiny, "config": quick(epochs=0), "test": False}
-    combine(task, method="hgprompt", **call)
+    combine(task, method="hgprompt", move_scale="published", **call)
     first, files = sum(count_images), set((cache / "evidence").iterdir())
     count_images.clear()
-    combine(task, method="hgprompt(score=trace_ratio)", **call)
+    combine(task, method="hgprompt(score=trace_ratio)", move_scale="published", **call)
     # Three sources, their average and the plain features of forty images are not computed again.
     assert sum(count_images) == first - 5 * 40
     # The other sum's features are new; the evidence is not.
@@ -363,7 +371,13 @@ def test_gradients_follow_their_tokens(write_pool, shuffled, tiny):
     def cosine(align):
         config = quick(epochs=0)
         outcome = combine(
-            few(), pool_folder=folder, model=tiny, align=align, config=config, test=False
+            few(),
+            pool_folder=folder,
+            model=tiny,
+            method="hgprompt(gradient_head=base)",
+            align=align,
+            config=config,
+            test=False,
         )
         return outcome.run["transfer"]["gradient_cosines"][0][1]
 
@@ -421,7 +435,7 @@ def test_a_combined_prompt_can_be_a_source_again(folder, tiny, tmp_path):
 
     shutil.copytree(folder, tmp_path / "pool")
     call = {"pool_folder": tmp_path / "pool", "model": tiny, "config": quick(), "test": False}
-    combine(few(rows=(100, 140)), output=tmp_path / "pool" / "mix", **call)
+    combine(few(rows=(100, 140)), form="sum", output=tmp_path / "pool" / "mix", **call)
     again = combine(few(rows=(200, 240)), **call)
     assert "mix" in [source["name"] for source in again.run["transfer"]["sources"]]
 

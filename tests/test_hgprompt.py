@@ -222,11 +222,14 @@ def test_the_paper_preset_is_the_published_combination(pool):
         "bootstrap": 0,
         "refine": 0,
         "soften": "none",
+        "climb": 0,
     }
     assert not mix.simplex and float(mix.weights.sum()) == pytest.approx(1)
     plan = hgprompt.plan(preset="paper")
     assert (plan.align, plan.scale, plan.safeguard) == ("none", "none", False)
+    assert (plan.move_scale, plan.form, plan.gradient_head) == ("published", "sum", "base")
     robust = hgprompt.plan()
+    assert (robust.move_scale, robust.form, robust.gradient_head) == ("auto", "ensemble", None)
     assert (robust.align, robust.scale, robust.safeguard) == ("auto", "auto", True)
 
 
@@ -292,7 +295,7 @@ def test_the_gradient_only_row_of_the_paper_is_its_plain_average_row(pool):
         ({"solver": "adam"}, ("no solver 'adam'", "softmax_adam")),
         ({"bootstrap": -1}, ("bootstrap", "-1")),
         ({"preset": "paper", "bootstrap": 5}, ("leave_one_out_sgd", "bootstrap=0")),
-        ({"alignment": "uniform", "gradient_head": None}, ("gradient_head", "base")),
+        ({"members": 0}, ("at least 1 member", "0")),
         ({"alignment": "reference", "gradient_head": "own"}, ("gradient_head=base",)),
         ({"shrinkage": "bayes"}, ("shrinkage", "oas")),
         ({"gradient_head": "basse"}, ("No gradient head called 'basse'", "ncm")),

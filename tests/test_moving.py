@@ -202,8 +202,8 @@ def test_a_climb_is_taken_only_if_it_is_clearly_better(pool_of, combine):
 
 def test_a_cross_fitted_loss_is_that_of_heads_without_the_fold(generator):
     """Against a loop with explicit ridge regressions, and its gradient by finite differences."""
+    from vprompt.climbing import cross_fitted
     from vprompt.heldout import HeldOut, deals
-    from vprompt.moving import cross_fitted
 
     labels = torch.arange(15) % 3
     fixed = torch.randn(15, 6, generator=generator, dtype=torch.float64)

@@ -6,30 +6,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from vprompt import compose, ensemble, heldout, origin, scale_path
+from vprompt import climbing, compose, ensemble, heldout, origin, scale_path
 from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.artifact import Artifact
-from vprompt.backbone import extract
 from vprompt.distilling import Distilled
 from vprompt.errors import VPromptError
-from vprompt.features import features_of
-from vprompt.heads import ABSENT, Span, closed_form, head_path
+from vprompt.heads import closed_form
 from vprompt.heldout import HeldOut
 from vprompt.measure import Candidate
 from vprompt.mix import Mix, Plan
 from vprompt.moves import Moves
-from vprompt.precision import autocast
 from vprompt.progress import Progress
 from vprompt.prompt import Prompt
-from vprompt.scale_path import Gain, Point, ScalePath
+from vprompt.scale_path import Gain, ScalePath
 from vprompt.stages import Setting
-from vprompt.types import Features, Labels, LayerWeights, Weights
-
-RATE, MEMORY = 0.3, (0.8, 0.95)  # of the coefficients' logarithms, and Adam's two averages
-_BATCH = 128  # images per pass while coefficients climb
+from vprompt.types import Features, LayerWeights, Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +86,7 @@ def add_up(
     labels, classes = setting.train.labels, len(setting.task.classes)
     path = scale_path.walk_scales(
         at,
-        lambda prompt: _look(setting, prompt),
+        lambda prompt: climbing.look(setting, prompt),
         labels,
         classes,
         scales=scales,
@@ -111,72 +103,12 @@ def add_up(
         and path.choice.prompt is not None
         and path.dealt is not None
     ):
-        coefficients, path, climbed = climb(setting, moves, direction, path, plan.climb)
+        coefficients, path, climbed = climbing.climb(setting, moves, direction, path, plan.climb)
     for sentence in scale_path.remarks(path):
         progress.say(sentence)
     made = _finish(setting, moves, path, direction, coefficients, plan)
     progress.say(made.verdict)
     return replace(made, facts={**made.facts, **climbed})
-
-
-def climb(
-    setting: Setting,
-    moves: Moves,
-    direction: Weights | LayerWeights,
-    path: ScalePath,
-    steps: int,
-) -> tuple[Weights | LayerWeights, ScalePath, dict[str, Any]]:
-    """Let the coefficients climb the true loss through the summed prompt, and keep them if clear.
-
-    In each step every image is judged by a head that was fitted without its fold, and the
-    logarithms of the coefficients follow the gradient: they stay positive, and their sum is free.
-    What comes of it replaces the chosen point if its held-out loss, on folds dealt anew, is smaller
-    by more than one standard error.
-    """
-    chosen = path.choice
-    assert chosen.held is not None and path.dealt is not None
-    if direction.ndim > 1 or bool((direction < 0).any()):
-        raise VPromptError(
-            "Coefficients climb from weights of at least 0, one per source. Use climb=0 with this "
-            "method or solver."
-        )
-    logs = (chosen.scale * direction).clamp_min(1e-3).log().float().requires_grad_()
-    optimizer = torch.optim.Adam([logs], lr=RATE, betas=MEMORY)
-    labels, classes, losses = setting.train.labels, len(setting.task.classes), []
-    with setting.progress.step("climb", steps) as step:
-        for number in range(steps):
-            optimizer.zero_grad()
-            folds = path.dealt[number % len(path.dealt)]
-            now = _features_at(setting, moves, logs.exp())
-            loss = cross_fitted(now, labels, classes, chosen.held, folds, now.detach())
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            step.advance(1)
-    coefficients = logs.detach().exp().double()
-    prompt = moves.sum(coefficients)
-    features = _look(setting, prompt)
-    anew = heldout.deals(labels, seed=setting.config.seed + 1)
-    before = heldout.judge(chosen.features, labels, classes, anew)
-    after = heldout.judge(features, labels, classes, anew)
-    gain = before.losses - after.losses
-    error = float(gain.std() / math.sqrt(len(gain)))
-    facts = {
-        "climb": {
-            "losses": losses,
-            "coefficients": coefficients.tolist(),
-            "gain": float(gain.mean()),
-            "error": error,
-            "taken": float(gain.mean()) > error,
-        }
-    }
-    if not facts["climb"]["taken"]:
-        return chosen.scale * direction, path, facts
-    held = heldout.judge(features, labels, classes, path.dealt)
-    point = Point("climbed", float(coefficients.sum()), prompt, features, held, chosen.alike)
-    points = (*path.points, point)
-    why = "the coefficients climbed to a clearly smaller held-out loss"
-    return coefficients, replace(path, points=points, chosen=len(points) - 1, why=why), facts
 
 
 def describe(made: Summed) -> dict[str, Any]:
@@ -241,9 +173,9 @@ def _finish(
         return Summed(
             moves, coefficients, path, plan.form, single, untuned, point.held, gain, said, {}
         )
-    members = {"no prompt": (None, path.plain.features)}
+    members: dict[str, tuple[Prompt | None, Features]] = {"no prompt": (None, path.plain.features)}
     for name, prompt in group_sums(moves, direction, scale_of_members(path), plan.members).items():
-        features = _look(setting, prompt)
+        features = climbing.look(setting, prompt)
         if bool(torch.isfinite(features).all()):
             members[name] = (prompt, features)
     if len(members) == 1:
@@ -320,52 +252,6 @@ def side_by_side(moves: Moves, weights: Weights) -> Callable[[float], Prompt]:
         return Prompt(tokens[order], blocks[order], moves.start.persist)
 
     return union
-
-
-def _look(setting: Setting, prompt: Prompt | None) -> Features:
-    return features_of(setting.backbone, prompt, setting.train, precision=setting.config.precision)
-
-
-def _features_at(setting: Setting, moves: Moves, coefficients: Tensor) -> Features:
-    """Return the features of the training images under the sum, with their graph, float64."""
-    device = setting.backbone.device
-    summed = torch.einsum("s,scd->cd", coefficients, moves.vectors.float())
-    prompt = moves.start.with_tokens(moves.start.tokens + summed).to(device)
-    parts = []
-    for images, _ in setting.train.batches(_BATCH):
-        with autocast(setting.config.precision, device):
-            parts.append(extract(setting.backbone, setting.backbone.ready(images), prompt).float())
-    return torch.cat(parts).cpu().double()
-
-
-def cross_fitted(
-    features: Features,
-    labels: Labels,
-    num_classes: int,
-    head: HeldOut,
-    folds: Tensor,
-    fitted_on: Features,
-) -> Tensor:
-    """Return the mean log-loss of every image under a head fitted without its fold.
-
-    Heads are fitted on `fitted_on`, which has no graph: family, strength and scale are those of
-    `head`, and the gradient sees the features of the held-out images alone.
-    """
-    span = Span.of(fitted_on)
-    total, count = features.new_zeros(()), 0
-    for fold in folds.unique():
-        fit = folds != fold
-        test = ~fit & torch.isin(labels, labels[fit])
-        if not test.any():
-            continue
-        [(_, fitted)] = head_path(
-            head.family, span.data[fit], labels[fit], num_classes, span.width, (head.strength,)
-        )
-        logits = span.lift(fitted).logits(features[test]) * head.scale
-        logits = torch.where(logits.isinf(), logits.new_tensor(ABSENT), logits)
-        total = total + functional.cross_entropy(logits, labels[test], reduction="sum")
-        count += int(test.sum())
-    return total / count
 
 
 def _scales(plan: Plan, sources: int) -> tuple[float, ...]:

@@ -219,8 +219,8 @@ def _scales(moves: Mapping[str, Any]) -> None:
     held = moves["held_out"]
     if "members" in moves:
         name = f"ensemble of {len(moves['members'])}, x{moves['member_scale']:g}"
-        judged = [f"{held['loss']:.3f}", f"{100 * held['accuracy']:.1f} %"] if held else ["", ""]
-        rows.append([name, "", *judged, "" if moves["unused"] else "yes"])
+        cells = [f"{held['loss']:.3f}", f"{100 * held['accuracy']:.1f} %"] if held else ["", ""]
+        rows.append([name, "", *cells, "" if moves["unused"] else "yes"])
     heads = ["scale of the move", "likeness", "held-out loss", "held-out accuracy", "taken"]
     table(heads, rows)
     print(f"\n{moves['verdict']}\n")

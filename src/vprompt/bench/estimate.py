@@ -19,9 +19,9 @@ from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
 from vprompt.bench.work import load_backbone
-from vprompt.cost import FORWARD_SHARE, images_per_second, judged, words
+from vprompt.cost import FORWARD_SHARE, SCALES, images_per_second, judged, words
 from vprompt.errors import VPromptError
-from vprompt.mix import Plan
+from vprompt.mix import PUBLISHED, plan_of
 from vprompt.precision import autocast
 from vprompt.task import Examples
 from vprompt.train_config import TrainConfig
@@ -196,8 +196,7 @@ def _searching(job: Job) -> Passes:
 
 def _combining(job: Job, kept: _Kept) -> Passes:
     train, val, test = (job.counts[name] for name in ("train", "val", "test"))
-    ask = registry.beside("transfer", job.spec, "plan")
-    plan = Plan() if ask is None else ask()
+    plan = plan_of(job.spec, **job.options)
     config = TrainConfig.checked(job.train)
     epochs = plan.epochs(config.epochs, job.counts["sources"])
     both, forward = epochs * train, judged(config, epochs) * val + _plain(job, kept)
@@ -206,6 +205,9 @@ def _combining(job: Job, kept: _Kept) -> Passes:
     forward += evidence if plan.gradient_head is None else 0
     if registry.parse(job.spec).name != "uniform":  # whose sum is the plain average
         forward += train + test  # the sum, untuned
+    if plan.move_scale != PUBLISHED:
+        parts = plan.members if plan.form in ("ensemble", "distil") else 2
+        forward += (SCALES + parts) * train + parts * test
     forward += kept.once(train, "uniform", *_images(job))
     forward += test + kept.once(2 * test, "uniform and best single", job.task)
     return Passes(both, forward)

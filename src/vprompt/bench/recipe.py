@@ -3,7 +3,7 @@
     name: mini-vtab
     protocol: 200 training images, validation as large, test once
     backbone: {model: demo, image_size: 70}
-    pools: [pools/mini]                     # the target's own prompts are left out
+    pools: [pools/demo]                     # the target's own prompts are left out
     seeds: [0, 1, 2]
     train: {epochs: 10}                     # the budget of every method
     tasks:
@@ -25,7 +25,6 @@ of the others. `search: dpl` searches lengths and learns a prompt of those.
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +33,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vprompt import recipe as recipes
 from vprompt import registry
 from vprompt.errors import VPromptError
-from vprompt.mix import Plan
+from vprompt.mix import plan_of
 from vprompt.stages import training_defaults
 from vprompt.train_config import TrainConfig, combining_defaults
 
-SUM = ("align", "scale", "safeguard")
+SUM = ("align", "scale", "safeguard", "move_scale", "form")
 SEED, DATA = "{seed}", "{data}"
 Command = Literal["learn", "combine", "search"]
 
@@ -92,6 +91,8 @@ class MethodEntry(_Strict):
     align: str | None = None
     scale: str | None = None
     safeguard: bool | None = None
+    move_scale: str | float | None = None
+    form: str | None = None
     train: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[float]] | None = None
     group: str | None = None
@@ -209,7 +210,9 @@ class BenchRecipe(_Strict):
     def train_of(self, method: MethodEntry) -> dict[str, Any]:
         """Return a method's training settings: what it works best with, the budget, its own."""
         if method.command == "combine":
-            return {**combining_defaults(method.spec(0)), **self.train, **method.train}
+            spec = method.spec(0)
+            form = plan_of(spec, **method.options).form
+            return {**combining_defaults(spec, form), **self.train, **method.train}
         spec = method.spec(0)
         if method.command == "search":
             ask = registry.beside("adapters", spec, "learned_by")
@@ -294,8 +297,7 @@ def _check_method(recipe: BenchRecipe, method: MethodEntry) -> None:
                 raise VPromptError("It searches, which goes with `train_on: train` alone.")
     else:
         registry.build("transfer", spec)
-        ask = registry.beside("transfer", spec, "plan")
-        replace(Plan() if ask is None else ask(), **method.options)
+        plan_of(spec, **method.options)
         if not recipe.pools and recipe.sources is None:
             raise VPromptError("It combines, but the recipe names neither `pools` nor `sources`.")
     if method.grid is not None and recipe.selection is None:

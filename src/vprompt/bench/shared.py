@@ -77,7 +77,8 @@ def _evidence(job: Job, sources: Sequence[str], images: Call) -> list[Call]:
     if job.command != "combine" or _plan(job).gradient_head == "source":
         return []
     parts = min(job.counts["sources"], PARTS)
-    asked = {**asdict(_plan(job)), "refine": 0, "safeguard": True, "scale": ""}
+    plan = asdict(_plan(job))
+    asked = {key: plan[key] for key in _EVIDENCE}
     pooled = [job.pools, job.sources, job.exclude, job.pool_digest, asked, parts]
     key = digest(_images_key(job), json.dumps(pooled, sort_keys=True))[:16]
     return [
@@ -91,6 +92,10 @@ def _evidence(job: Job, sources: Sequence[str], images: Call) -> list[Call]:
     ]
 
 
+# What of a plan evidence depends on.
+_EVIDENCE = ("gradient_head", "reference", "variances", "target_epochs", "validation", "align")
+
+
 def _images_key(job: Job) -> str:
     drawn = job.seed if job.shots is not None else None
     facts = job.model_dump(mode="json", include=_IMAGES)
@@ -99,7 +104,7 @@ def _images_key(job: Job) -> str:
 
 
 def _plan(job: Job) -> Plan:
-    return plan_of(job.spec, align=job.options.get("align"))
+    return plan_of(job.spec, **job.options)
 
 
 def _setting(job: Job) -> stages.Setting:
