@@ -11,7 +11,7 @@
 `header.py` and `codec.py` check a stranger's folder before anything of it is used.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,9 @@ def differences(config: dict[str, Any], backbone: Backbone) -> str:
     """Return every field in which artefact and backbone differ, with both values, or nothing."""
     mine = make_config(backbone, None, ())
     fields = ["token_dim", "feature_dim", "num_layers", "data_config", "base_model_fingerprint"]
-    theirs = {**config, "data_config": DataConfig.from_json(config["data_config"]).to_json()}
+    # The range of values is of the images that were learned from, not of a backbone.
+    seen = replace(DataConfig.from_json(config["data_config"]), values=None)
+    theirs = {**config, "data_config": seen.to_json()}
     differ = [name for name in fields if theirs[name] != mine[name]]
     sizes = [entry["data_config"].get("input_size") for entry in (config, mine)]
     if sizes[0] != sizes[1] and "base_model_fingerprint" in differ:

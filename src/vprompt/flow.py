@@ -86,7 +86,7 @@ def learn(
     nothing.
     `protocol` sets nothing: it is recorded, with every point in which the run departs from it.
     """
-    _check_output(output, overwrite)
+    output = _check_output(output, overwrite)
     build = registry.build("adapters", method)
     config = config or TrainConfig.checked(stages.training_defaults(method))
     points = stages.grid_points(config, grid or {})
@@ -167,7 +167,7 @@ def combine(
     Training images of another digest than `train_digest` are refused. `screen` says how a large
     pool is screened first (`screening.Screen`): `auto`, `auto(keep=16)` or `off`.
     """
-    _check_output(output, overwrite)
+    output = _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
     plan = combining.plan_of(method, align=align, scale=scale, safeguard=safeguard)
     backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
@@ -316,7 +316,7 @@ def _finish(
     plain: torch.Tensor,
     candidates: Mapping[str, Candidate],
     run: dict[str, Any],
-    output: Path | str | None,
+    output: Path | None,
     overwrite: bool,
     test: bool,
 ) -> Outcome:
@@ -360,11 +360,13 @@ def _finish(
         facts["method"] = tuned.adapter.opens_as or run["method"]
     head = tuned.head
     config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
+    seen = replace(backbone.data_config, values=setting.train.values)
+    config_json["data_config"] = seen.to_json()
     card = cards.render(config_json, run)
     made = Artifact(prompt, head, plain.mean(0), config_json, card, state=state, text=text)
     if output is not None:
-        artifact.save(made, Path(output), overwrite=overwrite, run=run)
-        made = replace(made, folder=Path(output))
+        artifact.save(made, output, overwrite=overwrite, run=run)
+        made = replace(made, folder=output)
     setting.forget_checkpoints()
     return Outcome(made, measured, run)
 
@@ -378,13 +380,15 @@ def _prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
     return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
 
 
-def _check_output(output: Path | str | None, overwrite: bool) -> None:
-    """Refuse an existing folder before the work, not after it."""
+def _check_output(output: Path | str | None, overwrite: bool) -> Path | None:
+    """Return the place of the result; an existing folder is refused before the work, not after."""
     if output is None:
-        return
+        return None
+    place = Path(output).expanduser()
     if overwrite:
-        artifact.check_replaceable(Path(output))
-    elif Path(output).exists():
+        artifact.check_replaceable(place)
+    elif place.exists():
         raise VPromptError(
             f"{output} exists already. Choose another --output, or add --overwrite to replace it."
         )
+    return place

@@ -4,12 +4,13 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vprompt.errors import VPromptError
+from vprompt.errors import CacheWarning, VPromptError
 from vprompt.progress import SILENT, Progress
 
 _FOLDED = 100  # rows up to which a table is folded to the width of its window
@@ -29,7 +30,8 @@ class _Bars:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self.display.console.print(text, highlight=False, markup=False)
+        # A sentence is not folded: it may name a file, and other programs read it by lines.
+        self.display.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:
@@ -59,13 +61,30 @@ def progress(quiet: bool) -> Iterator[Progress]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     ]
-    console = Console(stderr=True)
-    try:
-        with RichProgress(*columns, console=console) as display:
-            yield _Bars(display)
-    except KeyboardInterrupt:
-        console.print("vprompt: stopped. Run the same command again to continue.", highlight=False)
-        raise
+    with RichProgress(*columns, console=Console(stderr=True)) as display:
+        yield _Bars(display)
+
+
+def stopped(name: str) -> None:
+    """Say what Ctrl-C leaves a person with, bars or not."""
+    print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
+
+
+@contextmanager
+def plain_warnings(name: str) -> Iterator[None]:
+    """Show what a run warns of as one sentence, without the line of code."""
+    shown_otherwise = warnings.showwarning
+
+    def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+        if issubclass(category, CacheWarning):
+            print(f"{name}: {printable(str(message))}", file=sys.stderr)
+        else:
+            shown_otherwise(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CacheWarning)
+        warnings.showwarning = show
+        yield
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from vprompt.images import read_rgb
+from vprompt.decoding import read_rgb
 from vprompt.progress import SILENT, Progress
 
 LOSSY = ("JPEG", "MPO")  # WebP may be either, and nobody ships VTAB in it
