@@ -139,9 +139,10 @@ def save(
     if artifact.text is not None:
         tensors |= codec.prompt_tensors(artifact.text.prompt, "text_prompt_embeddings")
     tensors |= {f"{_STATE}{name}": value for name, value in artifact.state.items()}
-    check_replaceable(Path(folder))
+    folder = Path(folder).expanduser()
+    check_replaceable(folder)
     plain = {key: value.float().cpu().contiguous() for key, value in tensors.items()}
-    with atomic_folder(Path(folder), overwrite=overwrite) as draft:
+    with atomic_folder(folder, overwrite=overwrite) as draft:
         write_tensors(draft / TENSORS, plain, {"format": "pt"})
         write_json(draft / CONFIG, artifact.config)
         write_text(draft / CARD, artifact.card)
@@ -151,7 +152,7 @@ def save(
 
 def read_run(path: Path | str) -> dict[str, Any]:
     """Return the record of a run, from a `run.json` or from an artefact that holds one."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         check_folder(path)
         path = path / RUN
@@ -179,7 +180,7 @@ def load(folder: Path | str) -> Artifact:
     Raises VPromptError with the reason when it is not an artefact, is truncated, holds a pickle,
     a link that leads out of the folder, or a tensor that is missing, misshapen or not finite.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = read_config(folder)
     tensors = codec.read_tensors(folder)
     prompt, text = codec.take_prompt(folder, config, tensors, "prompt_embeddings"), None

@@ -4,6 +4,7 @@ A reader of images fills in a `Reading`; `take` makes the `Census` of it, which 
 work and kept in the record.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -95,6 +96,11 @@ def take(
     reading: Reading,
 ) -> Census:
     """Count a task; `counts` are the images of every class that occurs, by split."""
+    lower = Counter(name.casefold() for name in classes)
+    close = [name for name in classes if lower[name.casefold()] > 1]
+    if close:
+        listing = ", ".join(close[:_NAMES])
+        reading = reading.noting(f"these classes differ in small and large letters: {listing}")
     images = {name: sum(each) for name, each in counts.items() if sum(each)}
     spans = {name: (min(counts[name]), max(counts[name])) for name in images}
     if 0 < images.get("test", FEW_TEST) < FEW_TEST:

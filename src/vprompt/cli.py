@@ -76,9 +76,6 @@ app.command("placement")(cli_place.placement)
 app.command("lengths")(cli_lengths.lengths)
 
 
-_STOPPED = 130  # the exit code of a program that Ctrl-C ended
-
-
 def _print_version(wanted: bool) -> bool:
     if wanted:
         from vprompt import __version__
@@ -384,25 +381,11 @@ def main() -> None:
                 "torchrun shares out the training of `vprompt learn` alone. For many runs at once: "
                 "`vprompt bench run --executor processes`."
             )
-        with terminal.plain_warnings(name):
-            app(args=[_at_home(word) for word in sys.argv[1:]])
+        with terminal.running(name):
+            app(args=[options.at_home(word) for word in sys.argv[1:]])
     except VPromptError as error:
         print(f"{name}: {terminal.printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        terminal.stopped(name)
-        raise SystemExit(_STOPPED) from None
-    except SystemExit as ended:
-        if ended.code == _STOPPED:  # typer turns Ctrl-C into this, without a word
-            terminal.stopped(name)
-        raise
-
-
-def _at_home(word: str) -> str:
-    """Return a word with the home folder for `~`, also in `--option=~/x`, as a shell does not."""
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    is_path = value == "~" or value.startswith("~/") or value.startswith("~\\")
-    return option + equals + os.path.expanduser(value) if is_path else word
 
 
 def _several() -> bool:

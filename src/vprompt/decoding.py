@@ -24,6 +24,7 @@ from vprompt.values import Array, Kind
 
 LIMIT, LIMIT_NAME = 500.0, "VPROMPT_MAX_MEGAPIXELS"
 EACH_ITSELF = Values()  # the range of every image is its own
+_TEXT = 200  # characters kept of a warning
 _LARGE = 10**8  # pixels, from which images are decoded one after another, for the memory
 _EIGHT_BITS = (".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".avif", ".qoi")
 _RESAMPLING = {
@@ -32,6 +33,40 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+
+
+class Collected:
+    """What was warned of while files were decoded, by the row of the file.
+
+    A warning of Pillow's does not name the file, and filters are one for all threads: `collected`
+    sets them once, around all of them.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[int, str] = {}
+        self._now = threading.local()
+
+    def here(self, row: int) -> None:
+        """Say which file this thread is about to decode."""
+        self._now.row = row
+
+    def show(self, message: Warning | str, *rest: object, **more: object) -> None:
+        """Keep the first warning on a file; takes the place of `warnings.showwarning`."""
+        del rest, more
+        row = getattr(self._now, "row", None)
+        if row is not None:
+            text = (str(message).strip() or "no text").splitlines()[0][:_TEXT]
+            self.found.setdefault(row, text)
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[Collected]:
+    """Collect what is warned of in the block, in all threads, in place of showing it."""
+    found = Collected()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = found.show
+        yield found
 
 
 class TooLarge(VPromptError):

@@ -6,8 +6,6 @@ The resize is Pillow's own, so the core needs no torchvision; normalisation is t
 import functools
 import hashlib
 import json
-import threading
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from vprompt import files
 from vprompt.decoding import (
     LIMIT_NAME,
     TooLarge,
+    collected,
     deep_kind,
     fit,
     megapixel_limit,
@@ -36,7 +35,6 @@ from vprompt.values import Kind, range_of
 _CACHE_VERSION = "1"
 _DEEP_VERSION = "1"  # of splits with images of more than 8 bits a channel
 _INDEX, _PIXELS = "index.json", "pixels.npy"
-_TEXT = 200  # characters kept of a warning
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +78,8 @@ def load_pixels(
     folder = _folder(source, config, skip_bad)
     if (known := _read(folder, shallow=True)) is not None:
         return _told(known, source, progress)
-    kinds = _deep_kinds(source)
+    with collected():  # said when the images are decoded
+        kinds = _deep_kinds(source)
     given: Values | None = None
     if kinds:
         given = values() if callable(values) else values
@@ -91,7 +90,8 @@ def load_pixels(
         _mark_shallow(folder)  # so that the next time no head is read
     if found is None:
         if kinds and given is None:
-            given = _range_over(source, kinds, progress)
+            with collected():
+                given = _range_over(source, kinds, progress)
         found = _decode_into(folder, source, config, given, skip_bad, progress)
     return _told(found, source, progress)
 
@@ -123,29 +123,6 @@ def _range_over(paths: Sequence[Path], kinds: dict[int, Kind], progress: Progres
     return Values(**ranges)
 
 
-class _Warnings:
-    """Collects what is warned of while files are decoded, by the row of the file.
-
-    A warning of Pillow's does not name the file, and filters are one for all threads: they are
-    set once, around all of them.
-    """
-
-    def __init__(self) -> None:
-        self.found: dict[int, str] = {}
-        self._here = threading.local()
-
-    def decoding(self, row: int) -> None:
-        """Say which file this thread is about to decode."""
-        self._here.row = row
-
-    def show(self, message: Warning | str, *rest: Any, **more: Any) -> None:
-        """Keep the first warning on a file; takes the place of `warnings.showwarning`."""
-        del rest, more
-        row = getattr(self._here, "row", None)
-        if row is not None:
-            self.found.setdefault(row, (str(message).strip() or "no text").splitlines()[0][:_TEXT])
-
-
 def _decode_into(
     folder: Path,
     paths: Sequence[Path],
@@ -156,11 +133,10 @@ def _decode_into(
 ) -> Pixels:
     _, height, width = config.input_size
     array = np.empty((len(paths), height, width, 3), dtype=np.uint8)
-    warned = _Warnings()
 
     def decode(row: int) -> str | TooLarge | None:
         path = paths[row]
-        warned.decoding(row)
+        warned.here(row)
         try:
             array[row] = fit(read_rgb(path, given or Values()), config)
             return None
@@ -172,13 +148,14 @@ def _decode_into(
             return f"{path} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
     results: list[str | TooLarge | None] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = warned.show
-        with ThreadPoolExecutor(4) as pool, progress.step("decode images", len(paths)) as step:
-            for result in pool.map(decode, range(len(paths))):
-                results.append(result)
-                step.advance()
+    with (
+        collected() as warned,
+        ThreadPoolExecutor(4) as pool,
+        progress.step("decode images", len(paths)) as step,
+    ):
+        for result in pool.map(decode, range(len(paths))):
+            results.append(result)
+            step.advance()
     if not skip_bad:
         _check_all_read(results)
     kept = [row for row, result in enumerate(results) if result is None]

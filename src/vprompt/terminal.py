@@ -13,6 +13,7 @@ from typing import Any
 from vprompt.errors import CacheWarning, VPromptError
 from vprompt.progress import SILENT, Progress
 
+_STOPPED = 130  # the exit code of a program that Ctrl-C ended
 _FOLDED = 100  # rows up to which a table is folded to the width of its window
 
 
@@ -65,14 +66,9 @@ def progress(quiet: bool) -> Iterator[Progress]:
         yield _Bars(display)
 
 
-def stopped(name: str) -> None:
-    """Say what Ctrl-C leaves a person with, bars or not."""
-    print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
-
-
 @contextmanager
-def plain_warnings(name: str) -> Iterator[None]:
-    """Show what a run warns of as one sentence, without the line of code."""
+def running(name: str) -> Iterator[None]:
+    """Show a run's warnings as sentences, and say what Ctrl-C leaves a person with, bars or not."""
     shown_otherwise = warnings.showwarning
 
     def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
@@ -81,10 +77,17 @@ def plain_warnings(name: str) -> Iterator[None]:
         else:
             shown_otherwise(message, category, *where, **more)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CacheWarning)
-        warnings.showwarning = show
-        yield
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CacheWarning)
+            warnings.showwarning = show
+            yield
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # Typer turns Ctrl-C into an exit code, without a word.
+        if isinstance(ended, SystemExit) and ended.code != _STOPPED:
+            raise
+        print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
+        raise SystemExit(_STOPPED) from None
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

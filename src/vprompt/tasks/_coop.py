@@ -69,11 +69,14 @@ PLACES = {
     "ucf101": _Place(
         "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."
     ),
+}
+VARIANTS = {  # of ImageNet, with test images alone
     "imagenetv2": _Place("imagenetv2", "imagenetv2-matched-frequency-format-val", "variant"),
     "imagenet_sketch": _Place("imagenet-sketch", "images", "variant"),
     "imagenet_a": _Place("imagenet-adversarial", "imagenet-a", "variant"),
     "imagenet_r": _Place("imagenet-rendition", "imagenet-r", "variant"),
 }
+_KNOWN = PLACES | VARIANTS
 
 
 def read(root: Path, dataset: str) -> Listing:
@@ -86,10 +89,10 @@ def read(root: Path, dataset: str) -> Listing:
     name = _named(dataset)
     if name is None:
         raise VPromptError(
-            f"No few-shot data set called {dataset!r}.{suggest(dataset, PLACES)} Or name the JSON "
+            f"No few-shot data set called {dataset!r}.{suggest(dataset, _KNOWN)} Or name the JSON "
             "file of your own splits, below `root`."
         )
-    place = PLACES[name]
+    place = _KNOWN[name]
     folder = root / place.folder
     if not folder.is_dir():
         raise VPromptError(f"No folder at {folder}, where {dataset!r} is looked for.")
@@ -105,8 +108,10 @@ def read(root: Path, dataset: str) -> Listing:
 
 def _named(dataset: str) -> str | None:
     """Return a data set by any spelling of its name, `OxfordPets` and `imagenet-a` among them."""
-    plain = {re.sub(r"\W|_", "", name.lower()): name for name in PLACES}
-    return {**plain, "describabletextures": "dtd"}.get(re.sub(r"\W|_", "", dataset.lower()))
+    plain = {re.sub(r"\W|_", "", name.lower()): name for name in _KNOWN}
+    other = {"describabletextures": "dtd"}
+    other |= {"imagenetadversarial": "imagenet_a", "imagenetrendition": "imagenet_r"}
+    return {**plain, **other}.get(re.sub(r"\W|_", "", dataset.lower()))
 
 
 def check_images(listing: Listing) -> None:

@@ -1,7 +1,6 @@
 """Layouts of image folders: which folders are splits, which are classes, and what is neither."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -241,10 +240,6 @@ def _classes(folder: Folder, remarks: _Remarks) -> dict[str, list[Folder]]:
             raise VPromptError(no_image(each))
         classes.setdefault(each.name, []).append(each)
     remarks.left_out += counted("beside the class folders", [path.name for path in folder.images])
-    lower = Counter(name.casefold() for name in classes)
-    close = [name for name in classes if lower[name.casefold()] > 1]
-    if close:
-        remarks.notes.append(f"these classes differ in small and large letters: {', '.join(close)}")
     return classes
 
 

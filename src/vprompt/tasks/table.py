@@ -19,6 +19,7 @@ from vprompt.tasks._cutting import FRACTIONS, check_fractions, cut, given
 from vprompt.tasks._cutting import all_test as as_test
 
 _ORDER = ("train", "val", "test")
+_GAPS = ("nan", "none", "null", "na", "n/a", "<na>")  # what programs write where there is nothing
 _WHOLE_NUMBER = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0*)?")
 
 
@@ -59,9 +60,10 @@ def load(
     _check_once(listings, paths)
     texts = _one_spelling(texts)
     classes = _sorted_names(set(texts))
+    gaps = [name for name in classes if name.lower() in _GAPS]
     place = {name: index for index, name in enumerate(classes)}
     whole = Split("all", tuple(paths), tuple(place[text] for text in texts))
-    reading = Reading()
+    reading = Reading().noting(f"the label {gaps[0]!r} is taken for a class" if gaps else "")
     if any(words):
         rows = {word: [i for i, own in enumerate(words) if own == word] for word in _ORDER}
         splits = {word: whole.subset(part, word) for word, part in rows.items() if part}
