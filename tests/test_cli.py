@@ -390,16 +390,71 @@ def test_a_file_of_unknown_kind_to_predict_into_is_refused(fails, pool, images, 
     assert ".csv or .json" in fails(*words) and not (tmp_path / "found.xls").exists()
 
 
-def test_interrupting_says_that_it_can_be_continued(vprompt, images, monkeypatch):
+@pytest.mark.parametrize("words", [[], ["-q"]], ids=["bars", "quiet"])
+def test_interrupting_says_that_it_can_be_continued(vprompt, images, monkeypatch, words):
     from vprompt import flow
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(flow, "learn", interrupt)
-    code, _, err = vprompt("learn", images, "--model", "tiny")
+    code, _, err = vprompt("learn", images, "--model", "tiny", *words)
     assert code == 130 and "Traceback" not in err
-    assert "same command again to continue" in err
+    assert err.count("same command again to continue") == 1
+
+
+def test_interrupting_what_has_no_bars_says_so_too(vprompt, pool, monkeypatch):
+    from vprompt import terminal
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "table", interrupt)
+    code, _, err = vprompt("pool", "ls", pool)
+    assert code == 130 and "stopped" in err
+
+
+def test_a_tilde_means_home_wherever_a_shell_leaves_it(vprompt, images, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("VPROMPT_CACHE", "~/cache")
+    monkeypatch.chdir(tmp_path)
+    words = ["learn", images, *QUICK, "--output=~/it", "--report", "~/it.html"]
+    code, _, err = vprompt(*words)
+    assert code == 0, err
+    assert (home / "it/adapter_config.json").is_file() and (home / "it.html").is_file()
+    assert (home / "cache").is_dir() and not (tmp_path / "~").exists()
+    code, _, err = vprompt("predict", images, "--artifact=~/it", "--output=~/l.csv", "-q")
+    assert code == 0 and (home / "l.csv").is_file(), err
+    assert vprompt("pool", "ls", "~/")[0] == 0
+    from vprompt import learn, load_artifact, predict
+
+    learn(str(images), model="tiny", test=False, output="~/again")
+    assert load_artifact("~/again").folder == home / "again"
+    assert predict([images], artifact="~/again", model="tiny")
+
+
+def test_every_verb_says_what_it_read_before_it_works(vprompt, images, pool, tmp_path):
+    from vprompt.files import read_json
+
+    sizes = "train 12, val 4, test 4: cut 64/16/20 by seed 0"
+    words = ["--model", "tiny", "--epochs", 1]
+    code, _, err = vprompt("learn", images, *words, "--output", tmp_path / "it")
+    assert code == 0 and sizes in err, err
+    record = read_json(tmp_path / "it/run.json")["task"]["census"]
+    assert record["images"] == {"train": 12, "val": 4, "test": 4}
+    assert record["cut"] == "cut 64/16/20 by seed 0" and record["left_out"] == []
+    for verb in ("score", "combine"):
+        own = ["--include-self", *words] if verb == "combine" else []
+        code, _, err = vprompt(verb, images, "--pool", pool, "--shots", 25, *own)
+        assert code == 0 and sizes in err, err
+        assert "25 images of each class were asked for, and train has 6 of each class" in err
+    code, out, err = vprompt("evaluate", images, "--artifact", tmp_path / "it")
+    assert code == 0 and "test 20: all images taken as test" in err, err
+    assert "20 test images" in out and "has learned from most of them" in err
+    code, _, err = vprompt("predict", images, "--artifact", tmp_path / "it")
+    assert code == 0 and "20 images" in err
 
 
 WRONG_TYPES = [

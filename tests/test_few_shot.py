@@ -231,11 +231,91 @@ def test_imagenet_chooses_on_training_images_and_tests_on_its_val(tmp_path):
     assert not set(task.train.images) & set(task.val.images)
 
 
+WORDNET = {"n01": "tench", "n02": "goldfish", "n03": "shark"}
+VARIANT_FOLDERS = {
+    "imagenetv2": ("imagenetv2/imagenetv2-matched-frequency-format-val", ("0", "1", "2")),
+    "imagenet_sketch": ("imagenet-sketch/images", ("n01", "n02", "n03")),
+    "imagenet_a": ("imagenet-adversarial/imagenet-a", ("n01", "n03")),
+    "imagenet_r": ("imagenet-rendition/imagenet-r", ("n02", "n03")),
+}
+
+
+@pytest.fixture
+def variant(tmp_path):
+    """Return a function that makes a variant of ImageNet of three classes, or two of them."""
+
+    def make(dataset):
+        below, folders = VARIANT_FOLDERS[dataset]
+        for folder in folders:
+            for index in range(2):
+                touch(tmp_path / below / folder / f"{index}.JPEG")
+        (tmp_path / below / "README.txt").write_text("about")
+        names = tmp_path / below.partition("/")[0] / "classnames.txt"
+        names.write_text("".join(f"{n} {name}\n" for n, name in reversed(WORDNET.items())))
+        return folders
+
+    return make
+
+
+@pytest.mark.parametrize("dataset", VARIANT_FOLDERS)
+def test_the_variants_of_imagenet_are_for_measuring(tmp_path, variant, dataset, refused, tiny):
+    from vprompt import learn
+
+    folders = variant(dataset)
+    task = load(tmp_path, dataset=dataset)
+    wanted = [WORDNET.get(f) or list(WORDNET.values())[int(f)] for f in folders]
+    assert list(task.classes) == wanted and len(task.test) == 2 * len(folders)
+    assert task.only_test and not len(task.train) and task.val is None
+    with refused("test images alone", "vprompt evaluate"):
+        learn(task, model=tiny)
+
+
+@pytest.mark.parametrize("dataset", ["ImageNetV2", "imagenet-v2", "imagenet_v2", "imagenetv2"])
+def test_a_data_set_goes_by_the_names_of_other_programs(tmp_path, variant, dataset, root):
+    variant("imagenetv2")
+    assert load(tmp_path, dataset=dataset).name == "imagenetv2"
+    for name in ("DescribableTextures", "DTD"):
+        assert load(root, dataset=name).name == "dtd"
+
+
+def test_a_variant_without_names_or_images_says_so(tmp_path, variant, refused):
+    variant("imagenet_a")
+    names = tmp_path / "imagenet-adversarial/classnames.txt"
+    text = names.read_text()
+    names.write_text("n01 tench\n")
+    with refused("n03 is a class that classnames.txt does not name"):
+        load(tmp_path, dataset="imagenet_a")
+    names.unlink()
+    with refused("No file at", "classnames.txt"):
+        load(tmp_path, dataset="imagenet_a")
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet/classnames.txt").write_text(text)  # ImageNet's own will do
+    assert load(tmp_path, dataset="imagenet_a").classes == ("tench", "shark")
+
+
+def test_a_split_written_on_windows_is_read(tmp_path):
+    items = {
+        split: [[f"{text}\\{split}{i}.png", n, text] for n, text in enumerate("ab") for i in (0, 1)]
+        for split in ("train", "test")
+    }
+    for path, _, _ in items["train"] + items["test"]:
+        touch(tmp_path / path.replace("\\", "/"))
+    (tmp_path / "mine.json").write_text(json.dumps(items))
+    task = load(tmp_path, dataset="mine.json", shots=2)
+    assert task.train.images[0] == tmp_path / "a/train0.png" and len(task.test) == 4
+
+
+def test_fewer_images_than_shots_are_told(root):
+    text = "\n".join(load(root, shots=16).census().sentences())
+    assert "16 images of each class drawn by seed 1" in text
+    assert "have fewer than 16 images to learn from" in text
+
+
 def test_all_eleven_data_sets_are_known_by_folder_split_and_template():
     from vprompt import sentences
-    from vprompt.tasks._coop import PLACES
+    from vprompt.tasks._coop import PLACES, VARIANTS
 
-    assert len(PLACES) == 11
+    assert len(PLACES) == 11 and not set(PLACES) & set(VARIANTS)
     for place in PLACES.values():
         sentences.check([place.template])
     assert PLACES["stanford_cars"].images == "" and PLACES["oxford_flowers"].images == "jpg"

@@ -88,8 +88,12 @@ def test_cmyk_becomes_rgb(tmp_path):
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
 @pytest.mark.parametrize(("value", "expected"), [(32768, 127.5), (65535, 255), (257, 1)])
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name, value, expected):
+    from vprompt.decoding import read_rgb
+    from vprompt.preprocessing import Values
+
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), value, dtype=np.uint16)), name)
-    assert corner(path) == pytest.approx((expected,) * 3, abs=0.6)
+    shown = read_rgb(path, Values(integer=(0.0, 65535.0))).getpixel((0, 0))
+    assert shown == pytest.approx((expected,) * 3, abs=0.6)
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -241,7 +245,8 @@ def test_the_order_of_files_is_part_of_the_cache(photos, config):
 def test_a_cache_that_could_not_be_finished_leaves_nothing_behind(
     photos, config, cache, monkeypatch, failure
 ):
-    from vprompt.errors import VPromptError
+    """A full disk stops no run: what it has no room for is not kept, and that is said."""
+    from vprompt.errors import CacheWarning
     from vprompt.images import load_pixels
 
     def half(path, array, **_):
@@ -250,11 +255,13 @@ def test_a_cache_that_could_not_be_finished_leaves_nothing_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", half)
-        expected = VPromptError if isinstance(failure, OSError) else KeyboardInterrupt
-        with pytest.raises(expected) as caught:
-            load_pixels(photos, config())
-    if isinstance(failure, OSError):
-        assert "No space left" in str(caught.value) and "half-written" in str(caught.value)
+        if isinstance(failure, OSError):
+            with pytest.warns(CacheWarning, match="No space left.*VPROMPT_CACHE"):
+                pixels = load_pixels(photos, config())
+            assert pixels.array[:, 0, 0, 0].tolist() == [10, 60, 110, 160]
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                load_pixels(photos, config())
     assert list((cache / "images").iterdir()) == []
     assert load_pixels(photos, config()).array.shape == (4, 8, 8, 3)
 
@@ -287,3 +294,102 @@ def test_no_rows_make_no_batch(photos, config):
     examples = task.examples(task.train, config())
     assert not list(examples.batches(2, torch.arange(0)))
     assert [len(labels) for _, labels in examples.batches(3)] == [3, 1]
+
+
+# Large images
+
+
+def test_large_images_are_used_and_pillows_own_bound_is_left_as_it_was(
+    photos, config, monkeypatch, tmp_path
+):
+    """Pillow refuses twice its bound and warns above it; both are ours to decide."""
+    from vprompt.images import load_pixels
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # so that 120 pixels are an attack
+    assert load_pixels(photos, config()).array[:, 0, 0, 0].tolist() == [10, 60, 110, 160]
+    assert Image.MAX_IMAGE_PIXELS == 50
+
+
+def test_the_limit_is_told_and_can_be_raised(photos, config, monkeypatch, tmp_path, refused):
+    from vprompt.images import load_pixels
+
+    monkeypatch.setenv("VPROMPT_MAX_MEGAPIXELS", "0.0002")
+    big = tmp_path / "big.png"
+    Image.new("L", (20, 20), 7).save(big)
+    with refused(
+        r"1 of 5 images are larger than 0\.0002 megapixels", r"big\.png has 20 x 20"
+    ) as it:
+        load_pixels([*photos, big], config())
+    assert "VPROMPT_MAX_MEGAPIXELS" in str(it.value) and "Mend" not in str(it.value)
+    assert len(load_pixels([*photos, big], config(), skip_bad=True)) == 4
+    monkeypatch.setenv("VPROMPT_MAX_MEGAPIXELS", "1")
+    assert len(load_pixels([*photos, big], config(), skip_bad=True)) == 5  # not what was kept
+    for wrong in ("many", "0", "-1", "nan"):
+        monkeypatch.setenv("VPROMPT_MAX_MEGAPIXELS", wrong)
+        with refused("VPROMPT_MAX_MEGAPIXELS is a number"):
+            load_pixels(photos, config())
+
+
+def test_the_usual_limit_lets_a_map_of_two_hundred_megapixels_through(monkeypatch):
+    from vprompt.decoding import megapixel_limit
+
+    monkeypatch.delenv("VPROMPT_MAX_MEGAPIXELS", raising=False)
+    assert megapixel_limit() >= 200
+
+
+# Warnings
+
+
+def test_warnings_are_counted_with_names_and_kept(photos, config, monkeypatch):
+    import warnings
+
+    from vprompt import images
+    from vprompt.progress import Silent
+
+    class Listener(Silent):
+        said = ()
+
+        def say(self, text):
+            self.said = (*self.said, text)
+
+    read = images.read_rgb
+
+    def warning(path, *rest):
+        if "photo 0" not in path.name:
+            warnings.warn("Corrupt EXIF data.", stacklevel=1)
+        return read(path, *rest)
+
+    monkeypatch.setattr(images, "read_rgb", warning)
+    for _ in range(2):  # the second time from the cache
+        listener = Listener()
+        found = images.load_pixels(photos, config(), progress=listener)
+        assert found.warned == tuple((row, "Corrupt EXIF data.") for row in (1, 2, 3))
+        assert listener.said == (
+            f"warnings on 3 of 4 images, first {photos[1]}: Corrupt EXIF data.",
+        )
+
+
+# A damaged cache
+
+
+@pytest.mark.parametrize("damage", ["index", "header", "pixels", "cut", "empty", "gone"])
+def test_a_damaged_cache_is_decoded_again(photos, config, cache, damage):
+    from vprompt import images
+
+    first = np.array(images.load_pixels(photos, config()).array)
+    [folder] = (cache / "images").iterdir()
+    path = folder / ("index.json" if damage == "index" else "pixels.npy")
+    data = bytearray(path.read_bytes())
+    place = {"index": 12, "header": 40, "pixels": len(data) - 5}.get(damage)
+    if place is not None:
+        data[place] ^= 0x80
+        path.write_bytes(bytes(data))
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(data[: len(data) // 2 if damage == "cut" else 0]))
+    later = folder.stat().st_mtime_ns + 1_000_000_000
+    if path.exists():
+        os.utime(path, ns=(later, later))
+    assert np.array_equal(images.load_pixels(photos, config()).array, first)
+    assert np.array_equal(np.load(folder / "pixels.npy"), first)  # and mended

@@ -230,6 +230,21 @@ def test_a_table_is_predicted_row_by_row_as_one_by_one(table, folder, tiny):
         assert one.probabilities == pytest.approx(alone.probabilities, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
+def test_a_list_may_have_any_form(table, tiny, suffix):
+    from vprompt import predict_table
+
+    wanted = predict_table(table, model=tiny, precision="fp32")
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    other = table.with_name(f"other.{suffix}")
+    if suffix == "jsonl":
+        rows = [json.dumps({"file_name": image, "artifact": name}) for image, name in rows]
+        other.write_text("\n".join(rows))
+    else:
+        other.write_text("sep=;\nfilepath;artefact\n" + "\n".join(map(";".join, rows)))
+    assert predict_table(other, model=tiny, precision="fp32") == wanted
+
+
 def test_the_command_writes_a_row_per_row(table, vprompt):
     target = table.parent / "labels.csv"
     code, out, err = vprompt("predict", table, "--output", target, "--quiet")
@@ -262,11 +277,11 @@ def test_artefacts_of_two_backbones_are_refused_by_name(table, folder, fails):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,artifact\n0.png,pool/deep\n", ["columns", "needs `image` and `artifact`"]),
+        ("photo,artifact\n0.png,pool/deep\n", ["columns", "needs `image` and `artifact`"]),
         ("image,artifact\n", ["lists no images"]),
         ("image,artifact\n0.png,\n", ["line 2", "empty"]),
         ("image,artifact\n0.png,pool/nothing\n", ["No artefact folder", "nothing"]),
-        ("image,artefact\nlost.png,pool/deep\n", ["No image file", "lost.png"]),
+        ("image,artefact\nlost.png,pool/deep\n", ["line 2", "no image file", "lost.png"]),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why(table, fails, text, words):
@@ -281,4 +296,4 @@ def test_a_table_that_is_no_text_says_so(table, fails):
 
 def test_images_without_an_artefact_ask_for_one(table, fails):
     fails("predict", table.parent / "0.png", saying=["--artifact", "image and artifact"])
-    fails("predict", table.parent / "nowhere.csv", saying=["No table at"])
+    fails("predict", table.parent / "nowhere.csv", saying=["No file at"])

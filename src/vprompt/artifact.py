@@ -12,7 +12,7 @@
 `header.py` and `codec.py` check a stranger's folder before anything of it is used.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,10 @@ def save(
     if artifact.text is not None:
         tensors |= codec.prompt_tensors(artifact.text.prompt, "text_prompt_embeddings")
     tensors |= {f"{_STATE}{name}": value for name, value in artifact.state.items()}
-    check_replaceable(Path(folder))
+    folder = Path(folder).expanduser()
+    check_replaceable(folder)
     plain = {key: value.float().cpu().contiguous() for key, value in tensors.items()}
-    with atomic_folder(Path(folder), overwrite=overwrite) as draft:
+    with atomic_folder(folder, overwrite=overwrite) as draft:
         write_tensors(draft / TENSORS, plain, {"format": "pt"})
         write_json(draft / CONFIG, artifact.config)
         write_text(draft / CARD, artifact.card)
@@ -161,7 +162,7 @@ def save(
 
 def read_run(path: Path | str) -> dict[str, Any]:
     """Return the record of a run, from a `run.json` or from an artefact that holds one."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         check_folder(path)
         path = path / RUN
@@ -189,7 +190,7 @@ def load(folder: Path | str) -> Artifact:
     Raises VPromptError with the reason when it is not an artefact, is truncated, holds a pickle,
     a link that leads out of the folder, or a tensor that is missing, misshapen or not finite.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = read_config(folder)
     tensors = codec.read_tensors(folder)
     prompt, text = codec.take_prompt(folder, config, tensors, "prompt_embeddings"), None
@@ -229,7 +230,9 @@ def differences(config: dict[str, Any], backbone: Backbone) -> str:
     """Return every field in which artefact and backbone differ, with both values, or nothing."""
     mine = make_config(backbone, None, ())
     fields = ["token_dim", "feature_dim", "num_layers", "data_config", "base_model_fingerprint"]
-    theirs = {**config, "data_config": DataConfig.from_json(config["data_config"]).to_json()}
+    # The range of values is of the images that were learned from, not of a backbone.
+    seen = replace(DataConfig.from_json(config["data_config"]), values=None)
+    theirs = {**config, "data_config": seen.to_json()}
     differ = [name for name in fields if theirs[name] != mine[name]]
     sizes = [entry["data_config"].get("input_size") for entry in (config, mine)]
     if sizes[0] != sizes[1] and "base_model_fingerprint" in differ:

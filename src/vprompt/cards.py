@@ -196,5 +196,5 @@ def _without_draws(facts: dict[str, Any]) -> dict[str, Any]:
     short = dict(facts)
     if "few_shot" in short:
         draw = short["few_shot"]
-        short["few_shot"] = {key: draw[key] for key in ("shots", "seed") if key in draw}
+        short["few_shot"] = {key: draw[key] for key in ("shots", "seed", "fewer") if key in draw}
     return short

@@ -110,7 +110,7 @@ def _entry(folder: Path) -> Entry:
 
 def _on_disk(place: Path | str) -> Path:
     if not str(place).startswith("hf-hub:"):
-        return Path(place)
+        return Path(place).expanduser()
     from vprompt import hub  # needs torch, which a folder on this disk does not
 
     return hub.folder_of(place)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vprompt import distributed
 from vprompt.errors import VPromptError
-from vprompt.files import digest, write_tensors
+from vprompt.files import digest, optional, write_tensors
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EpochRecord:
 
 
 class Checkpoint:
-    """Where a run saves itself after every epoch; does nothing without a folder.
+    """Where a run saves itself after every epoch; does nothing without a folder that takes it.
 
     The file is named after everything that determines the run, so a run finds its own state and
     never another's.
@@ -52,12 +52,14 @@ class Checkpoint:
             "best_epoch": str(loop.best_epoch),
             "memory": json.dumps(loop.classifier.adapter.memory),
         }
-        write_tensors(self.path, tensors, text)
+        with optional():
+            write_tensors(self.path, tensors, text)
 
     def remove(self) -> None:
         """Forget the state of a run that is finished."""
         if self.path is not None and distributed.is_first():
-            self.path.unlink(missing_ok=True)
+            with optional():
+                self.path.unlink(missing_ok=True)
 
     def load(self, loop: Any) -> bool:
         """Continue from the file if there is one, and say whether there was."""

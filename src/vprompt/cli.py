@@ -272,13 +272,11 @@ def main() -> None:
                 "torchrun shares out the training of `vprompt learn` alone. For many runs at once: "
                 "`vprompt bench run --executor processes`."
             )
-        app()
+        with terminal.running(name):
+            app(args=[options.at_home(word) for word in sys.argv[1:]])
     except VPromptError as error:
         print(f"{name}: {terminal.printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _several() -> bool:

@@ -83,6 +83,8 @@ def bench_run(
     finished = store.finished()
     left = [job for job in picked if not store.is_finished(job, finished)]
     print(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
+    for sentence in benches.sizes(picked):
+        print(sentence)
     if others := len(finished.keys() - {job.id for job in every}):
         print(f"{others} runs in {output} are of other recipes, or of this one before it changed")
     for sentence in (

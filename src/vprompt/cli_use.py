@@ -26,10 +26,13 @@ ExactnessOption = Annotated[str, typer.Option(help="auto, bf16, fp32.")]
 def predict(
     images: Annotated[
         list[Path],
-        typer.Argument(help="Image files and folders; or a .csv with columns image, artifact."),
+        typer.Argument(
+            help="Image files, folders and lists; or one list with columns image, artifact."
+        ),
     ],
     artifact: Annotated[
-        Path | None, typer.Option(help="Artefact folder, or hf-hub:user/name; not with a table.")
+        Path | None,
+        typer.Option(help="Artefact folder, or hf-hub:user/name; not where a list names it."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="A .csv or .json file; default: print.")
@@ -43,15 +46,15 @@ def predict(
     quiet: QuietOption = False,
 ) -> None:
     """Label images with an artefact, or every image of a table with the artefact it names."""
-    from vprompt import prediction
+    from vprompt import lists, prediction
 
     if output is not None and output.suffix not in (".csv", ".json"):
         raise VPromptError(f"--output is a .csv or .json file, but got {str(output)!r}.")
-    table = images[0].suffix.lower() in prediction.TABLES and len(images) == 1
+    table = lists.is_list(images[0]) and len(images) == 1
     if artifact is None and not table:
         raise VPromptError(
-            "predict needs an --artifact, or in place of the images one .csv with the columns "
-            "image and artifact."
+            "predict needs an --artifact, or in place of the images one list (.csv, .jsonl, ...) "
+            "with the columns image and artifact."
         )
     settings: dict[str, Any] = {
         "model": model,

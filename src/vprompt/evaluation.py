@@ -1,16 +1,19 @@
 """Evaluate: a finished artefact on a test split, with other class names where it can read them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vprompt import artifact as artifacts
-from vprompt import hub, sentences
+from vprompt import finding, hub, sentences
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
+from vprompt.census import Census
 from vprompt.errors import VPromptError
 from vprompt.measure import Candidate, Measurement, test_accuracy
 from vprompt.opening import open_adapter, open_for, open_task
+from vprompt.preprocessing import Values
 from vprompt.progress import SILENT, Progress
-from vprompt.task import Task
+from vprompt.task import Split, Task
 from vprompt.two_tower import TextPrompt, TwoTower, text_head
 
 
@@ -30,13 +33,19 @@ def evaluate(
 
     An artefact with a text tower reads the task's class names, whatever they are: that is how a
     prompt learned on base classes is measured on new ones, or on another data set. Zero-shot stands
-    beside it. Any other artefact is measured on the classes of its own head.
+    beside it. Any other artefact is measured on the classes of its own head, found by their names;
+    a task may have some of them. Of a folder or list without splits, all images are test images.
     """
     if isinstance(artifact, Artifact):
         loaded = artifact
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
-    opened = open_task(task, allow_absent=allow_absent)
+    opened = open_task(task, allow_absent=allow_absent, all_test=True)
+    if opened.test is None:
+        raise VPromptError(
+            f"Task {opened.name!r} has no test split to measure on. Name the folder or the list of "
+            "the images that you want to measure on."
+        )
     backbone = open_for(loaded, model, device=device, force=force)
     candidates: dict[str, Candidate] = {}
     head = loaded.head
@@ -49,16 +58,55 @@ def evaluate(
         plain = TextPrompt(opened.templates or sentences.GENERIC)
         candidates["zero-shot"] = (None, text_head(backbone, opened.classes, plain))
         head = text_head(backbone, opened.classes, loaded.text)
-    elif list(opened.classes) != loaded.classes:
-        raise VPromptError(
-            f"The artefact's head knows {len(loaded.classes)} classes ({_few(loaded.classes)}), "
-            f"and task {opened.name!r} has {len(opened.classes)} ({_few(opened.classes)}). Only an "
-            "artefact with a text tower can be measured on classes that it did not learn."
-        )
+    else:
+        opened = _in_classes_of(loaded, opened)
     candidates["learned"] = (open_adapter(loaded, backbone), head)
+    opened = replace(opened, values=loaded.data_config.values or Values())
+    for sentence in (*_tested(opened).sentences(), *_same_name(loaded, opened)):
+        progress.say(sentence)
     return test_accuracy(
         backbone, opened, candidates, precision=precision, skip_bad=skip_bad, progress=progress
     )
+
+
+def _in_classes_of(loaded: Artifact, task: Task) -> Task:
+    """Return the task with the artefact's classes, found by name, and its test images alone."""
+    place = {finding.same_text(name): index for index, name in enumerate(loaded.classes)}
+    present = range(len(task.classes)) if task.test is None else task.test.labels_present
+    strange = [task.classes[label] for label in sorted(present) if task.classes[label] not in place]
+    if strange:
+        raise VPromptError(
+            f"The artefact's head knows {len(loaded.classes)} classes ({_few(loaded.classes)}), "
+            f"and task {task.name!r} has {len(task.classes)} ({_few(task.classes)}), among them "
+            f"{_few(strange)}. Only an artefact with a text tower can be measured on classes that "
+            "it did not learn."
+        )
+    labels = {index: place[name] for index, name in enumerate(task.classes) if name in place}
+    return replace(
+        task,
+        classes=tuple(loaded.classes),
+        train=Split("train", (), ()),
+        val=None,
+        test=None if task.test is None else task.test.renumbered(labels),
+        only_test=True,
+    )
+
+
+def _tested(task: Task) -> Census:
+    """Return the census of the test split alone; what else there is is not looked at."""
+    return replace(task, train=Split("train", (), ()), val=None, only_test=True).census()
+
+
+def _same_name(loaded: Artifact, task: Task) -> list[str]:
+    """Warn where an artefact may have learned from the very images that it is measured on."""
+    known = loaded.config.get("task") or {}
+    whole = task.reading.cut.startswith("all images")
+    if not whole or known.get("name") != task.name:
+        return []
+    return [
+        f"the artefact was learned on a task called {task.name!r}: if these are the same images, "
+        "it has learned from most of them, and what follows is no test"
+    ]
 
 
 def _few(classes: list[str] | tuple[str, ...]) -> str:

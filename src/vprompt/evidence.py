@@ -266,7 +266,8 @@ class _Kept:
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
         if self.use_cache:
-            files.write_tensors(path, tensors)
+            with files.optional():
+                files.write_tensors(path, tensors)
 
     def _path(self, prompt: Prompt | None, head: str = "") -> Path:
         what = f"{head}, {self.probe.num_classes} classes" if head else ""

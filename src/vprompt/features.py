@@ -47,7 +47,8 @@ def features_of(
     features = distributed.assemble(parts, own, len(examples), backbone.feature_dim)
     if use_cache and not distributed.local_rank():
         path = cache_path(backbone, prompt, examples, precision)
-        files.write_tensors(path, {"features": features})
+        with files.optional():
+            files.write_tensors(path, {"features": features})
     return features
 
 

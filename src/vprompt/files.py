@@ -6,17 +6,20 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vprompt.errors import VPromptError
+from vprompt.errors import CacheWarning, VPromptError
+
+_TOLD: set[tuple[Path, str]] = set()  # what a person was told of in this process
 
 
 def cache_folder() -> Path:
     """Return where decoded images and evidence are kept: `$VPROMPT_CACHE`, or the user's cache."""
     if chosen := os.environ.get("VPROMPT_CACHE"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("vprompt"))
@@ -89,11 +92,45 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield an empty folder in the cache, for what memory should not hold; it vanishes after."""
+    """Yield an empty folder, for what memory should not hold; it vanishes after.
+
+    It lies in the cache, or where that cannot be written in the system's folder for such files.
+    """
     with _disk_errors_explained(cache_folder()):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".scratch.", dir=cache_folder()) as folder:
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(prefix=".scratch.", dir=cache_folder())
+        except OSError:
+            made = tempfile.TemporaryDirectory(prefix="vprompt.")
+        with made as folder:
             yield Path(folder)
+
+
+@contextlib.contextmanager
+def optional() -> Iterator[None]:
+    """Let go of what the block writes into the cache if the disk does not take it.
+
+    The cache is there for speed, so that a run goes on without it; a `CacheWarning` says so, once.
+    """
+    try:
+        yield
+    except (OSError, VPromptError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        _warn_of_cache(cause.strerror or str(cause))
+
+
+def _warn_of_cache(reason: str) -> None:
+    folder = cache_folder()
+    if (folder, reason) not in _TOLD:
+        _TOLD.add((folder, reason))
+        warnings.warn(
+            f"The cache {folder} cannot be written ({reason}), so what is computed is not kept for "
+            "the next run. Set VPROMPT_CACHE to a folder that can be written.",
+            CacheWarning,
+            stacklevel=2,
+        )
 
 
 def write_text(target: Path, text: str) -> None:

@@ -67,7 +67,7 @@ def learn(
     nothing.
     `protocol` sets nothing: it is recorded, with every point in which the run departs from it.
     """
-    check_output(output, overwrite)
+    output = check_output(output, overwrite)
     build = registry.build("adapters", method)
     config = config or TrainConfig.checked(stages.training_defaults(method))
     points = stages.grid_points(config, grid or {})
@@ -152,7 +152,7 @@ def combine(
     Training images of another digest than `train_digest` are refused. `screen` says how a large
     pool is screened first (`screening.Screen`): `auto`, `auto(keep=16)` or `off`.
     """
-    check_output(output, overwrite)
+    output = check_output(output, overwrite)
     weigh = registry.build("transfer", method)
     plan = plan_of(
         method,

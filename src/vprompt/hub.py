@@ -45,7 +45,7 @@ def is_hub(place: Path | str) -> bool:
 
 def folder_of(place: Path | str, *, progress: Progress = SILENT) -> Path:
     """Return the folder that a person names: one on this disk, or one that is pulled first."""
-    return pull(str(place), progress=progress) if is_hub(place) else Path(place)
+    return pull(str(place), progress=progress) if is_hub(place) else Path(place).expanduser()
 
 
 def origin(folder: Path) -> str:

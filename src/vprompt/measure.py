@@ -77,6 +77,8 @@ def test_accuracy(
     examples = task.examples(
         task.test.open(), backbone.data_config, skip_bad=skip_bad, progress=progress
     )
+    if skipped := len(task.test) - len(examples):
+        progress.say(f"left out {skipped} unreadable test images")
     found: dict[str, Measurement] = {}
     first: tuple[str, Tensor] | None = None
     with progress.step("test", len(candidates) * len(examples)) as step:

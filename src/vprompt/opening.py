@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vprompt import catalogue, registry, vtab
+from vprompt import catalogue, finding, lists, registry, vtab
 from vprompt.adapter import Adapter
 from vprompt.artifact import Artifact, check_fits
 from vprompt.backbone import Backbone
@@ -18,22 +18,24 @@ from vprompt.prompt import Prompt
 from vprompt.task import Task
 
 _PLAIN_MODEL = re.compile(r"\w+(\.\w+)?|[\w-]+,\w+")  # no place on a hub or on disk
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
-def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
-    """Return a task from a spec (`elpv(target=module)`), a folder, or a CSV or JSONL list.
+def open_task(text: str | Task, *, allow_absent: bool = False, all_test: bool = False) -> Task:
+    """Return a task from a spec (`elpv(target=module)`), a folder, or a list of images.
 
     A folder with a `train800.txt` is read as VTAB-1k; `folder:prefix` reads `prefix_train800.txt`
     instead; any other folder holds class folders. A VTAB task is found under any of its names:
-    `DIR/cifar100` opens `DIR/cifar`.
+    `DIR/cifar100` opens `DIR/cifar`. With `all_test` a folder or list without splits is not cut:
+    all of it is the test split.
     """
     if isinstance(text, Task):
         return text
     path, _, prefix = text.rpartition(":") if ":" in text else (text, "", "")
     plain = Path(text).expanduser()
-    if plain.is_file() and plain.suffix.lower() in _TABLES:
-        return registry.build("tasks", "table")(file=str(plain), allow_absent=allow_absent)
+    usual = {"allow_absent": allow_absent, "all_test": all_test}
+    if plain.is_file():
+        _check_list(plain)
+        return registry.build("tasks", "table")(file=str(plain), **usual)
     for typed, variant in ((plain, ""), (Path(path).expanduser(), prefix)):
         folder = vtab.find_folder(typed)
         if folder is not None and any(folder.glob("*train800.txt")):
@@ -41,8 +43,8 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
                 root=str(folder), prefix=variant, allow_absent=allow_absent
             )
     if plain.is_dir():
-        return registry.build("tasks", "folder")(root=str(plain), allow_absent=allow_absent)
-    looks_like_a_place = "/" in text or plain.suffix.lower() in _TABLES
+        return registry.build("tasks", "folder")(root=str(plain), **usual)
+    looks_like_a_place = "/" in text or lists.is_list(plain)
     known = registry.names("tasks")
     if not registry.is_spec(text) and (looks_like_a_place or text not in known):
         raise VPromptError(
@@ -50,9 +52,23 @@ def open_task(text: str | Task, *, allow_absent: bool = False) -> Task:
             f"{registry.suggest(text, known)} Or give a folder of class folders, a VTAB-1k folder, "
             "a .csv or .jsonl list."
         )
-    build = registry.build("tasks", text)
-    registry.require("tasks", registry.parse(text))
-    return build()
+    build, spec = registry.build("tasks", text), registry.parse(text)
+    registry.require("tasks", spec)
+    settings = registry.settings("tasks", spec.name)
+    if "fractions" in spec.settings:  # whoever says how to cut wants it cut
+        del usual["all_test"]
+    return build(**{k: v for k, v in usual.items() if k in settings and k not in spec.settings})
+
+
+def _check_list(file: Path) -> None:
+    """Raise VPromptError unless a file that was named as a task is a list."""
+    if lists.is_list(file):
+        return
+    kind = "is one image" if finding.is_image(file.name) else "is no list of images"
+    raise VPromptError(
+        f"{file} {kind}. A task is a folder of class folders or a list whose name ends in one of "
+        f"{', '.join(lists.SUFFIXES)}; to label single images: `vprompt predict`."
+    )
 
 
 def open_backbone(

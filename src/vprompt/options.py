@@ -1,5 +1,6 @@
 """Options: what the commands have in common, declared once, and how it is read."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -174,3 +175,10 @@ def read_grid(entries: list[str]) -> dict[str, list[float]]:
         except ValueError:
             raise VPromptError(f"--grid reads `lr=0.01,0.03`, but got {entry!r}.") from None
     return grid
+
+
+def at_home(word: str) -> str:
+    """Return a word with the home folder for `~`, also in `--option=~/x`, as a shell does not."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_path = value == "~" or value.startswith("~/") or value.startswith("~\\")
+    return option + equals + os.path.expanduser(value) if is_path else word

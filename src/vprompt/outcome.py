@@ -40,7 +40,7 @@ def finish(
     plain: torch.Tensor,
     candidates: Mapping[str, Candidate],
     run: dict[str, Any],
-    output: Path | str | None,
+    output: Path | None,
     overwrite: bool,
     test: bool,
     begun: Prompt | None = None,
@@ -94,13 +94,15 @@ def finish(
         facts["method"] = tuned.adapter.opens_as or run["method"]
     head = tuned.head
     config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
+    seen = replace(backbone.data_config, values=setting.train.values)
+    config_json["data_config"] = seen.to_json()
     card = cards.render(config_json, run)
     made = Artifact(
         prompt, head, plain.mean(0), config_json, card, state=state, text=text, start=start
     )
     if output is not None:
-        artifact.save(made, Path(output), overwrite=overwrite, run=run)
-        made = replace(made, folder=Path(output))
+        artifact.save(made, output, overwrite=overwrite, run=run)
+        made = replace(made, folder=output)
     setting.forget_checkpoints()
     return Outcome(made, measured, run)
 
@@ -123,13 +125,15 @@ def prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
     return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
 
 
-def check_output(output: Path | str | None, overwrite: bool) -> None:
-    """Refuse an existing folder before the work, not after it."""
+def check_output(output: Path | str | None, overwrite: bool) -> Path | None:
+    """Return the place of the result; an existing folder is refused before the work, not after."""
     if output is None:
-        return
+        return None
+    place = Path(output).expanduser()
     if overwrite:
-        artifact.check_replaceable(Path(output))
-    elif Path(output).exists():
+        artifact.check_replaceable(place)
+    elif place.exists():
         raise VPromptError(
             f"{output} exists already. Choose another --output, or add --overwrite to replace it."
         )
+    return place

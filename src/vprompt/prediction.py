@@ -7,22 +7,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vprompt import artifact as artifacts
-from vprompt import hub
+from vprompt import finding, hub, lists
 from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
+from vprompt.census import LeftOut, tally
 from vprompt.errors import VPromptError
 from vprompt.files import write_text
-from vprompt.images import SUFFIXES, load_pixels
+from vprompt.images import Pixels, load_pixels
+from vprompt.lists import Listing
 from vprompt.opening import open_for
+from vprompt.preprocessing import Values
 from vprompt.progress import SILENT, Progress
 from vprompt.serving import PromptServer, serve
-
-TABLES = (".csv", ".tsv")
-_ARTIFACT = ("artifact", "artefact")
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def predict(
     skip_bad: bool = False,
     progress: Progress = SILENT,
 ) -> list[Prediction]:
-    """Return one prediction per image file; folders are searched, in name order.
+    """Return one prediction per image; folders are searched, in name order, and lists read.
 
     The backbone is the one that the artefact names, unless `model` gives another; it is checked
     against the artefact's fingerprint, unless `force`.
     """
-    files = find_images(images)
+    files = find_images(images, progress=progress)
     if isinstance(artifact, Artifact):
         loaded = artifact
     else:
@@ -77,12 +78,12 @@ def predict_table(
     skip_bad: bool = False,
     progress: Progress = SILENT,
 ) -> list[Prediction]:
-    """Return one prediction per row of a CSV or TSV file with the columns `image` and `artifact`.
+    """Return one prediction per row of a list with the columns `image` and `artifact`.
 
     Paths are relative to the table's folder. All artefacts share one backbone, and images of many
     of them one batch: see `serving.PromptServer`.
     """
-    files, names = _read_table(Path(table))
+    files, names = _read_table(Path(table).expanduser())
     server = serve(names, model=model, device=device, force=force, progress=progress)
     return _label(server, files, names, precision, batch_size, skip_bad, progress)
 
@@ -97,8 +98,7 @@ def _label(
     progress: Progress,
 ) -> list[Prediction]:
     """Predict in batches; rows of one artefact stand together, so that few share a batch."""
-    config = next(iter(server.artifacts.values())).data_config
-    pixels = load_pixels(files, config, skip_bad=skip_bad, progress=progress)
+    pixels = _decode(server, files, names, skip_bad, progress)
     order = sorted(range(len(pixels)), key=lambda row: names[pixels.kept[row]])
     shares: dict[int, Tensor] = {}
     with progress.step("predict", len(order)) as step:
@@ -123,64 +123,88 @@ def _label(
     return found
 
 
+def _decode(
+    server: PromptServer,
+    files: Sequence[Path],
+    names: Sequence[str],
+    skip_bad: bool,
+    progress: Progress,
+) -> Pixels:
+    """Return the pixels of all files, each by the range of values of its artefact."""
+    config = next(iter(server.artifacts.values())).data_config
+    ranges = {name: server.artifacts[name].data_config.values for name in dict.fromkeys(names)}
+    if len(set(ranges.values())) == 1:
+        shared = ranges[names[0]] or Values()
+        return load_pixels(files, config, values=shared, skip_bad=skip_bad, progress=progress)
+    parts = []
+    for each in dict.fromkeys(ranges.values()):
+        rows = [row for row, name in enumerate(names) if ranges[name] == each]
+        some = [files[row] for row in rows]
+        found = load_pixels(
+            some, config, values=each or Values(), skip_bad=skip_bad, progress=progress
+        )
+        parts += [(rows[row], found.array[place]) for place, row in enumerate(found.kept)]
+    parts.sort(key=lambda part: part[0])
+    return Pixels(np.stack([array for _, array in parts]), tuple(row for row, _ in parts), "")
+
+
 def _read_table(table: Path) -> tuple[list[Path], list[str]]:
     """Return the image and the artefact of every row."""
-    if not table.is_file():
-        raise VPromptError(f"No table at {table}.")
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise VPromptError(f"{table} is not UTF-8 text. Save it as UTF-8.") from None
-    try:
-        files, names = _rows_of(table, text)
-    except csv.Error as error:
-        raise VPromptError(f"{table} cannot be read: {error}.") from None
-    if not files:
-        raise VPromptError(f"{table} lists no images.")
-    return files, names
-
-
-def _rows_of(table: Path, text: str) -> tuple[list[Path], list[str]]:
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if table.suffix == ".tsv" else ","
-    )
-    heads = [head.strip() for head in reader.fieldnames or ()]
-    column = next((name for name in _ARTIFACT if name in heads), None)
-    if "image" not in heads or column is None:
+    listing = lists.read(table)
+    columns = [listing.column(role) for role in ("image", "artifact")]
+    if None in columns:
         raise VPromptError(
-            f"{table} has the columns {heads}, but needs `image` and `artifact`: the image "
-            "files, and the artefact folder to label each with."
+            f"{table} has the columns {list(listing.columns)}, but needs `image` and `artifact`: "
+            "the image files, and the artefact folder to label each with. To label all of them "
+            "with one, add --artifact FOLDER."
         )
-    reader.fieldnames = heads
-    files, names = [], []
-    for row in reader:
-        image, name = (row[key] or "" for key in ("image", column))
-        if not image.strip() or not name.strip():
-            raise VPromptError(f"{table}, line {reader.line_num}: image or artifact is empty.")
-        files.append(table.parent / image.strip())
-        local = not name.strip().startswith(hub.PREFIX)
-        names.append(str(table.parent / name.strip()) if local else name.strip())
-    return files, names
+    image, column = map(str, columns)
+    names = []
+    for row in listing.rows:
+        name = str(listing.cell(row, column))
+        names.append(name if hub.is_hub(name) else str(table.parent / name))
+    return listing.images(image), names
 
 
-def find_images(given: Sequence[Path | str]) -> list[Path]:
-    """Return the image files among files and folders; a place without any is an error."""
+def find_images(given: Sequence[Path | str], *, progress: Progress = SILENT) -> list[Path]:
+    """Return the image files of files, folders and lists; a place without any is an error."""
     found: list[Path] = []
-    for place in map(Path, given):
+    left: list[LeftOut] = []
+    for place in (Path(each).expanduser() for each in given):
         if place.is_dir():
-            inside = sorted(
-                p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-            )
-            if not inside:
-                raise VPromptError(f"The folder {place} holds no image files.")
-            found += inside
+            folder = finding.find(place)
+            found += folder.all_images()
+            left += folder.all_left_out()
+        elif lists.is_list(place) and place.is_file():
+            found += _listed(lists.read(place))
         elif place.is_file():
             found.append(place)
         else:
             raise VPromptError(f"No image file or folder at {place}.")
     if not found:
-        raise VPromptError("There are no images to predict. Name files or folders.")
+        raise VPromptError("There are no images to predict. Name files, folders or lists.")
+    progress.say(f"{len(found)} images")
+    if left:
+        progress.say(f"left out: {'; '.join(map(str, tally(left)))}")
     return found
+
+
+def _listed(listing: Listing) -> list[Path]:
+    """Return the images of a list; one that names artefacts is not for a single artefact."""
+    if listing.column("artifact") is not None:
+        raise VPromptError(
+            f"{listing.file} names an artefact for every image. Leave out --artifact to use those, "
+            "or the column to use one for all."
+        )
+    column = listing.column("image")
+    if column is None and len(listing.columns) == 1:
+        column = listing.columns[0]  # whatever it is called
+    if column is None:
+        raise VPromptError(
+            f"{listing.file} has the columns {list(listing.columns)}, and none of them is known as "
+            "that of the images. Call it `image`."
+        )
+    return listing.images(column)
 
 
 def write(predictions: Sequence[Prediction], path: Path) -> None:

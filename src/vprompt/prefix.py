@@ -5,6 +5,7 @@ and for every prompt that starts as late. Files are memory-mapped, bounded toget
 content: weights, images, preprocessing, precision, block.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -123,7 +124,8 @@ class _Shelf:
         if not self.read(folder) and not self._write(folder, examples):
             return None
         self.mine.add(folder)
-        os.utime(folder / _INDEX)
+        with contextlib.suppress(OSError):  # a cache that can be read alone has no order of use
+            os.utime(folder / _INDEX)
         return self._map(folder)
 
     def read(self, folder: Path) -> dict[str, Any] | None:
@@ -147,24 +149,32 @@ class _Shelf:
         """Compute and write a split's prefix in one pass, unless there is no room."""
         _, first = next(self._parts(examples, 1))
         size = len(examples) * first.nbytes
-        if not self._make_room(size):
+        room = None
+        with files.optional():
+            room = self._make_room(size)
+        if room is None:
+            return False
+        if not room:
             self.progress.say(
                 f"no prefix cache: {len(examples)} images need {size / 2**30:.1f} GiB; see "
                 "--prefix-cache"
             )
             return False
-        with (
-            self.progress.step("prefix", len(examples)) as step,
-            files.atomic_folder(folder, overwrite=True) as draft,
-        ):
-            with (draft / _TOKENS).open("wb") as file:
-                for count, part in self._parts(examples, self.batch_size):
-                    file.write(part.view(torch.uint8).numpy().data)
-                    step.advance(count)
-            shape = [len(examples), *first.shape[1:]]
-            index = {"shape": shape, "dtype": str(first.dtype).removeprefix("torch.")}
-            files.write_json(draft / _INDEX, index)
-        return True
+        written = False
+        with files.optional():
+            with (
+                self.progress.step("prefix", len(examples)) as step,
+                files.atomic_folder(folder, overwrite=True) as draft,
+            ):
+                with (draft / _TOKENS).open("wb") as file:
+                    for count, part in self._parts(examples, self.batch_size):
+                        file.write(part.view(torch.uint8).numpy().data)
+                        step.advance(count)
+                shape = [len(examples), *first.shape[1:]]
+                index = {"shape": shape, "dtype": str(first.dtype).removeprefix("torch.")}
+                files.write_json(draft / _INDEX, index)
+            written = True
+        return written
 
     @torch.no_grad()
     def _parts(self, examples: Examples, size: int) -> Iterator[tuple[int, Tensor]]:

@@ -49,7 +49,7 @@ class Clock:
 
 
 def describe_task(task: Task, examples: dict[str, Examples | None]) -> dict[str, Any]:
-    """Return name, classes, sizes, draws and a digest of the pixels and labels of every split."""
+    """Return name, classes, sizes, draws, digests of pixels and labels, and the census."""
     splits = {
         name: {"images": len(part), "digest": f"sha256:{part.digest}"}
         for name, part in examples.items()
@@ -65,7 +65,15 @@ def describe_task(task: Task, examples: dict[str, Examples | None]) -> dict[str,
         "train_images_per_class": counts,
         "splits": splits,
         "facts": task.facts,
+        "census": task.census().to_json(),
+        **_value_range(examples.get("train")),
     }
+
+
+def _value_range(train: Examples | None) -> dict[str, Any]:
+    """Return which values became black and white, where images have more than 8 bits."""
+    found = None if train is None else train.values
+    return {} if found is None else {"value_range": found.to_json()}
 
 
 def describe_backbone(backbone: Backbone) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def search(
     the head is learned alone, or zero-shot is left. The record holds both stages; `protocol` is
     that of the second, as for `learn`.
     """
-    if output is not None and not overwrite and Path(output).exists():
+    output = None if output is None else Path(output).expanduser()
+    if output is not None and not overwrite and output.exists():
         raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
     build = registry.build("adapters", method)
     backbone, opened = open_backbone(model, device=device), open_task(task)
@@ -94,8 +95,8 @@ def search(
     run = {**made.run, "command": "search", "search": record, "seconds": seconds}
     kept = made.artifact
     if output is not None:
-        artifact.save(kept, Path(output), overwrite=overwrite, run=run)
-        kept = replace(kept, folder=Path(output))
+        artifact.save(kept, output, overwrite=overwrite, run=run)
+        kept = replace(kept, folder=output)
     setting.forget_checkpoints()
     return Outcome(kept, made.test, run)
 

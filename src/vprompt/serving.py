@@ -5,7 +5,7 @@ Nothing here opens a network port.
 """
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -146,7 +146,8 @@ def _check_shared(loaded: Mapping[str, Artifact]) -> None:
     """Refuse artefacts of several backbones, naming one of each kind."""
     kinds: dict[tuple[str, str], str] = {}
     for name, each in loaded.items():
-        kinds.setdefault((each.config["base_model_fingerprint"], str(each.data_config)), name)
+        seen = str(replace(each.data_config, values=None))  # a range is of images, not of a model
+        kinds.setdefault((each.config["base_model_fingerprint"], seen), name)
     if len(kinds) == 1:
         return
     said = "; ".join(

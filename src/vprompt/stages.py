@@ -9,6 +9,7 @@ from typing import Any
 from vprompt import distributed, measure, registry, runs, sentences
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
+from vprompt.census import Reading
 from vprompt.checkpoint import Checkpoint
 from vprompt.errors import VPromptError
 from vprompt.files import cache_folder
@@ -19,6 +20,8 @@ from vprompt.train_config import TrainConfig
 from vprompt.tune import Tuned, tune
 from vprompt.two_tower import TextPrompt, TwoTower, text_head
 from vprompt.types import Features
+
+_WARNED = 20  # files that the record names, of those that were warned of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +66,22 @@ def prepare(
     keep_states: bool = False,
     progress: Progress,
 ) -> Setting:
-    """Draw the few shots, decode the images, and start the clock.
+    """Draw the few shots, say what there is, decode the images, and start the clock.
 
     `digest` is what the training images have to have, where a recipe says so.
     """
+    if task.only_test:
+        raise VPromptError(
+            f"Task {task.name!r} has test images alone, and nothing to learn from. Measure an "
+            "artefact on it: `vprompt evaluate TASK --artifact FOLDER`."
+        )
     task = task if shots is None else task.few_shot(shots, draw)
     if train_on not in ("train", "trainval"):
         raise VPromptError(f"train_on is `train` or `trainval`, but got {train_on!r}.")
     if train_on == "trainval" and task.val is not None:
         task = replace(task, train=task.train + task.val, val=None)
+    for sentence in task.census().sentences():
+        progress.say(sentence)
     clock = runs.Clock()
     with clock.stage("images"):
         ready = functools.partial(
@@ -82,6 +92,7 @@ def prepare(
             val = None if task.val is None else ready(task.val)
         _check_digest(train, digest)
     skipped = len(task.train) - len(train) + (len(task.val or ()) - len(val or ()))
+    task = replace(task, reading=_after_decoding(task, {"train": train, "val": val}))
     if skipped:
         progress.say(f"left out {skipped} unreadable images")
         _check_no_class_lost(task, train)
@@ -89,6 +100,23 @@ def prepare(
     return Setting(
         backbone, task, train, val, config or TrainConfig(), clock, progress, skip_bad, keep_states
     )
+
+
+def _after_decoding(task: Task, found: Mapping[str, Examples | None]) -> Reading:
+    """Return the reading with what decoding added to it: files left out, and files warned of."""
+    reading, unreadable, warned = task.reading, [], []
+    for split, examples in ((task.train, found["train"]), (task.val, found["val"])):
+        if split is None or examples is None or not isinstance(split.images, tuple):
+            continue
+        names = [path.name for path in split.images]
+        kept = set(range(len(names)) if examples.rows is None else examples.rows)
+        unreadable += [name for row, name in enumerate(names) if row not in kept]
+        warned += [f"{names[row]}: {text}" for row, text in examples.warned]
+    if warned:
+        more = ", ..." if len(warned) > _WARNED else ""
+        listing = "; ".join(warned[:_WARNED])
+        reading = reading.noting(f"warnings on {len(warned)} images ({listing}{more})")
+    return reading.without("unreadable", unreadable)
 
 
 def _check_digest(train: Examples, digest: str | None) -> None:

@@ -4,7 +4,8 @@
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -15,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vprompt import census
+from vprompt.census import Census, Reading
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.images import load_pixels
-from vprompt.preprocessing import DataConfig
+from vprompt.preprocessing import DataConfig, Values
 from vprompt.progress import SILENT, Progress
 from vprompt.randomness import numpy_stream
 from vprompt.types import Labels
@@ -67,11 +70,18 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """A split made ready for one backbone: `uint8` pixels, labels, and a digest of both."""
+    """A split made ready for one backbone: `uint8` pixels, labels, and a digest of both.
+
+    `rows` are the images of the split that could be read, `values` the range by which images of
+    more than 8 bits became 8, and `warned` what Pillow said of single rows.
+    """
 
     pixels: NDArray[np.uint8]
     labels: Labels
     digest: str
+    rows: tuple[int, ...] | None = field(default=None, kw_only=True)
+    values: Values | None = field(default=None, kw_only=True)
+    warned: tuple[tuple[int, str], ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         """Count the images."""
@@ -97,6 +107,7 @@ class SealedSplit:
     def __init__(self, split: Split) -> None:
         self.__split, self.name, self.opened = split, split.name, 0
         self.labels_present = frozenset(split.labels)  # which classes occur, not where
+        self.images_per_class = tuple(Counter(split.labels).values())
 
     def __len__(self) -> int:
         """Count the images."""
@@ -118,12 +129,20 @@ class SealedSplit:
         self.opened += 1
         return self.__split
 
+    def renumbered(self, labels: Mapping[int, int]) -> "SealedSplit":
+        """Return the same images, sealed, with other numbers for their classes."""
+        split = self.__split
+        return SealedSplit(Split(split.name, split.images, tuple(labels[n] for n in split.labels)))
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A classification task; `facts` say where it comes from and are written into every result.
 
-    `templates` are sentences with `{}` for a class name, for models that read.
+    `templates` are sentences with `{}` for a class name, for models that read. `only_test` says
+    that nothing is to be learned from it, so that `train` may be empty. `reading` is what its
+    reader met and did, `values` which values become black and white in images of more than 8 bits:
+    left out, the range of the training images, for all splits.
     """
 
     name: str
@@ -134,12 +153,17 @@ class Task:
     facts: dict[str, Any] = field(default_factory=dict)
     allow_absent: bool = False
     templates: tuple[str, ...] = ()
+    only_test: bool = False
+    reading: Reading = field(default_factory=Reading)
+    values: Values | None = None
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late or, worse, pass unnoticed."""
+        self._check_range()
+        if self.only_test:
+            return
         if len(self.train) == 0:
             raise VPromptError(f"Task {self.name!r} has no training images.")
-        self._check_range()
         counts = self.class_counts()
         if sum(count > 0 for count in counts) < 2:
             raise VPromptError(
@@ -158,6 +182,14 @@ class Task:
         """Return the number of training images per class."""
         return np.bincount(self.train.labels, minlength=len(self.classes)).tolist()
 
+    def census(self) -> Census:
+        """Count what the task holds, for a person to read before the work and for the record."""
+        splits = {"train": self.train.labels, "val": () if self.val is None else self.val.labels}
+        counts = {name: np.bincount(labels, minlength=1) for name, labels in splits.items()}
+        counts["test"] = np.asarray(() if self.test is None else self.test.images_per_class)
+        present = {name: [int(n) for n in each if n] for name, each in counts.items()}
+        return census.take(self.classes, present, self.reading)
+
     def few_shot(self, shots: int, seed: int) -> "Task":
         """Return the task with `shots` training images per class, and as many to validate on.
 
@@ -167,11 +199,23 @@ class Task:
         """
         train = _draw(self.train, shots, seed, f"{self.name} train")
         val = None if self.val is None else _draw(self.val, shots, seed, f"{self.name} val")
-        drawn = {"shots": shots, "seed": seed, "train": list(train[1])}
+        drawn: dict[str, Any] = {"shots": shots, "seed": seed, "train": list(train[1])}
         if val is not None:
             drawn["val"] = list(val[1])
+        fewer = {
+            name: _fewer(split[0], shots)
+            for name, split in (("train", train), ("val", val))
+            if split is not None and _fewer(split[0], shots)
+        }
+        reading = self.reading.noting(f"{shots} images of each class drawn by seed {seed}")
+        if fewer:
+            drawn["fewer"] = fewer
+            listing = " and ".join(f"{name} has {text}" for name, text in fewer.items())
+            reading = self.reading.noting(
+                f"{shots} images of each class were asked for, and {listing}, which are taken whole"
+            )
         facts = {**self.facts, "few_shot": drawn}
-        return replace(self, train=train[0], val=val and val[0], facts=facts)
+        return replace(self, train=train[0], val=val and val[0], facts=facts, reading=reading)
 
     def examples(
         self,
@@ -182,9 +226,29 @@ class Task:
         progress: Progress = SILENT,
     ) -> Examples:
         """Return a split at the backbone's image size, decoded once and cached."""
-        pixels = load_pixels(split.images, config, skip_bad=skip_bad, progress=progress)
+
+        def range_of_training() -> Values:
+            if self.values is not None:
+                return self.values
+            return load_pixels(self.train.images, config, skip_bad=skip_bad).values or Values()
+
+        own = self.values is None and (split is self.train or not len(self.train))
+        pixels = load_pixels(
+            split.images,
+            config,
+            values=None if own else range_of_training,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
         labels = torch.tensor([split.labels[row] for row in pixels.kept])
-        return Examples(pixels.array, labels, digest(pixels.digest, str(labels.tolist())))
+        return Examples(
+            pixels.array,
+            labels,
+            digest(pixels.digest, str(labels.tolist())),
+            rows=pixels.kept,
+            values=pixels.values,
+            warned=pixels.warned,
+        )
 
     def _check_range(self) -> None:
         for split in (self.train, self.val, self.test):
@@ -265,6 +329,17 @@ def _draw(split: Split, shots: int, seed: int, purpose: str) -> tuple[Split, tup
         rows.extend(int(row) for row in rng.permutation(found)[:shots])
     rows.sort()
     return split.subset(rows, f"{split.name}_{shots}shot_seed{seed}"), tuple(rows)
+
+
+def _fewer(split: Split, shots: int) -> str:
+    """Say how many images classes have that have fewer than were to be drawn; nothing of none."""
+    counts = sorted(count for count in Counter(split.labels).values() if count < shots)
+    if not counts:
+        return ""
+    span = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    classes = len(set(split.labels))
+    of = "each class" if len(counts) == classes else f"{len(counts)} of {classes} classes"
+    return f"{span} of {of}"
 
 
 def _some(words: Sequence[str], limit: int = 6) -> str:

@@ -4,14 +4,16 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vprompt.errors import VPromptError
+from vprompt.errors import CacheWarning, VPromptError
 from vprompt.progress import SILENT, Progress
 
+_STOPPED = 130  # the exit code of a program that Ctrl-C ended
 _FOLDED = 100  # rows up to which a table is folded to the width of its window
 
 
@@ -29,7 +31,8 @@ class _Bars:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self.display.console.print(text, highlight=False, markup=False)
+        # A sentence is not folded: it may name a file, and other programs read it by lines.
+        self.display.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:
@@ -59,13 +62,32 @@ def progress(quiet: bool) -> Iterator[Progress]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     ]
-    console = Console(stderr=True)
+    with RichProgress(*columns, console=Console(stderr=True)) as display:
+        yield _Bars(display)
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Show a run's warnings as sentences, and say what Ctrl-C leaves a person with, bars or not."""
+    shown_otherwise = warnings.showwarning
+
+    def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+        if issubclass(category, CacheWarning):
+            print(f"{name}: {printable(str(message))}", file=sys.stderr)
+        else:
+            shown_otherwise(message, category, *where, **more)
+
     try:
-        with RichProgress(*columns, console=console) as display:
-            yield _Bars(display)
-    except KeyboardInterrupt:
-        console.print("vprompt: stopped. Run the same command again to continue.", highlight=False)
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CacheWarning)
+            warnings.showwarning = show
+            yield
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # Typer turns Ctrl-C into an exit code, without a word.
+        if isinstance(ended, SystemExit) and ended.code != _STOPPED:
+            raise
+        print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
+        raise SystemExit(_STOPPED) from None
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

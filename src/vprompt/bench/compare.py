@@ -20,6 +20,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("task", "another task"),
     ("task.classes", "other classes"),
     ("task.splits", "other images or labels"),
+    ("task.value_range", "another preprocessing"),
     ("task.facts", "the data come from elsewhere or are drawn otherwise"),
     ("task.facts.few_shot", "other images were drawn"),
     ("job.shots", "another number of images"),
@@ -58,6 +59,7 @@ REASONS: tuple[tuple[str, str], ...] = (
 # What follows from the fields above, and what is told elsewhere in the record.
 _OUTCOMES = (
     "test",
+    "task.census",
     "tuning",
     "transfer",
     "seconds",

@@ -26,6 +26,7 @@ from vprompt.task import Split, Task
 
 # How a run is called, where it happens, and what follows from the rest.
 PLACES = {"method", "data", "pools", "output", "device", "counts"}
+_SPLITS = ("train", "val", "test")
 
 
 class Job(BaseModel):
@@ -223,6 +224,15 @@ class _Target:
 def _counts(task: Task) -> dict[str, int]:
     parts = {"train": task.train, "val": task.val, "test": task.test}
     return {name: 0 if part is None else len(part) for name, part in parts.items()}
+
+
+def sizes(jobs: Iterable[Job]) -> list[str]:
+    """Return the sizes of the splits of every task, a line each."""
+    counts = {job.task: job.counts for job in jobs}
+    return [
+        f"{task}: {', '.join(f'{name} {each[name]}' for name in _SPLITS if each.get(name))}"
+        for task, each in counts.items()
+    ]
 
 
 def _count_sources(pools: Sequence[str], exclude: Sequence[str], target: Task) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from vprompt.images import read_rgb
+from vprompt.decoding import collected, read_rgb
 from vprompt.progress import SILENT, Progress
 
 LOSSY = ("JPEG", "MPO")  # WebP may be either, and nobody ships VTAB in it
@@ -52,8 +52,22 @@ def inspect_images(paths: Iterable[Path], *, progress: Progress = SILENT) -> dic
     """Inspect every file once, several at a time."""
     unique = list(dict.fromkeys(paths))
     found: dict[Path, ImageFacts] = {}
-    with ThreadPoolExecutor(4) as pool, progress.step("read images", len(unique)) as step:
-        for path, facts in zip(unique, pool.map(inspect_image, unique), strict=True):
+    with (
+        collected() as warned,
+        ThreadPoolExecutor(4) as pool,
+        progress.step("read images", len(unique)) as step,
+    ):
+
+        def inspect(row: int) -> ImageFacts:
+            warned.here(row)
+            return inspect_image(unique[row])
+
+        for path, facts in zip(unique, pool.map(inspect, range(len(unique))), strict=True):
             found[path] = facts
             step.advance()
+    if warned.found:
+        row, text = min(warned.found.items())
+        progress.say(
+            f"warnings on {len(warned.found)} of {len(unique)} images, first {unique[row]}: {text}"
+        )
     return found

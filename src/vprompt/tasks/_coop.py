@@ -1,13 +1,17 @@
 """The eleven data sets of CoOp's protocol on disk, and how their splits are written down."""
 
+import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vprompt import lists
 from vprompt.errors import VPromptError
 from vprompt.files import digest
+from vprompt.finding import is_hidden, is_image, same_text
 from vprompt.registry import suggest
 from vprompt.sentences import GENERIC
 
@@ -17,7 +21,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of every split as the data set's authors fixed them; `digest` is of that text."""
+    """The images of every split as the data set's authors fixed them; `digest` is of that text.
+
+    ImageNet's variants have a test split alone.
+    """
 
     name: str
     images: Path
@@ -31,7 +38,7 @@ class Listing:
 class _Place:
     folder: str
     images: str
-    split: str  # the file, or `fgvc` and `imagenet` where the official lists are the split
+    split: str  # the file, or `fgvc` and `imagenet` where the official lists are; or `variant`
     template: str = GENERIC[0]
 
 
@@ -63,6 +70,13 @@ PLACES = {
         "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."
     ),
 }
+VARIANTS = {  # of ImageNet, with test images alone
+    "imagenetv2": _Place("imagenetv2", "imagenetv2-matched-frequency-format-val", "variant"),
+    "imagenet_sketch": _Place("imagenet-sketch", "images", "variant"),
+    "imagenet_a": _Place("imagenet-adversarial", "imagenet-a", "variant"),
+    "imagenet_r": _Place("imagenet-rendition", "imagenet-r", "variant"),
+}
+_KNOWN = PLACES | VARIANTS
 
 
 def read(root: Path, dataset: str) -> Listing:
@@ -72,22 +86,32 @@ def read(root: Path, dataset: str) -> Listing:
     if dataset.endswith(".json"):
         splits, key = _read_json(root / dataset)
         return _listing((root / dataset).stem, root, splits, GENERIC[0], key)
-    if dataset not in PLACES:
+    name = _named(dataset)
+    if name is None:
         raise VPromptError(
-            f"No few-shot data set called {dataset!r}.{suggest(dataset, PLACES)} Or name the JSON "
+            f"No few-shot data set called {dataset!r}.{suggest(dataset, _KNOWN)} Or name the JSON "
             "file of your own splits, below `root`."
         )
-    place = PLACES[dataset]
+    place = _KNOWN[name]
     folder = root / place.folder
     if not folder.is_dir():
         raise VPromptError(f"No folder at {folder}, where {dataset!r} is looked for.")
     official: dict[str, Callable[[Path], tuple[dict[str, list[Item]], str]]] = {
         "fgvc": _read_fgvc,
         "imagenet": _read_imagenet,
+        "variant": functools.partial(_read_variant, images=folder / place.images),
     }
     reader = official.get(place.split)
     splits, key = reader(folder) if reader else _read_json(folder / place.split)
-    return _listing(dataset, folder / place.images, splits, place.template, key)
+    return _listing(name, folder / place.images, splits, place.template, key)
+
+
+def _named(dataset: str) -> str | None:
+    """Return a data set by any spelling of its name, `OxfordPets` and `imagenet-a` among them."""
+    plain = {re.sub(r"\W|_", "", name.lower()): name for name in _KNOWN}
+    other = {"describabletextures": "dtd"}
+    other |= {"imagenetadversarial": "imagenet_a", "imagenetrendition": "imagenet_r"}
+    return {**plain, **other}.get(re.sub(r"\W|_", "", dataset.lower()))
 
 
 def check_images(listing: Listing) -> None:
@@ -105,6 +129,10 @@ def check_images(listing: Listing) -> None:
 def _listing(
     name: str, images: Path, splits: dict[str, list[Item]], template: str, key: str
 ) -> Listing:
+    splits = {
+        split: [(_spelled(images, path), label, same_text(text)) for path, label, text in items]
+        for split, items in splits.items()
+    }
     named: dict[int, str] = {}
     for path, label, text in (item for items in splits.values() for item in items):
         if named.setdefault(label, text) != text:
@@ -127,6 +155,14 @@ def _listing(
             )
     classes = tuple(named[label] for label in range(len(named)))
     return Listing(name, images, splits, classes, template, key)
+
+
+def _spelled(images: Path, path: str) -> str:
+    """Return a path as it is on this disk, where a list was written on another kind of computer."""
+    if path.isascii() and "\\" not in path:
+        return path
+    found = lists.locate(images, path)
+    return path if found is None else found.relative_to(images).as_posix()
 
 
 def _read_json(path: Path) -> tuple[dict[str, list[Item]], str]:
@@ -182,9 +218,34 @@ def _read_imagenet(folder: Path) -> tuple[dict[str, list[Item]], str]:
             place = folder / "images" / part / number
             if not place.is_dir():
                 raise VPromptError(f"No folder at {place}, which classnames.txt names.")
-            found = sorted(p.name for p in place.iterdir() if not p.name.startswith("."))
+            found = sorted(p.name for p in place.iterdir() if is_image(p.name))
             splits[split] += [(f"{part}/{number}/{image}", label, name) for image in found]
     return splits, digest(text, *(path for items in splits.values() for path, _, _ in items))
+
+
+def _read_variant(folder: Path, *, images: Path) -> tuple[dict[str, list[Item]], str]:
+    """Read a variant of ImageNet: class folders by WordNet number, or by place among the thousand.
+
+    Its classes are those that it has, 200 of the thousand in two of them, numbered from 0.
+    """
+    names = folder / "classnames.txt"
+    text = _text(names if names.is_file() else folder.parent / "imagenet" / "classnames.txt")
+    pairs = sorted(line.strip().partition(" ") for line in text.splitlines() if line.strip())
+    known = {number: name for number, _, name in pairs}
+    known |= {str(place): name for place, (_, _, name) in enumerate(pairs)}
+    if not images.is_dir():
+        raise VPromptError(f"No folder at {images}, where the images are looked for.")
+    found = [p for p in images.iterdir() if p.is_dir() and not is_hidden(p.name)]
+    found.sort(key=lambda path: (len(path.name), path.name))
+    items = []
+    for label, place in enumerate(found):
+        if place.name not in known:
+            raise VPromptError(f"{place} is a class that classnames.txt does not name.")
+        files = sorted(p.name for p in place.iterdir() if is_image(p.name))
+        items += [(f"{place.name}/{file}", label, known[place.name]) for file in files]
+    if not items:
+        raise VPromptError(f"{images} holds no class folders with images.")
+    return {"test": items}, digest(text, *(path for path, _, _ in items))
 
 
 def _text(path: Path) -> str:

@@ -6,6 +6,7 @@ Repository, 1998.
 
 import numpy as np
 
+from vprompt.census import Reading
 from vprompt.task import SealedSplit, Split, Task, split_by_sizes
 
 _SIZES = {"train": 800, "val": 200, "test": 797}
@@ -39,4 +40,5 @@ def load(*, seed: int = 0) -> Task:
             "split_seed": seed,
             "sizes": dict(_SIZES),
         },
+        reading=Reading(f"drawn in proportion to the classes by seed {seed}"),
     )

@@ -15,6 +15,7 @@ Reference: Matthey et al., "dSprites: Disentanglement testing Sprites dataset", 
 import numpy as np
 from numpy.typing import NDArray
 
+from vprompt.census import Reading
 from vprompt.errors import VPromptError
 from vprompt.randomness import numpy_stream
 from vprompt.registry import suggest
@@ -63,6 +64,7 @@ def load(
             "split_seed": seed,
             "sizes": sizes,
         },
+        reading=Reading(f"drawn, classes balanced, by seed {seed}"),
     )
 
 

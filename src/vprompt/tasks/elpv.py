@@ -15,6 +15,7 @@ images", Machine Vision and Applications 32, 2021.
 import importlib.util
 from pathlib import Path
 
+from vprompt.census import Reading
 from vprompt.errors import VPromptError
 from vprompt.files import digest
 from vprompt.registry import suggest
@@ -65,6 +66,7 @@ def load(*, target: str = "defect", seed: int = 0) -> Task:
             "split_seed": seed,
             "sizes": {name: len(split) for name, split in splits.items()},
         },
+        reading=Reading(f"drawn in proportion to the classes by seed {seed}"),
     )
 
 

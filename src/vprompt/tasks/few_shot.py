@@ -7,10 +7,12 @@ Models", CVPR 2022, arXiv 2203.05557.
 
 import math
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from vprompt import files
+from vprompt.census import Reading
 from vprompt.errors import VPromptError
 from vprompt.task import SealedSplit, Split, Task
 from vprompt.tasks import _coop
@@ -38,13 +40,14 @@ def load(
     one draw. `draw` names a JSON file: the draw is written there, or read where it exists.
 
     ImageNet has no validation images apart from its test images, so there they are drawn from
-    training images that are not among the shots.
+    training images that are not among the shots. Its variants (`imagenetv2`, `imagenet_sketch`,
+    `imagenet_a`, `imagenet_r`) have test images alone: learn on `imagenet`, and evaluate on them.
     """
     if shots < 1:
         raise VPromptError(f"shots is at least 1, but got {shots}. The protocol has 1 to 16.")
     listing = _coop.read(Path(root).expanduser(), dataset)
     _coop.check_images(listing)
-    drawn = _take(listing, shots, seed, draw)
+    drawn = _take(listing, shots, seed, draw) if "train" in listing.splits else {}
     kept = _subset(len(listing.classes), subset)
     splits = {
         name: _split(
@@ -55,7 +58,7 @@ def load(
     return Task(
         name=listing.name if subset == "all" else f"{listing.name}:{subset}",
         classes=tuple(listing.classes[label] for label in kept),
-        train=splits["train"],
+        train=splits.get("train", Split("train", (), ())),
         val=splits.get("val"),
         test=SealedSplit(splits["test"]),
         facts={
@@ -71,6 +74,23 @@ def load(
             },
         },
         templates=(listing.template,),
+        only_test=not drawn,
+        reading=_reading(drawn, shots, seed),
+    )
+
+
+def _reading(drawn: Draw, shots: int, seed: int) -> Reading:
+    if not drawn:
+        return Reading("the data set has test images alone")
+    counts = Counter(label for _, label, _ in drawn["train"])
+    few = sum(count < shots for count in counts.values())
+    reading = Reading(f"{shots} images of each class drawn by seed {seed}, test as listed")
+    if not few:
+        return reading
+    span = sorted({min(counts.values()), max(count for count in counts.values() if count < shots)})
+    return reading.noting(
+        f"{few} of {len(counts)} classes have fewer than {shots} images to learn from: "
+        f"{' to '.join(map(str, span))}, which are taken whole"
     )
 
 

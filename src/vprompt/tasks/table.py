@@ -1,38 +1,26 @@
-"""Table: a CSV, TSV or JSONL list of image files with their labels, and perhaps their splits."""
+"""Table: a list of image files with their labels, and perhaps their splits: CSV, JSON or text."""
 
-import csv
 import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from vprompt import lists
+from vprompt.census import Reading
 from vprompt.errors import VPromptError
+from vprompt.finding import same_text
+from vprompt.lists import SPLITS, Listing, Row
 from vprompt.registry import suggest
-from vprompt.task import SealedSplit, Split, Task, split_by_class
+from vprompt.task import SealedSplit, Split, Task
+from vprompt.tasks._cutting import FRACTIONS, check_fractions, cut, given
+from vprompt.tasks._cutting import all_test as as_test
 
-ALIASES = {"image": ("path", "filename", "impath"), "label": ("class", "target")}
-SPLIT_WORDS = {
-    "train": "train",
-    "train800": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "val200": "val",
-    "test": "test",
-}
-_FRACTIONS = (0.64, 0.16, 0.2)
-_VAL_SHARE = 0.2  # of train, where the table names train and test but nothing to validate on
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_JSON_LINES = (".jsonl", ".ndjson")
-
-
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    values: dict[str, Any]
+_ORDER = ("train", "val", "test")
+_GAPS = ("nan", "none", "null", "na", "n/a", "<na>")  # what programs write where there is nothing
+_WHOLE_NUMBER = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0*)?")
 
 
 def load(
@@ -42,169 +30,142 @@ def load(
     image_column: str = "image",
     label_column: str = "label",
     split_column: str = "split",
+    val: str = "",
+    test: str = "",
     seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
     allow_absent: bool = False,
+    all_test: bool = False,
 ) -> Task:
     """Read one image per row; paths are relative to `root`, or else to the table's folder.
 
-    Class names are the labels, sorted (as numbers where all are integers). Without a split
-    column the rows are cut 64 : 16 : 20, class by class, by `seed`; with one that names no val,
-    20 % of train becomes val. A default column name may also be one of its `ALIASES`.
+    Class names are the labels, sorted (as numbers where all are integers); 1 and 1.0 are one.
+    Without a split column the rows are cut into `fractions` (train, val, test), class by class, by
+    `seed`; with one that names no val, 20 % of train becomes val. `val` and `test` are lists of
+    their own, beside `file`. A default column name may also be another of `lists.NAMES`. With
+    `all_test` nothing is cut: all rows are test images, unless the table names splits.
     """
+    check_fractions(fractions)
     table = Path(file).expanduser()
-    rows = _read(table)
-    columns = _columns(table, rows, image_column, label_column, split_column)
-    folder = Path(root).expanduser() if root else table.parent
-    paths = _paths(table, rows, columns["image"], folder)
-    texts = [_label(table, row, columns["label"]) for row in rows]
+    named = {"train": str(table), "val": val, "test": test}
+    listings = {word: lists.read(Path(each).expanduser()) for word, each in named.items() if each}
+    columns = _columns(listings["train"], image_column, label_column, split_column)
+    folder = Path(root).expanduser() if root else None
+    paths, texts, words = [], [], []
+    for word, listing in listings.items():
+        own = columns if word == "train" else _columns(listing, image_column, label_column, "split")
+        paths += listing.images(own["image"], folder)
+        texts += [_label(listing, row, own["label"]) for row in listing.rows]
+        words += _words(listing, own.get("split"), word, joined=len(listings) > 1)
+    _check_once(listings, paths)
+    texts = _one_spelling(texts)
     classes = _sorted_names(set(texts))
+    gaps = [name for name in classes if name.lower() in _GAPS]
     place = {name: index for index, name in enumerate(classes)}
-    whole = Split("all", paths, tuple(place[text] for text in texts))
-    if "split" in columns:
-        splits, how = _given_splits(table, rows, columns["split"], whole, seed)
+    whole = Split("all", tuple(paths), tuple(place[text] for text in texts))
+    reading = Reading().noting(f"the label {gaps[0]!r} is taken for a class" if gaps else "")
+    if any(words):
+        rows = {word: [i for i, own in enumerate(words) if own == word] for word in _ORDER}
+        splits = {word: whole.subset(part, word) for word, part in rows.items() if part}
+        source = f"the column {columns.get('split')!r}" if "split" in columns else "their lists"
+        if "train" not in splits and not all_test:
+            raise VPromptError(
+                f"{table} has no row whose {columns.get('split', 'split')!r} is 'train'."
+            )
+        made = given(splits, seed, f"given by {source}", f"given by {source}")
+    elif all_test:
+        made = as_test(whole)
     else:
-        splits, how = _cut(table, whole, classes, seed, allow_absent)
+        made = cut(whole, classes, fractions, seed, allow_absent=allow_absent, where=table)
+        reading = reading.noting(_beside(table))
     return Task(
         name=table.stem,
         classes=classes,
-        train=splits["train"],
-        val=splits.get("val"),
-        test=SealedSplit(splits["test"]) if "test" in splits else None,
+        train=made.splits.get("train", Split("train", (), ())),
+        val=made.splits.get("val"),
+        test=SealedSplit(made.splits["test"]) if "test" in made.splits else None,
         facts={
             "source": "table",
             "file": table.name,
             "columns": columns,
-            "splits": how,
+            "splits": made.how,
             "split_seed": seed,
-            "sizes": {name: len(split) for name, split in splits.items()},
+            "sizes": {name: len(split) for name, split in made.splits.items()},
         },
         allow_absent=allow_absent,
+        only_test=all_test,
+        reading=replace(reading, cut=made.words),
     )
 
 
-def _read(table: Path) -> list[_Row]:
-    suffix = table.suffix.lower()
-    if suffix not in _DELIMITERS and suffix not in _JSON_LINES:
-        raise VPromptError(
-            f"Cannot tell how to read {table}: its name should end in one of "
-            f"{', '.join([*_DELIMITERS, *_JSON_LINES])}."
-        )
-    if not table.is_file():
-        raise VPromptError(f"No file at {table}.")
-    try:
-        rows = (
-            _read_json_lines(table)
-            if suffix in _JSON_LINES
-            else _read_delimited(table, _DELIMITERS[suffix])
-        )
-    except UnicodeDecodeError as error:
-        raise VPromptError(f"{table} is not UTF-8 text: {error}. Save it as UTF-8.") from None
-    if not rows:
-        raise VPromptError(f"{table} lists no images.")
-    return rows
-
-
-def _read_delimited(table: Path, delimiter: str) -> list[_Row]:
-    rows = []
-    with table.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.reader(opened, delimiter=delimiter, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            if len(set(header)) < len(header):
-                raise VPromptError(f"{table}, line 1: two columns have the same name: {header}.")
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(header):
-                    raise VPromptError(
-                        f"{table}, line {reader.line_num}: expected {len(header)} cells "
-                        f"({', '.join(header)}), got {len(cells)}: {cells}."
-                    )
-                rows.append(_Row(reader.line_num, dict(zip(header, cells, strict=True))))
-        except csv.Error as error:
-            raise VPromptError(f"{table}, line {reader.line_num}: {error}.") from None
-    return rows
-
-
-def _read_json_lines(table: Path) -> list[_Row]:
-    rows = []
-    for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise VPromptError(f"{table}, line {number}: not valid JSON: {error}.") from None
-        if not isinstance(values, dict):
-            raise VPromptError(
-                f"{table}, line {number}: expected an object such as "
-                f'{{"image": "a.png", "label": "cat"}}, got {line.strip()[:60]!r}.'
-            )
-        rows.append(_Row(number, values))
-    return rows
-
-
-def _columns(table: Path, rows: list[_Row], image: str, label: str, split: str) -> dict[str, str]:
-    present = list(dict.fromkeys(key for row in rows for key in row.values))
-    columns = {}
-    for role, wanted in (("image", image), ("label", label)):
-        # Aliases stand in for the default alone: a mistyped name must not train on other labels.
-        names = (wanted, *ALIASES[role]) if wanted == role else (wanted,)
-        known = [name for name in names if name in present]
-        if not known:
-            raise VPromptError(
-                f"{table} has no column {wanted!r} for the {role}.{suggest(wanted, present)} "
-                f"Name the right one: `{role}_column=...`."
-            )
-        columns[role] = known[0]
-    if split in present:
-        columns["split"] = split
-    elif split != "split":
-        raise VPromptError(
-            f"{table} has no column {split!r} for the split.{suggest(split, present)} "
-            "Name the right one: `split_column=...`."
-        )
+def _columns(listing: Listing, image: str, label: str, split: str) -> dict[str, str]:
+    """Return the columns by role; a name that is not the usual one is the one that is wanted."""
+    wanted = {"image": image, "label": label, "split": split}
+    asked = {role: None if name == role else name for role, name in wanted.items()}
+    columns = {role: listing.needed(role, asked[role]) for role in ("image", "label")}
+    if asked["split"] is not None:
+        columns["split"] = listing.needed("split", asked["split"])
+    elif "split" in listing.columns:
+        columns["split"] = "split"
     return columns
 
 
-def _cell(table: Path, row: _Row, column: str) -> Any:
-    value = row.values.get(column)
-    value = value.strip() if isinstance(value, str) else value
-    if value is None or value == "":
-        raise VPromptError(f"{table}, line {row.line}: the column {column!r} is empty.")
-    return value
+def _label(listing: Listing, row: Row, column: str) -> str:
+    value = listing.cell(row, column)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) or (is_number and math.isfinite(value)):
+        return same_text(str(value))
+    raise VPromptError(
+        f"{listing.file}, {row.place}: a label is text or a number, got {json.dumps(value)}."
+    )
 
 
-def _paths(table: Path, rows: list[_Row], column: str, folder: Path) -> tuple[Path, ...]:
-    seen: dict[str, int] = {}
-    paths = []
-    for row in rows:
-        name = str(_cell(table, row, column))
-        path = folder / name
-        if not path.is_file():
+def _words(listing: Listing, column: str | None, word: str, *, joined: bool) -> list[str]:
+    """Return the split of every row: what its column says, or the list it stands in."""
+    if column is None or (joined and word != "train"):
+        return [word if joined else ""] * len(listing.rows)
+    if joined:
+        raise VPromptError(
+            f"{listing.file} names splits in its column {column!r}, and other lists are given for "
+            "them as well. Leave out `val` and `test`, or the column."
+        )
+    found = []
+    for row in listing.rows:
+        text = str(listing.cell(row, column))
+        if text.lower() not in SPLITS:
             raise VPromptError(
-                f"{table}, line {row.line}: no image file at {path}. Paths are relative to "
-                f"{folder}; name another folder with `root=...`."
+                f"{listing.file}, {row.place}: no split called {text!r}."
+                f"{suggest(text.lower(), SPLITS)}"
             )
+        found.append(SPLITS[text.lower()])
+    return found
+
+
+def _check_once(listings: Mapping[str, Listing], paths: Sequence[Path]) -> None:
+    """Raise VPromptError where an image is listed twice."""
+    seen: dict[str, str] = {}
+    rows = [(each.file, row) for each in listings.values() for row in each.rows]
+    for (file, row), path in zip(rows, paths, strict=True):
         key = os.path.normpath(path)
         if key in seen:
             raise VPromptError(
-                f"{table}, line {row.line}: {name!r} is listed already in line {seen[key]}. Keep "
-                "one of them, or the same image could be learned from and tested on."
+                f"{file}, {row.place}: {path.name!r} is listed already in {seen[key]}. Keep one of "
+                "them, or the same image could be learned from and tested on."
             )
-        seen[key] = row.line
-        paths.append(path)
-    return tuple(paths)
+        seen[key] = row.place if len(listings) == 1 else f"{file.name}, {row.place}"
 
 
-def _label(table: Path, row: _Row, column: str) -> str:
-    value = _cell(table, row, column)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, str) or (is_number and math.isfinite(value)):
-        return str(value)
-    raise VPromptError(
-        f"{table}, line {row.line}: a label is text or a number, got {json.dumps(value)}."
-    )
+def _one_spelling(texts: Sequence[str]) -> list[str]:
+    """Return labels in which 1 and 1.0 are one, as where a table was saved with gaps.
+
+    Where all are whole numbers they become plain ones; elsewhere `1.0` only where `1` occurs, too.
+    """
+    known = set(texts)
+    whole = {text: _WHOLE_NUMBER.fullmatch(text) for text in known}
+    names = {text: str(int(match[1])) for text, match in whole.items() if match}
+    if len(names) < len(known):
+        names = {text: name for text, name in names.items() if name in known}
+    return [names.get(text, text) for text in texts]
 
 
 def _sorted_names(names: set[str]) -> tuple[str, ...]:
@@ -213,43 +174,15 @@ def _sorted_names(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _given_splits(
-    table: Path, rows: list[_Row], column: str, whole: Split, seed: int
-) -> tuple[dict[str, Split], str]:
-    members: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    for index, row in enumerate(rows):
-        word = str(_cell(table, row, column))
-        if word.lower() not in SPLIT_WORDS:
-            raise VPromptError(
-                f"{table}, line {row.line}: no split called {word!r}."
-                f"{suggest(word.lower(), SPLIT_WORDS)}"
-            )
-        members[SPLIT_WORDS[word.lower()]].append(index)
-    if not members["train"]:
-        raise VPromptError(f"{table} has no row whose {column!r} is 'train'.")
-    how = f"given by the column {column!r}"
-    if not members["val"]:
-        train = members["train"]
-        parts = split_by_class(
-            [whole.labels[row] for row in train], (1 - _VAL_SHARE, _VAL_SHARE), seed
-        )
-        members["train"], members["val"] = ([train[row] for row in part] for part in parts)
-        how += f"; val is {_VAL_SHARE:.0%} of train, by class"
-    return {name: whole.subset(part, name) for name, part in members.items() if part}, how
-
-
-def _cut(
-    table: Path, whole: Split, classes: tuple[str, ...], seed: int, allow_absent: bool
-) -> tuple[dict[str, Split], str]:
-    single = [name for index, name in enumerate(classes) if whole.labels.count(index) == 1]
-    if single and not allow_absent:
-        raise VPromptError(
-            f"{table} has classes with one image only: {', '.join(map(repr, single[:6]))}. One "
-            "image cannot be both learned from and tested on; add images or remove the rows, add "
-            "a split column, or add --allow-absent-classes."
-        )
-    parts = zip(
-        ("train", "val", "test"), split_by_class(whole.labels, _FRACTIONS, seed), strict=True
-    )
-    splits = {name: whole.subset(rows, name) for name, rows in parts if rows}
-    return splits, f"cut into {', '.join(f'{share:g}' for share in _FRACTIONS)} by class"
+def _beside(table: Path) -> str:
+    """Say so where lists of other splits lie beside one that is named for training."""
+    found = re.fullmatch(r"(.*?)(train(?:ing)?)([^a-z]*)", table.stem, re.IGNORECASE)
+    if found is None:
+        return ""
+    others = {word: table.with_name(f"{found[1]}{word}{found[3]}{table.suffix}") for word in _ORDER}
+    there = {word: path for word, path in others.items() if word != "train" and path.is_file()}
+    if not there:
+        return ""
+    names = ", ".join(path.name for path in there.values())
+    more = ", ".join(f"{word}='{path}'" for word, path in there.items())
+    return f"{names} beside {table.name} is not read; this reads it: table(file='{table}', {more})"

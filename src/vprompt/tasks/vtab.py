@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vprompt import vtab
+from vprompt.census import Reading
 from vprompt.errors import VPromptError
 from vprompt.registry import suggest
 from vprompt.task import SealedSplit, Split, Task
@@ -52,6 +53,7 @@ def load(*, root: str, name: str = "", prefix: str = "", allow_absent: bool = Fa
             **_known_facts(known, lists["train800"]),
         },
         allow_absent=allow_absent,
+        reading=Reading(f"as listed in {', '.join(f'{start}{split}.txt' for split in lists)}"),
     )
 
 
@@ -66,6 +68,8 @@ def read_list(folder: Path, file: str) -> Listed:
             raise VPromptError(
                 f"{folder / file}, line {number}: expected `relative/path label`, got {line!r}."
             )
+        if "\\" in name and not (folder / name).is_file():
+            name = name.replace("\\", "/")  # written on Windows
         path = folder / name
         if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
             raise VPromptError(f"{folder / file}, line {number}: {name!r} lies outside {folder}.")

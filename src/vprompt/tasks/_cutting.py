@@ -1,0 +1,81 @@
+"""Cutting: how images of a folder or a list become splits, and how that is said."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vprompt.census import shares
+from vprompt.errors import VPromptError
+from vprompt.task import Split, split_by_class
+
+FRACTIONS = (0.64, 0.16, 0.2)
+_VAL_SHARE = 0.2  # of train, where train and test are given and nothing to validate on
+_WORDS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Splits, how they came about for the record, and the same in a person's words."""
+
+    splits: dict[str, Split]
+    how: str
+    words: str
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raise VPromptError unless there is a share for train, val and test, and they sum to 1."""
+    if (
+        len(fractions) != 3
+        or min(fractions) < 0
+        or fractions[0] == 0
+        or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
+    ):
+        raise VPromptError(
+            f"fractions are {tuple(fractions)}, but train, val and test need three shares that sum "
+            "to 1, the first above 0. Write for example `fractions=(0.64, 0.16, 0.2)`."
+        )
+
+
+def cut(
+    whole: Split,
+    classes: Sequence[str],
+    fractions: Sequence[float],
+    seed: int,
+    *,
+    allow_absent: bool,
+    where: object,
+) -> Cut:
+    """Cut images into train, val and test, class by class; `where` is what they were read from."""
+    counts = [whole.labels.count(index) for index in range(len(classes))]
+    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    if single and not allow_absent:
+        raise VPromptError(
+            f"{where} has classes with one image only: {', '.join(map(repr, single[:6]))}. One "
+            "image cannot be both learned from and tested on; add images or remove the class, give "
+            "splits, or add --allow-absent-classes."
+        )
+    parts = zip(_WORDS, split_by_class(whole.labels, fractions, seed), strict=True)
+    splits = {name: whole.subset(rows, name) for name, rows in parts if rows or name == "train"}
+    how = f"cut into {', '.join(f'{share:g}' for share in fractions)} by class"
+    return Cut(splits, how, f"cut {shares(fractions)} by seed {seed}")
+
+
+def given(splits: Mapping[str, Split], seed: int, how: str, words: str) -> Cut:
+    """Return splits as they are given; without val, a fifth of train becomes val."""
+    ordered = {name: splits[name] for name in _WORDS if name in splits}
+    if "val" in ordered or "train" not in ordered:
+        return Cut(ordered, how, words)
+    train = ordered["train"]
+    rows = split_by_class(train.labels, (1 - _VAL_SHARE, _VAL_SHARE), seed)
+    made = {
+        name: train.subset(part, name) for name, part in zip(_WORDS, rows, strict=False) if part
+    }
+    how += f"; val is {_VAL_SHARE:.0%} of train, by class"
+    words += f"; val is {100 * _VAL_SHARE:g} % of train, by seed {seed}"
+    return Cut({**made, **{k: v for k, v in ordered.items() if k != "train"}}, how, words)
+
+
+def all_test(whole: Split) -> Cut:
+    """Return all images as test images."""
+    words = "all images taken as test"
+    return Cut({"test": replace(whole, name="test")}, words, words)
