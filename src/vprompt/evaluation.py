@@ -37,7 +37,7 @@ def evaluate(
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
     opened = open_task(task, allow_absent=allow_absent)
-    backbone = open_for(loaded, model, device=device, force=force)
+    backbone = open_for(loaded, model, device=device, force=force, progress=progress)
     candidates: dict[str, Candidate] = {}
     head = loaded.head
     if loaded.text is not None:

@@ -32,6 +32,7 @@ from vprompt.heads import closed_form
 from vprompt.measure import Candidate, Measurement
 from vprompt.opening import open_backbone, open_pool_backbone, open_task
 from vprompt.precision import resolve
+from vprompt.preprocessing import ImageSize
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
 from vprompt.scoring import Scores
@@ -65,7 +66,7 @@ def learn(
     shots: int | None = None,
     draw: int = 0,
     train_on: str = "train",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     output: Path | str | None = None,
     overwrite: bool = False,
     test: bool = True,
@@ -90,7 +91,7 @@ def learn(
     build = registry.build("adapters", method)
     config = config or TrainConfig.checked(stages.training_defaults(method))
     points = stages.grid_points(config, grid or {})
-    backbone = open_backbone(model, image_size=image_size, device=device)
+    backbone = open_backbone(model, image_size=image_size, device=device, progress=progress)
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
         backbone,
@@ -170,7 +171,9 @@ def combine(
     _check_output(output, overwrite)
     weigh = registry.build("transfer", method)
     plan = combining.plan_of(method, align=align, scale=scale, safeguard=safeguard)
-    backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
+    backbone = open_pool_backbone(
+        pool_folder, model, exclude=exclude, device=device, progress=progress
+    )
     opened = open_task(task, allow_absent=allow_absent)
     selection = screening.select(
         pool_folder,
@@ -281,7 +284,9 @@ def score(
     """
     named = [metric] if isinstance(metric, str) else list(metric)
     plan = scoring.plan_of(named)
-    backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
+    backbone = open_pool_backbone(
+        pool_folder, model, exclude=exclude, device=device, progress=progress
+    )
     selection = screening.select(
         pool_folder, backbone, None, screen, exclude=exclude, force=force, progress=progress
     )
