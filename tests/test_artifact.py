@@ -318,6 +318,41 @@ def test_a_tensor_of_an_unusual_type_is_refused_or_read(saved, kind):
         assert "head.bias" in str(error)
 
 
+@pytest.mark.parametrize(
+    "kind, shown",
+    [
+        (torch.int64, "I64"),
+        (torch.uint8, "U8"),
+        (torch.bool, "BOOL"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.float8_e5m2, "F8_E5M2"),
+    ],
+)
+def test_a_type_that_artefacts_do_not_have_is_refused_as_that(saved, refused, kind, shown):
+    from vprompt import VPromptError, load_artifact
+
+    rewrite_tensors(saved, head__bias=torch.ones(3).to(kind))
+    with refused("'head.bias' is of the type " + shown, "F32, F16, BF16 or F64", "Save it as"):
+        load_artifact(saved)
+    with pytest.raises(VPromptError) as error:
+        load_artifact(saved)
+    assert "not finite" not in str(error.value) and "truncated" not in str(error.value)
+
+
+@pytest.mark.parametrize("shown", ["F4", "F6_E2M3", "F8_E8M0", "F128", "C64"])
+def test_a_type_that_no_library_here_knows_is_not_called_damage(saved, refused, shown):
+    from vprompt import load_artifact
+
+    content = (saved / TENSORS).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["head.bias"]["dtype"] = shown
+    text = json.dumps(header).encode()
+    (saved / TENSORS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    with refused("'head.bias' is of the type " + shown):
+        load_artifact(saved)
+
+
 def test_half_precision_is_read_as_fp32(saved):
     from vprompt import load_artifact
 

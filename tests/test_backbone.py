@@ -533,12 +533,12 @@ def test_models_that_are_no_plain_vision_transformer_are_refused(model, refused)
 def test_beit_with_its_relative_position_bias_is_refused(refused):
     import timm
 
-    from vprompt.backbones import timm_vit
+    from vprompt.backbones._timm_models import check_supported
 
     with torch.device("meta"):
         beit = timm.create_model("beit_base_patch16_224", num_classes=0)
     with refused("'beit' ", r"\(Beit\)", "not a plain vision transformer"):
-        timm_vit._check_supported(beit, "beit")
+        check_supported(beit, "beit")
 
 
 class _WithTable(nn.Module):

@@ -423,6 +423,78 @@ def test_other_kinds_of_models_are_refused(refused):
         build(text={"pool_type": "last"})
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("ViT-L-14-CLIPA", "not causal"),
+        ("ViT-bigG-14-CLIPA-336", "not causal"),
+        ("coca_ViT-L-14", "decoder"),
+        ("coca_base", "decoder"),
+        ("RN50", "ResNet"),
+        ("ViT-B-16-SigLIP", "vit_base_patch16_siglip_224"),
+        ("xlm-roberta-base-ViT-B-32", "xlm-roberta-base"),
+        ("ViT-L-14-worldwide", "google/mt5-base puts no start token"),
+        ("ViTamin-B", "vitamin_base_224"),
+    ],
+)
+def test_what_a_config_tells_is_refused_before_anything_is_fetched(
+    name, words, monkeypatch, refused
+):
+    import open_clip as library
+
+    from vprompt.backbones import open_clip
+
+    for step in ("create_model", "get_tokenizer"):
+        monkeypatch.setattr(library, step, lambda *a, **k: pytest.fail("fetched"))
+    tag = (library.list_pretrained_tags_by_model(name) or ["own"])[0]
+    with refused(f"'{name},{tag}' cannot be prompted in both towers", words):
+        open_clip.load(model=f"{name},{tag}")
+
+
+@pytest.mark.parametrize(
+    "vision, text, words",
+    [
+        ({}, {"no_causal_mask": True}, "not causal"),
+        ({}, {"embed_cls": True}, "class token"),
+        ({}, {"pool_type": "last"}, "does not read the end token"),
+        ({}, {"block_type": "custom"}, "blocks of its text tower"),
+        ({"qk_norm": True}, {}, "blocks of its image tower"),
+        ({}, {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}, "no start token"),
+        ({}, {"hf_tokenizer_name": "google-t5/t5-small"}, "no start token"),
+    ],
+)
+def test_a_config_of_one_s_own_is_read_in_the_same_way(vision, text, words, refused):
+    from vprompt.backbones import tiny_clip
+    from vprompt.backbones._open_clip_models import check_config
+
+    config = {**tiny_clip.CONFIG}
+    config["vision_cfg"] = {**config["vision_cfg"], **vision}
+    config["text_cfg"] = {**config["text_cfg"], **text}
+    with refused(words):
+        check_config(config, "mine")
+    check_config(tiny_clip.CONFIG, "mine")
+    for tokenizer in ("facebook/xlm-v-base", "bert-base-uncased", "openai/clip-vit-base-patch16"):
+        config["vision_cfg"], config["text_cfg"] = (
+            dict(tiny_clip.CONFIG["vision_cfg"]),
+            {
+                **tiny_clip.CONFIG["text_cfg"],
+                "hf_tokenizer_name": tokenizer,
+            },
+        )
+        check_config(config, "mine")
+
+
+def test_a_tokeniser_without_a_start_token_is_refused_by_what_it_writes(refused):
+    from open_clip import SimpleTokenizer
+
+    from vprompt.backbones._open_clip_models import check_tokenizer
+
+    plain = SimpleTokenizer(context_length=16)
+    check_tokenizer(plain, "sound")
+    with refused("'odd'", "no start token"):
+        check_tokenizer(lambda *a, **k: plain(*a, **k)[:, 1:], "odd")
+
+
 def test_the_activation_is_the_weights_own(monkeypatch):
     """The tag `openai` was trained with the quick GELU; under the exact one it would still run."""
     import open_clip as library

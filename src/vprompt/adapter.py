@@ -276,7 +276,7 @@ class PromptAdapter(Adapter):
 
     def prompt(self) -> Prompt:
         """Return the tokens as they are now, detached."""
-        return Prompt(self.tokens.detach().clone().cpu(), self.blocks.cpu(), self.persist)
+        return Prompt(self.tokens.detach().clone().cpu(), self.blocks.clone().cpu(), self.persist)
 
     def started(self) -> Prompt | None:
         """Return the tokens as they were given."""

@@ -31,6 +31,7 @@ from vprompt.two_tower import TextPrompt, TwoTower
 CARD, RUN = "README.md", "run.json"
 LARGEST_RUN = 2**26  # bytes
 _STATE = "adapter."
+_QUICK = "_clip_quickgelu_"  # in timm's names
 _LONGEST = 60  # characters of a value in an error
 
 
@@ -237,9 +238,20 @@ def differences(config: dict[str, Any], backbone: Backbone) -> str:
     sizes = [entry["data_config"].get("input_size") for entry in (config, mine)]
     if sizes[0] != sizes[1] and "base_model_fingerprint" in differ:
         differ.remove("base_model_fingerprint")  # resampled positions change it, not the model
+    if _other_activation(theirs["base_model_name_or_path"], backbone.name):
+        differ.append("base_model_name_or_path")
     return "; ".join(
         f"{name}: {_short(theirs[name])} against {_short(mine[name])}" for name in differ
     )
+
+
+def _other_activation(one: str, other: str) -> bool:
+    """Say whether two names are of the same CLIP weights, one of them under QuickGELU.
+
+    timm has such pairs, and an activation has no weights that a fingerprint would tell apart.
+    """
+    plain = {name.replace(_QUICK, "_clip_") for name in (one, other)}
+    return one != other and len(plain) == 1
 
 
 def _short(value: Any) -> str:

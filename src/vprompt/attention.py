@@ -254,4 +254,4 @@ def _peak(scores: Tensor) -> Tensor:
 
 
 def _both(prompt: Tensor, own: Tensor) -> Tensor:
-    return torch.cat([prompt.expand(len(own), -1, -1, -1).to(own.dtype), own], dim=2)
+    return torch.cat([prompt.expand(own.shape[0], -1, -1, -1).to(own.dtype), own], dim=2)

@@ -46,6 +46,7 @@ class Backbone(nn.Module, abc.ABC):
     data_config: DataConfig
     centres_tokens: bool = True  # LayerNorm does, RMSNorm does not
     pooled: int | None = None  # how many of the first tokens `pool` reads; None: all of them
+    remark: str = ""  # what a person should know of how the weights were read
 
     @abc.abstractmethod
     def embed(self, images: Images) -> Tokens:
@@ -74,7 +75,8 @@ class Backbone(nn.Module, abc.ABC):
         if attend is not None:
             raise VPromptError(
                 f"The attention of {self.name!r} cannot be reached, so its prompts can be neither "
-                "gated nor searched. Use a timm model of the `vit_*` or `deit*` families."
+                "gated nor searched. Use a model of timm's plain blocks, such as "
+                "vit_base_patch16_224."
             )
         return _join(self, tokens, prompt, index)[1]
 
@@ -104,7 +106,8 @@ class Backbone(nn.Module, abc.ABC):
         """Return the module whose output a block adds to its residual last; here there is none."""
         raise VPromptError(
             f"The blocks of {self.name!r} cannot be looked into, so nothing can be put after block "
-            f"{index}'s feed-forward. Use a timm model of the `vit_*` or `deit*` families."
+            f"{index}'s feed-forward. Use a model of timm's plain blocks, such as "
+            "vit_base_patch16_224."
         )
 
     @abc.abstractmethod
@@ -237,7 +240,8 @@ def _join(
 ) -> tuple[Tensor, Tokens]:
     """Run one block with prompt rows after the prefix; return what became of them and the rest."""
     prefix, count = backbone.prefix, rows.shape[1]
-    inside = rows.expand(len(tokens), -1, -1).to(tokens.dtype)
+    # `shape`, not `len`: an exported model then takes batches of any size.
+    inside = rows.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
     joined = torch.cat([tokens[:, :prefix], inside, tokens[:, prefix:]], dim=1)
     after = backbone.block(index, joined)
     rest = torch.cat([after[:, :prefix], after[:, prefix + count :]], dim=1)
@@ -333,9 +337,9 @@ def _join_each(
 def _check_not_late(begin: Entering, prompt: Prompt | PromptBatch | None) -> None:
     prompts = prompt.prompts if isinstance(prompt, PromptBatch) else [prompt]
     for each in prompts:
-        if each is not None and bool((each.blocks < begin.block).any()):
+        if each is not None and each.places and each.places[0] < begin.block:
             raise VPromptError(
-                f"The prompt enters at block {int(each.blocks.min())}, but the images were kept as "
+                f"The prompt enters at block {each.places[0]}, but the images were kept as "
                 f"what enters block {begin.block}. Give the images themselves."
             )
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vprompt import foreign
 from vprompt.errors import VPromptError
-from vprompt.header import CONFIG, read_config
+from vprompt.header import CONFIG, other_method, read_config
 
 STILL = 1e-3  # a move of less than this share of its start is rounding, not learning
 Pool: TypeAlias = Path | str | Sequence[Path | str]
@@ -21,11 +22,22 @@ class Entry:
     config: dict[str, Any] | None
     problem: str | None = None
     start: str = ""  # how the start of its prompt is known, where that was looked at
+    other: str = ""  # the kind of another program's adapter
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+    @property
+    def promptless(self) -> str:
+        """Why there is no image prompt in it; nothing where there is one, or where it is broken."""
+        if self.other:
+            return f"an adapter of the type {self.other}, which holds no prompt"
+        if self.config is None or sum(self.config["num_virtual_tokens"]):
+            return ""
+        method = self.config.get("method") or self.config.get("recipe", {}).get("method")
+        return f"learned with {method}, without an image prompt" if method else "holds no prompt"
 
 
 def entries(pool: Pool) -> list[Entry]:
@@ -53,6 +65,8 @@ def describe(pool: Pool) -> str:
 
 
 def _folders(pool: Path) -> list[Path]:
+    if pool.is_file():
+        raise VPromptError(foreign.describe_file(pool))
     if not pool.is_dir():
         raise VPromptError(f"No pool at {pool}. Give a folder that holds artefact folders.")
     if (pool / CONFIG).is_file():
@@ -105,7 +119,7 @@ def _entry(folder: Path) -> Entry:
     try:
         return Entry(folder, read_config(folder))
     except VPromptError as error:
-        return Entry(folder, None, str(error))
+        return Entry(folder, None, str(error), other_method(folder))
 
 
 def _on_disk(place: Path | str) -> Path:

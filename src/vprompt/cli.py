@@ -52,6 +52,7 @@ from vprompt.options import (
     ScreenOption,
     SeedOption,
     ShotsOption,
+    SizeOption,
     SkipBadOption,
     SourceDataOption,
     TaskArgument,
@@ -119,7 +120,7 @@ def learn(
         list[str] | None,
         typer.Option(help="Values to choose from on validation, as `lr=0.01,0.03`; repeatable."),
     ] = None,
-    img_size: Annotated[int | None, typer.Option(help="Resample position embeddings.")] = None,
+    img_size: SizeOption = None,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
     epochs: EpochsOption = None,
     batch_size: BatchOption = None,
@@ -143,6 +144,7 @@ def learn(
 ) -> None:
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
     from vprompt import distributed, flow, protocols, stages
+    from vprompt.preprocessing import read_size
 
     extra = {"num_virtual_tokens": prompt_length, "deep": deep, "templates": templates}
     method = options.with_settings(method, extra)
@@ -172,7 +174,7 @@ def learn(
             shots=shots,
             draw=draw,
             train_on=train_on,
-            image_size=img_size,
+            image_size=None if img_size is None else read_size(img_size),
             output=output,
             overwrite=overwrite,
             test=test,
@@ -264,6 +266,7 @@ def list_plugins(
 
 def main() -> None:
     """Run the command line; a mistake of the caller is one sentence and exit code 1."""
+    terminal.write_any_text()
     process = os.environ.get("RANK", "0") if _several() else "0"
     name = "vprompt" if process == "0" else f"vprompt (process {process})"
     try:

@@ -3,6 +3,7 @@
 No pickle, no links out of the folder, no missing, surplus, misshapen or non-finite tensor.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from vprompt.header import CONFIG, TENSORS
 from vprompt.prompt import Prompt
 
 _PROMPT_KEY = re.compile(r"((text_)?prompt|start)_embeddings\.(\d{1,4})")
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_TYPES = ("F32", "F16", "BF16", "F64")  # as safetensors calls them
+_LARGEST_HEADER = 10**8  # bytes; safetensors itself reads no longer one
 _LARGEST = 2**31  # bytes; a prompt is kilobytes, so more than this is not one
 
 
@@ -25,6 +27,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / TENSORS
     if path.stat().st_size > _LARGEST:
         raise VPromptError(f"{path} has {path.stat().st_size} bytes; no prompt is that large.")
+    for key, kind in _types(path).items():
+        if kind not in _TYPES:
+            raise VPromptError(
+                f"{path}: {key!r} is of the type {kind}, and an artefact's tensors are of "
+                f"{', '.join(_TYPES[:-1])} or {_TYPES[-1]}. Save it as float32."
+            )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -32,14 +40,28 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise VPromptError(
             f"{path} is truncated or not a safetensors file ({error}). Fetch it again."
         ) from None
-    found = {key: value.float() for key, value in tensors.items() if value.dtype in _DTYPES}
-    for key in tensors:
+    found = {key: value.float() for key, value in tensors.items()}
+    for key, value in found.items():
         # As they will be used: a large number in fp64 is not finite in fp32.
-        if key not in found or not torch.isfinite(found[key]).all():
+        if not torch.isfinite(value).all():
             raise VPromptError(
                 f"{path}: {key!r} holds values that are not finite numbers; refused."
             )
     return found
+
+
+def _types(path: Path) -> dict[str, str]:
+    """Return the type of every tensor as the file's header names it; nothing where it has none.
+
+    The library names a type that it does not know yet as if the file were damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if size <= _LARGEST_HEADER else {}
+        return {key: str(value["dtype"]) for key, value in header.items() if key != "__metadata__"}
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        return {}
 
 
 def placement(prompt: Prompt | None, depth: int, dim: int) -> dict[str, Any]:

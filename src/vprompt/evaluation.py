@@ -46,7 +46,7 @@ def evaluate(
             f"Task {opened.name!r} has no test split to measure on. Name the folder or the list of "
             "the images that you want to measure on."
         )
-    backbone = open_for(loaded, model, device=device, force=force)
+    backbone = open_for(loaded, model, device=device, force=force, progress=progress)
     candidates: dict[str, Candidate] = {}
     head = loaded.head
     if loaded.text is not None:

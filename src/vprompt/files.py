@@ -136,7 +136,8 @@ def _warn_of_cache(reason: str) -> None:
 def write_text(target: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(target) as draft:
-        draft.write_text(text, encoding="utf-8")
+        # A lone surrogate, as in a file name that is not UTF-8, is written as its escape.
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -174,7 +175,8 @@ def digest(*parts: str | bytes) -> str:
     """Return a SHA-256 over parts that cannot run into one another."""
     total = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        # A file name that is not UTF-8 holds lone surrogates, which no encoding has.
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         total.update(len(data).to_bytes(8, "big"))
         total.update(data)
     return total.hexdigest()

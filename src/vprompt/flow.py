@@ -29,6 +29,7 @@ from vprompt.measure import Candidate
 from vprompt.mix import PUBLISHED, plan_of
 from vprompt.opening import open_backbone, open_pool_backbone, open_task
 from vprompt.outcome import Outcome, check_output, finish, prompt_init
+from vprompt.preprocessing import ImageSize
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
 from vprompt.scoring import Scores
@@ -46,7 +47,7 @@ def learn(
     shots: int | None = None,
     draw: int = 0,
     train_on: str = "train",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     output: Path | str | None = None,
     overwrite: bool = False,
     test: bool = True,
@@ -71,7 +72,7 @@ def learn(
     build = registry.build("adapters", method)
     config = config or TrainConfig.checked(stages.training_defaults(method))
     points = stages.grid_points(config, grid or {})
-    backbone = open_backbone(model, image_size=image_size, device=device)
+    backbone = open_backbone(model, image_size=image_size, device=device, progress=progress)
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
         backbone,
@@ -162,7 +163,9 @@ def combine(
         move_scale=move_scale,
         form=form,
     )
-    backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
+    backbone = open_pool_backbone(
+        pool_folder, model, exclude=exclude, device=device, progress=progress
+    )
     opened = open_task(task, allow_absent=allow_absent)
     selection = screening.select(
         pool_folder,
@@ -284,7 +287,9 @@ def score(
     """
     named = [metric] if isinstance(metric, str) else list(metric)
     plan = scoring.plan_of(named)
-    backbone = open_pool_backbone(pool_folder, model, exclude=exclude, device=device)
+    backbone = open_pool_backbone(
+        pool_folder, model, exclude=exclude, device=device, progress=progress
+    )
     selection = screening.select(
         pool_folder, backbone, None, screen, exclude=exclude, force=force, progress=progress
     )

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vprompt import sentences
+from vprompt import foreign, sentences
 from vprompt.errors import VPromptError
-from vprompt.preprocessing import DataConfig
+from vprompt.preprocessing import LARGEST_SIDE, DataConfig
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # 3: heads that see more than one feature; 2: heads that compare directions, and text towers; what
@@ -16,7 +16,6 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT_VERSION = 3
 HEADS = ("linear", "cosine")
 _LARGEST_CONFIG = 2**22
-_LARGEST_SIDE = 4096  # pixels
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -43,7 +42,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     }
     if not isinstance(config, dict) or config.get("peft_type") != "VISUAL_PROMPT":
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise VPromptError(f"{folder} is not a visual prompt: its peft_type is {kind!r}.")
+        raise VPromptError(
+            f"{folder} is not a visual prompt: its peft_type is {kind!r}, so it is another "
+            "program's adapter, or damaged."
+        )
     version = config.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise VPromptError(
@@ -113,7 +115,7 @@ def _check_data_config(folder: Path, values: dict[str, Any]) -> None:
     try:
         found = DataConfig.from_json(values)
         sound = len(found.input_size) == 3 and min(found.input_size) > 0
-        sound = sound and max(found.input_size) <= _LARGEST_SIDE
+        sound = sound and max(found.input_size) <= LARGEST_SIDE
         sound = sound and all(math.isfinite(v) for v in (*found.mean, *found.std, found.crop_pct))
         sound = sound and min(found.std) > 0 and found.crop_pct > 0
         if not sound or len(found.mean) != 3 or len(found.std) != 3:
@@ -140,6 +142,8 @@ def _readable_facts(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that lacks a file, or has a link to a place outside of it."""
+    if folder.is_file():
+        raise VPromptError(foreign.describe_file(folder))
     if not folder.is_dir():
         raise VPromptError(f"No artefact folder at {folder}.")
     with os.scandir(folder) as listing:
@@ -151,13 +155,22 @@ def check_folder(folder: Path) -> None:
     files = {each.name for each in found if each.is_file()}
     missing = [name for name in (CONFIG, TENSORS) if name not in files]
     if missing:
-        pickles = sorted(n for n in files if Path(n).suffix in (".bin", ".pt", ".pth", ".pkl"))
-        extra = (
-            f" It holds {', '.join(pickles)}, a pickle, which could run any code and is not read."
-            if pickles
-            else ""
+        raise VPromptError(
+            f"{folder} is not an artefact: it lacks {' and '.join(missing)}."
+            f"{foreign.describe_folder(folder)}"
         )
-        raise VPromptError(f"{folder} is not an artefact: it lacks {' and '.join(missing)}.{extra}")
+
+
+def other_method(folder: Path) -> str:
+    """Return the kind of adapter that another program left in a folder, or nothing."""
+    try:
+        if (folder / CONFIG).stat().st_size > _LARGEST_CONFIG:
+            return ""
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    return kind if isinstance(kind, str) and kind != "VISUAL_PROMPT" else ""
 
 
 def _stays_inside(folder: Path, link: Path) -> bool:

@@ -14,6 +14,8 @@ from vprompt.backbone import Backbone
 from vprompt.catalogue import Pool
 from vprompt.checkpoint import restore
 from vprompt.errors import VPromptError
+from vprompt.preprocessing import ImageSize, checked, size_of
+from vprompt.progress import SILENT, Progress
 from vprompt.prompt import Prompt
 from vprompt.task import Task
 
@@ -72,31 +74,41 @@ def _check_list(file: Path) -> None:
 
 
 def open_backbone(
-    text: str | Backbone, *, image_size: int | None = None, device: str = "auto"
+    text: str | Backbone,
+    *,
+    image_size: ImageSize | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
 ) -> Backbone:
     """Return a backbone from a plug-in (`demo`), a spec, or anything that timm can name.
 
-    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's.
+    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's. `image_size` is
+    the side of a square in pixels, or (height, width). `progress` says how its weights were read,
+    where that is worth a sentence.
     """
     if isinstance(text, Backbone):
         return text
-    sizes: dict[str, Any] = {"image_size": image_size} if image_size else {}
+    sizes = {} if image_size is None else {"image_size": checked(image_size)}
     if registry.is_spec(text) or text in registry.names("backbones"):
         backbone = registry.build("backbones", text)(**sizes)
     else:
         family = "open_clip" if "," in text else "timm_vit"
         backbone = registry.find("backbones", family)(model=text, **sizes)
+    if backbone.remark:
+        progress.say(backbone.remark)
     return backbone.to(resolve_device(device))
 
 
-def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Backbone:
+def open_named_backbone(
+    config: dict[str, Any], *, device: str = "auto", progress: Progress = SILENT
+) -> Backbone:
     """Return the backbone that an artefact names.
 
     The name comes from a stranger's file, so it may be a plug-in without settings or a plain timm
     or open_clip name; a place on disk or on a hub has to be allowed by naming it oneself.
     """
     name = config["base_model_name_or_path"]
-    size = int(config["data_config"]["input_size"][1])
+    size = size_of(config["data_config"]["input_size"])
     spec = registry.parse(name) if registry.is_spec(name) else None
     settings = {"model": name} if spec is None else spec.settings
     harmless = set(settings) <= {"model", "seed"}
@@ -105,7 +117,7 @@ def open_named_backbone(config: dict[str, Any], *, device: str = "auto") -> Back
             f"The artefact asks for the backbone {name!r}. To allow that, name it yourself: "
             f"--model {name!r}."
         )
-    return open_backbone(name, image_size=size, device=device)
+    return open_backbone(name, image_size=size, device=device, progress=progress)
 
 
 def open_pool_backbone(
@@ -114,6 +126,7 @@ def open_pool_backbone(
     *,
     exclude: tuple[str, ...] = (),
     device: str = "auto",
+    progress: Progress = SILENT,
 ) -> Backbone:
     """Return the named backbone, or the one that most prompts of the pool name."""
     configs = [
@@ -129,26 +142,33 @@ def open_pool_backbone(
             f"The pool {catalogue.describe(pool_folder)} holds no prompt to combine. "
             f"{' '.join(problems[:1])}".strip()
         )
-    kinds = [(c["base_model_name_or_path"], c["data_config"]["input_size"][1]) for c in configs]
-    usual = configs[kinds.index(Counter(kinds).most_common(1)[0][0])]
-    size = int(usual["data_config"]["input_size"][1])
+    kinds = [
+        (c["base_model_name_or_path"], size_of(c["data_config"]["input_size"])) for c in configs
+    ]
+    _, size = usual = Counter(kinds).most_common(1)[0][0]
     if model is None:
-        return open_named_backbone(usual, device=device)
-    return open_backbone(model, image_size=size, device=device)
+        named = configs[kinds.index(usual)]
+        return open_named_backbone(named, device=device, progress=progress)
+    return open_backbone(model, image_size=size, device=device, progress=progress)
 
 
 def open_for(
-    artifact: Artifact, model: str | Backbone | None, *, device: str = "auto", force: bool = False
+    artifact: Artifact,
+    model: str | Backbone | None,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    progress: Progress = SILENT,
 ) -> Backbone:
     """Return the backbone that an artefact names, or the one given in its place.
 
     It is checked against the artefact's fingerprint and preprocessing, unless `force`.
     """
     if model is None:
-        backbone = open_named_backbone(artifact.config, device=device)
+        backbone = open_named_backbone(artifact.config, device=device, progress=progress)
     else:
-        size = artifact.data_config.input_size[1]
-        backbone = open_backbone(model, image_size=size, device=device)
+        size = artifact.data_config.image_size
+        backbone = open_backbone(model, image_size=size, device=device, progress=progress)
     if not force:
         check_fits(artifact.config, backbone)
     return backbone

@@ -41,6 +41,12 @@ ShotsOption = Annotated[
     int | None, typer.Option(min=1, help="Draw this many images per class from train and from val.")
 ]
 DrawOption = Annotated[int, typer.Option(help="Seed of the draw of shots.")]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Pixels of a square, or HEIGHTxWIDTH; resamples the backbone's position embeddings."
+    ),
+]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")]
 AbsentOption = Annotated[
     bool, typer.Option("--allow-absent-classes", help="Accept classes that training never shows.")

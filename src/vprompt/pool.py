@@ -8,6 +8,7 @@ from vprompt.artifact import Artifact
 from vprompt.backbone import Backbone
 from vprompt.catalogue import Entry, Pool, describe, entries
 from vprompt.errors import VPromptError
+from vprompt.progress import SILENT, Progress
 
 
 def check(pool: Pool, backbone: Backbone | None = None) -> list[Entry]:
@@ -43,19 +44,29 @@ def chosen(pool: Pool, exclude: tuple[str, ...]) -> list[Entry]:
 
 
 def load(
-    pool: Pool, backbone: Backbone, *, exclude: tuple[str, ...] = (), force: bool = False
+    pool: Pool,
+    backbone: Backbone,
+    *,
+    exclude: tuple[str, ...] = (),
+    force: bool = False,
+    progress: Progress = SILENT,
 ) -> list[Artifact]:
     """Return all prompts of a pool that fit the backbone; one that does not is an error.
 
-    `exclude` leaves out sources by name, such as the target's own prompt.
+    `exclude` leaves out sources by name, such as the target's own prompt. Adapters without a prompt
+    are left out, too, and `progress` says which.
     """
-    sources = [artifact.load(entry.folder) for entry in chosen(pool, exclude)]
+    found = chosen(pool, exclude)
+    without = [f"{entry.name} ({entry.promptless})" for entry in found if entry.promptless]
+    if without:
+        progress.say(f"left out {', '.join(without)}")
+    sources = [artifact.load(entry.folder) for entry in found if not entry.promptless]
     for source in sources:
         if not force:
             artifact.check_fits(source.config, backbone, what=f"The source {source.name!r}")
-    sources = [source for source in sources if source.prompt is not None]
     if not sources:
         raise VPromptError(
-            f"The pool {describe(pool)} holds no prompt to combine after leaving out {exclude}."
+            f"The pool {describe(pool)} holds no prompt to combine after leaving out "
+            f"{', '.join([*exclude, *without]) or 'nothing'}."
         )
     return sources

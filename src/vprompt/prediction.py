@@ -62,7 +62,7 @@ def predict(
         loaded = artifact
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
-    backbone = open_for(loaded, model, device=device, force=force)
+    backbone = open_for(loaded, model, device=device, force=force, progress=progress)
     server = PromptServer(backbone, {"": loaded}, force)
     return _label(server, files, [""] * len(files), precision, batch_size, skip_bad, progress)
 

@@ -35,7 +35,7 @@ _TOKENS, _INDEX = "tokens.bin", "index.json"
 
 def first_block(prompts: Iterable[Prompt | None]) -> int:
     """Return the first block that any of the prompts enters; 0 where there is no prompt at all."""
-    entered = [int(each.blocks[0]) for each in prompts if each is not None and len(each.blocks)]
+    entered = [each.places[0] for each in prompts if each is not None and each.places]
     return min(entered, default=0)
 
 

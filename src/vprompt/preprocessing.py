@@ -1,8 +1,73 @@
 """Preprocessing: how pixels become the input of one backbone, as plain numbers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from vprompt.errors import VPromptError
+
+LARGEST_SIDE = 4096  # pixels
+ImageSize: TypeAlias = int | tuple[int, int]  # the side of a square, or (height, width)
+
+
+def pair(size: ImageSize) -> tuple[int, int]:
+    """Return height and width, which for a number are the same."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def sides(size: ImageSize) -> tuple[int, int]:
+    """Return height and width in pixels; a size that no image has is refused."""
+    height, width = pair(size)
+    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+        raise VPromptError(
+            f"An image size (--img-size) is a number of pixels from 1 to {LARGEST_SIDE}, or "
+            f"HEIGHTxWIDTH such as 256x128, but got {shown(height, width)}."
+        )
+    return height, width
+
+
+def size_of(input_size: Sequence[int]) -> ImageSize:
+    """Return what a backbone is opened with, of channels, height and width."""
+    height, width = (int(side) for side in input_size[1:])
+    return height if height == width else (height, width)
+
+
+def checked(size: ImageSize) -> ImageSize:
+    """Return a size as it is written down, a square as one number, if images can have it."""
+    height, width = sides(size)
+    return height if height == width else (height, width)
+
+
+def read_size(text: str) -> ImageSize:
+    """Read what a person types: `224`, or height and width as in `256x128`."""
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) > 2 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
+        raise VPromptError(
+            f"--img-size is a number of pixels such as 224, or HEIGHTxWIDTH such as 256x128, but "
+            f"got {text!r}."
+        )
+    return checked((int(parts[0]), int(parts[-1])))
+
+
+def shown(height: int, width: int) -> str:
+    """Return a size as a person types it: one number for a square."""
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def check_filled(size: tuple[int, int], patch: tuple[int, int], name: str) -> None:
+    """Raise VPromptError unless images are whole patches high and wide; else a border is unread."""
+    if not any(side % step for side, step in zip(size, patch, strict=True)):
+        return
+    below = [max(side // step, 1) * step for side, step in zip(size, patch, strict=True)]
+    above = [-(-side // step) * step for side, step in zip(size, patch, strict=True)]
+    near = dict.fromkeys(shown(*each) for each in (below, above))
+    raise VPromptError(
+        f"Images of {size[0]} x {size[1]} pixels do not fill the patches of {name!r}, which have "
+        f"{patch[0]} x {patch[1]}, so a border would never be seen. Choose a multiple of that as "
+        f"--img-size, such as {' or '.join(near)}."
+    )
+
 
 Range = tuple[float, float]
 
@@ -51,6 +116,16 @@ class DataConfig:
     crop_pct: float = 1.0
     crop_mode: str = "squash"
     values: Values | None = None
+
+    @property
+    def image_size(self) -> ImageSize:
+        """The side of a square, or height and width: what a backbone is opened with."""
+        return size_of(self.input_size)
+
+    @property
+    def shown_size(self) -> str:
+        """The image size as a person types it: `224`, or `256x128`."""
+        return shown(*self.input_size[1:])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and numbers, as they stand in `adapter_config.json`."""

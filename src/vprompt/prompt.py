@@ -4,8 +4,9 @@ Placement is data: `blocks` holds, for every token, the block it enters. All zer
 a spread over all blocks is VPT-Deep, and relocating a token is changing one integer.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,23 +20,24 @@ class Prompt:
 
     A block that brings rows of its own replaces all earlier prompt rows. Where it brings none,
     `persist` decides: the earlier rows travel on (VPT-Shallow) or are dropped (VPT-Deep).
+
+    `places` are the blocks once more, as plain numbers: what is decided by them is decided before
+    a model runs, so that `torch.export` meets no branch on a tensor's values.
     """
 
     tokens: PromptTokens
     blocks: Blocks
     persist: bool = True
+    places: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that every token has one block, in rising order."""
-        if len(self.tokens) != len(self.blocks):
-            raise VPromptError(
-                f"A prompt needs one block per token, but got {len(self.tokens)} tokens and "
-                f"{len(self.blocks)} blocks."
-            )
-        if len(self.blocks) and (int(self.blocks[0]) < 0 or bool((self.blocks.diff() < 0).any())):
+        object.__setattr__(self, "places", tuple(self.blocks.tolist()))
+        self._check_count(self.tokens)
+        if list(self.places) != sorted(self.places) or min(self.places, default=0) < 0:
             raise VPromptError(
                 f"The blocks of a prompt are in rising order from 0, but got "
-                f"{self.blocks.tolist()}. Sort tokens and blocks together."
+                f"{list(self.places)}. Sort tokens and blocks together."
             )
 
     @property
@@ -45,20 +47,35 @@ class Prompt:
 
     def counts(self, depth: int) -> list[int]:
         """Return how many tokens enter each of the `depth` blocks."""
-        if len(self.blocks) and int(self.blocks[-1]) >= depth:
+        if self.places and self.places[-1] >= depth:
             raise VPromptError(
-                f"The prompt has tokens for block {int(self.blocks[-1])}, but the backbone has "
+                f"The prompt has tokens for block {self.places[-1]}, but the backbone has "
                 f"only {depth} blocks (0 to {depth - 1})."
             )
-        return torch.bincount(self.blocks, minlength=depth).tolist()
+        return [self.places.count(block) for block in range(depth)]
 
     def to(self, device: torch.device) -> "Prompt":
         """Return the same prompt on another device."""
-        return replace(self, tokens=self.tokens.to(device), blocks=self.blocks.to(device))
+        return self._changed(tokens=self.tokens.to(device), blocks=self.blocks.to(device))
 
     def with_tokens(self, tokens: PromptTokens) -> "Prompt":
         """Return the same placement with other tokens."""
-        return replace(self, tokens=tokens)
+        self._check_count(tokens)
+        return self._changed(tokens=tokens)
+
+    def _check_count(self, tokens: PromptTokens) -> None:
+        if len(tokens) != len(self.places):
+            raise VPromptError(
+                f"A prompt needs one block per token, but got {len(tokens)} tokens and "
+                f"{len(self.places)} blocks."
+            )
+
+    def _changed(self, **tensors: torch.Tensor) -> "Prompt":
+        """Return a prompt with the same places; they are not read from a tensor once more."""
+        made = copy.copy(self)
+        for name, tensor in tensors.items():
+            object.__setattr__(made, name, tensor)
+        return made
 
 
 @dataclass(frozen=True, eq=False)

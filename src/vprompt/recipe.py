@@ -31,6 +31,7 @@ _ALIASES = {"mean": "uniform"}  # mergekit's name
 _SUM = ("align", "scale", "move_scale", "form", "safeguard")
 _FLOW = (*_SUM, "include_self", "screen")
 _LARGEST = 1 << 20
+_SHOWN = 80  # characters of a value in an error
 
 
 class _Strict(BaseModel):
@@ -137,15 +138,48 @@ def read(path: Path | str) -> Recipe:
         values = {**values, "base_model": None} if isinstance(values, dict) else values
     else:
         values = parse_file(path)
+    _check_dialect(path, values)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
+        given = "" if first["type"] == "missing" else f", but got {_short(first['input'])}"
         raise VPromptError(
-            f"The recipe {path} is wrong at {where}: {first['msg']}, but got {first['input']!r}. "
+            f"The recipe {path} is wrong at {where}: {first['msg']}{given}. "
             f"It has the keys {', '.join(Recipe.model_fields)}."
         ) from None
+
+
+def _check_dialect(path: Path, values: Any) -> None:
+    """Name what a recipe of mergekit's own asks for, and what it would be here."""
+    if not isinstance(values, dict):
+        raise VPromptError(
+            f"The recipe {path} is {_short(values)}, and not keys with values. It has the keys "
+            f"{', '.join(Recipe.model_fields)}."
+        )
+    keys, methods = Recipe.model_fields, [*registry.names("transfer"), *_ALIASES]
+    asked = [
+        f"The key {_short(key)} is not known.{registry.suggest(str(key), keys, listed=False)}"
+        for key in values
+        if key not in keys
+    ]
+    method = values.get("merge_method", Recipe.model_fields["merge_method"].default)
+    named = isinstance(method, str) and not registry.is_spec(method)
+    if named and method.replace("-", "_") not in methods:
+        asked.append(f"No merge_method {_short(method)}.{registry.suggest(method, methods)}")
+    if asked:
+        raise VPromptError(
+            f"The recipe {path} cannot be followed. {' '.join(asked)} Prompts are added up whole: "
+            f"list them under `models`, and name the images under `target`. A recipe has the keys "
+            f"{', '.join(keys)}."
+        )
+
+
+def _short(value: Any) -> str:
+    """Return a value as text that fits into a sentence."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def parse_file(path: Path) -> Any:

@@ -198,9 +198,15 @@ def entries(kind: str) -> list[dict[str, str | None]]:
 def suggest(word: str, known: Iterable[str], *, listed: bool = True) -> str:
     """Return ` Did you mean 'x'?` where a known word is near, and the list of all."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    text = f" Did you mean {near[0]!r}?" if near else ""
+    plain = {_plain(each): each for each in reversed(known)}
+    near = difflib.get_close_matches(_plain(word), plain, n=1)
+    text = f" Did you mean {plain[near[0]]!r}?" if near else ""
     return text + (f" There are: {', '.join(known)}." if listed else "")
+
+
+def _plain(word: str) -> str:
+    """Return a name without what programs spell differently: case, hyphens, underscores."""
+    return word.lower().replace("-", "").replace("_", "")
 
 
 def _check_type(spec: Spec, key: str, function: Callable[..., Any]) -> Any:

@@ -86,6 +86,7 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
         "token_dim": config["token_dim"],
         "num_layers": config["num_layers"],
         "data_config": config["data_config"],
+        **({"weights": backbone.remark} if backbone.remark else {}),
     }
 
 

@@ -120,7 +120,7 @@ def select(
     settings = Screen.read(screen)
     found = pool.chosen(pool_folder, exclude)
     if settings is None or len(found) <= settings.above:
-        sources = pool.load(pool_folder, backbone, exclude=exclude, force=force)
+        sources = pool.load(pool_folder, backbone, exclude=exclude, force=force, progress=progress)
         if target is not None:
             sources = combining.without_self(sources, target, progress)
         return Selection(sources)
@@ -229,10 +229,10 @@ def _said(
 
 def _misfit(entry: Entry, backbone: Backbone, target: Task | None, force: bool) -> str:
     """Return why a source cannot be used for the target, or nothing."""
+    if entry.promptless:
+        return entry.promptless
     if entry.config is None:
         return entry.problem or "cannot be read"
-    if not sum(entry.config["num_virtual_tokens"]):
-        return "holds no prompt"
     differ = "" if force else artifact.differences(entry.config, backbone)
     if differ:
         return f"learned on {entry.config['base_model_name_or_path']!r}, which differs in {differ}"

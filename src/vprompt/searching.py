@@ -49,7 +49,7 @@ def search(
     if output is not None and not overwrite and output.exists():
         raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
     build = registry.build("adapters", method)
-    backbone, opened = open_backbone(model, device=device), open_task(task)
+    backbone, opened = open_backbone(model, device=device, progress=progress), open_task(task)
     adapter = build(backbone)
     if not isinstance(adapter, Bilevel):
         raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")

@@ -138,7 +138,8 @@ def serve(
     }
     if not force:
         _check_shared(loaded)
-    backbone = open_for(next(iter(loaded.values())), model, device=device, force=force)
+    first = next(iter(loaded.values()))
+    backbone = open_for(first, model, device=device, force=force, progress=progress)
     return PromptServer(backbone, loaded, force)
 
 
@@ -152,7 +153,7 @@ def _check_shared(loaded: Mapping[str, Artifact]) -> None:
         return
     said = "; ".join(
         f"{name!r} on {loaded[name].config['base_model_name_or_path']!r} at "
-        f"{loaded[name].data_config.input_size[1]} px"
+        f"{loaded[name].data_config.shown_size} px"
         for name in kinds.values()
     )
     raise VPromptError(

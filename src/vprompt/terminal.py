@@ -45,6 +45,14 @@ class _Bar:
         self.display.update(self.bar, advance=amount, **fields)
 
 
+def write_any_text() -> None:
+    """Let every text be printed: what a terminal's encoding lacks is written as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        change = getattr(stream, "reconfigure", None)
+        if change is not None:
+            change(errors="backslashreplace")
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
     """Yield bars with counts, time left and a note; silent when asked."""

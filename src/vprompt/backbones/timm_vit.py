@@ -3,11 +3,8 @@
 Reference: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models.
 """
 
-import warnings
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers.attention import Attention
@@ -25,8 +22,9 @@ from vprompt.attention import (
     project,
 )
 from vprompt.backbone import Backbone
+from vprompt.backbones._timm_models import create, patch_size_of
 from vprompt.errors import VPromptError
-from vprompt.preprocessing import DataConfig
+from vprompt.preprocessing import DataConfig, ImageSize
 from vprompt.registry import Spec
 from vprompt.types import Features, Images, Present, PromptRows, ReadTokens, Tokens, Which
 
@@ -43,9 +41,8 @@ class TimmViT(Backbone):
         self.name, self.data_config = name, data_config
         self.dim, self.depth = int(model.embed_dim), len(model.blocks)
         self.feature_dim, self.prefix = int(model.num_features), int(model.num_prefix_tokens)
-        height, width = model.patch_embed.patch_size
-        self.patch_size = (int(height), int(width))
-        self.centres_tokens = isinstance(model.blocks[0].norm1, nn.LayerNorm)
+        self.patch_size = patch_size_of(model)
+        self.centres_tokens = _centres_tokens(model.blocks[0])
         self.pooled = 1 if _pools_class_token(model) else None
         self._prefer_plain_attention()
         self.eval()
@@ -135,6 +132,15 @@ def _is_plain(block: Any) -> bool:
     )
 
 
+def _centres_tokens(block: Any) -> bool:
+    """Say whether a block takes the mean off every token before it makes a key of it."""
+    if isinstance(block, vision_transformer.ParallelThingsBlock):
+        return all(isinstance(branch.norm, nn.LayerNorm) for branch in block.attns)
+    if "Post" in type(block).__name__:  # there the norms stand behind attention and MLP
+        return False
+    return isinstance(getattr(block, "in_norm", getattr(block, "norm1", None)), nn.LayerNorm)
+
+
 def _pools_class_token(vit: Any) -> bool:
     """Say whether nothing but the class token reaches the feature, in timm's own class alone."""
     plain = type(vit) is vision_transformer.VisionTransformer
@@ -146,7 +152,7 @@ def load(
     model: str = "vit_base_patch16_224.orig_in21k",
     pretrained: bool = True,
     checkpoint: str | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     seed: int = 0,
 ) -> Backbone:
     """Return a frozen timm model.
@@ -156,20 +162,17 @@ def load(
     unpickling code). `image_size` resamples the position embedding. `pretrained=False` draws
     random weights from `seed`, for tests and timings.
     """
-    options: dict[str, Any] = {"img_size": image_size} if image_size else {}
-    if checkpoint:
-        options["pretrained_cfg_overlay"] = {"file": str(_existing(checkpoint))}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vit = _create(model, pretrained=pretrained or checkpoint is not None, options=options)
-    _check_supported(vit, model)
-    _check_image_size(vit, model)
+        vit, remark = create(
+            model, pretrained=pretrained, checkpoint=checkpoint, image_size=image_size
+        )
     given = {"checkpoint": checkpoint, "pretrained": pretrained, "seed": seed}
     plain = {"checkpoint": None, "pretrained": True, "seed": 0}
     changed = {key: value for key, value in given.items() if value != plain[key]}
     name = str(Spec("timm_vit", {"model": model, **changed})) if changed else model
     backbone = TimmViT(vit, name, data_config_of(vit))
+    backbone.remark = remark
     _check_same_features(backbone, model)
     return backbone
 
@@ -184,50 +187,6 @@ def data_config_of(vit: nn.Module) -> DataConfig:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
-
-
-def _create(model: str, *, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
-    except Exception as error:
-        # timm raises a dozen kinds of errors here, from unknown names to network failures.
-        hint = "Check the spelling with `timm.list_models('*vit*')`"
-        if pretrained:
-            hint += ", or, without a network, use `local-dir:/path`, `checkpoint=/path`, or `demo`"
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise VPromptError(f"timm could not create {model!r}: {reason}. {hint}.") from error
-
-
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise VPromptError(f"No weight file at {path!r}.")
-    return Path(path)
-
-
-def _check_supported(vit: nn.Module, name: str) -> None:
-    kind = type(vit).__name__
-    if getattr(vit, "rope", None) is not None or getattr(vit, "rot_pos_emb", None) is not None:
-        raise VPromptError(
-            f"{name!r} ({kind}) uses rotary position embeddings, which would rotate prompt tokens "
-            "as if they were patches. Use a model with absolute position embeddings, such as "
-            "`vit_base_patch14_reg4_dinov2.lvd142m`."
-        )
-    needed = ["blocks", "patch_embed", "_pos_embed", "norm_pre", "patch_drop", "norm", "embed_dim"]
-    missing = [attribute for attribute in needed if not hasattr(vit, attribute)]
-    if missing:
-        raise VPromptError(
-            f"{name!r} ({kind}) is not a plain vision transformer: it lacks {', '.join(missing)}. "
-            "Use a timm model of the `vit_*` or `deit*` families."
-        )
-
-
-def _check_image_size(vit: Any, name: str) -> None:
-    patch, size = vit.patch_embed.patch_size, vit.patch_embed.img_size
-    if size and any(side % step for side, step in zip(size, patch, strict=True)):
-        raise VPromptError(
-            f"Images of {size[0]} x {size[1]} pixels do not fill the patches of {name!r}, which "
-            f"have {patch[0]} x {patch[1]}. Choose a multiple of that as --img-size."
-        )
 
 
 def _check_same_features(backbone: TimmViT, name: str) -> None:

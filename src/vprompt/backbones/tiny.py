@@ -5,9 +5,10 @@ Reference: the `test_vit` family of timm, made for tests.
 
 from vprompt.backbone import Backbone
 from vprompt.backbones import timm_vit
+from vprompt.preprocessing import ImageSize
 
 
-def load(*, model: str = "test_vit", image_size: int = 32, seed: int = 0) -> Backbone:
+def load(*, model: str = "test_vit", image_size: ImageSize = 32, seed: int = 0) -> Backbone:
     """Return a frozen random model; the same seed gives the same weights on every machine."""
     backbone = timm_vit.load(model=model, pretrained=False, image_size=image_size, seed=seed)
     backbone.name = (

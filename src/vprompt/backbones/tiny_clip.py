@@ -6,6 +6,7 @@ Its towers differ in width and depth, so that nothing can rely on their being al
 from typing import Any
 
 from vprompt.backbones import open_clip
+from vprompt.preprocessing import ImageSize
 from vprompt.two_tower import TwoTower
 
 CONFIG: dict[str, Any] = {
@@ -15,7 +16,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def load(*, image_size: int = 32, seed: int = 0) -> TwoTower:
+def load(*, image_size: ImageSize = 32, seed: int = 0) -> TwoTower:
     """Return a frozen random model; the same seed gives the same weights on every machine."""
     name = f"tiny_clip(seed={seed})" if seed else "tiny_clip"
     vision = {**CONFIG["vision_cfg"], "image_size": image_size}

@@ -19,6 +19,7 @@ from vprompt.bench import suite
 from vprompt.bench.store import Store
 from vprompt.bench.summary import Row, Spread, summarise
 from vprompt.errors import VPromptError
+from vprompt.preprocessing import shown
 
 VIT_B16 = "vit_base_patch16_224.orig_in21k"
 # Files whose numbers were all made with one backbone, which their lines do not say.
@@ -133,8 +134,8 @@ def _not_comparable(anchor: Anchor, record: Mapping[str, Any]) -> str | None:
     name = record["backbone"]["name"]
     if name.split("/")[-1].split("@")[0] != anchor.backbone:
         return f"another backbone: {name}, not {anchor.backbone}"
-    size = record["backbone"]["data_config"]["input_size"][-1]
-    if size != 224:
+    size = shown(*record["backbone"]["data_config"]["input_size"][1:])
+    if size != "224":
         return f"another image size: {size} px, not 224"
     task = record["job"]["task"]
     known = vtab.find(task)

@@ -50,7 +50,7 @@ class Job(BaseModel):
     train: dict[str, Any] = Field(default_factory=dict)
     train_on: Literal["train", "trainval"] = "train"
     model: str
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     protocol: str = ""
     exclude: tuple[str, ...] = ()
     allow_absent: bool = False

@@ -13,6 +13,7 @@ from vprompt.bench.store import Store
 from vprompt.bench.summary import Row, Summary, summarise
 from vprompt.errors import VPromptError
 from vprompt.files import write_text
+from vprompt.preprocessing import shown
 from vprompt.progress import SILENT, Progress
 from vprompt.report.html import fill
 from vprompt.report.wording import count, duration, percent, plural, signed
@@ -156,7 +157,9 @@ def _facts(store: Store, summary: Summary) -> list[tuple[str, str]]:
         size = (backbone.get("data_config") or {}).get("input_size")
         versions = machine.get("versions") or {}
         facts = {
-            "backbone": backbone["name"] + (f" at {size[-1]} px" if size else "") + ", frozen",
+            "backbone": backbone["name"]
+            + (f" at {shown(*size[1:])} px" if size else "")
+            + ", frozen",
             "device": f"{machine['device']}, {machine['precision']}",
             "software": ", ".join(
                 f"{name} {versions[name]}" for name in _NAMED if name in versions

@@ -26,7 +26,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -40,6 +40,7 @@ from vprompt.train_config import TrainConfig, combining_defaults
 SUM = ("align", "scale", "safeguard", "move_scale", "form")
 SEED, DATA = "{seed}", "{data}"
 Command = Literal["learn", "combine", "search"]
+Side: TypeAlias = Annotated[int, Field(ge=1)]
 
 
 class _Strict(BaseModel):
@@ -50,7 +51,7 @@ class BackboneEntry(_Strict):
     """The frozen model, and its image size where it is not the model's own."""
 
     model: str = "demo"
-    image_size: int | None = Field(None, ge=1)
+    image_size: Side | tuple[Side, Side] | None = None  # of a square, or (height, width)
 
 
 class TaskEntry(_Strict):

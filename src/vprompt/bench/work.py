@@ -16,6 +16,7 @@ from vprompt.bench.jobs import Job
 from vprompt.errors import VPromptError
 from vprompt.opening import open_backbone, open_task
 from vprompt.outcome import Outcome
+from vprompt.preprocessing import ImageSize
 from vprompt.progress import SILENT, Progress
 from vprompt.protocol import Protocol
 from vprompt.task import Task
@@ -82,7 +83,7 @@ def open_target(job: Job) -> Task:
 
 
 @functools.lru_cache(maxsize=1)
-def load_backbone(model: str, image_size: int | None, device: str) -> Backbone:
+def load_backbone(model: str, image_size: ImageSize | None, device: str) -> Backbone:
     """Load a backbone once for all jobs of a process; it is frozen, so they can share it."""
     return open_backbone(model, image_size=image_size, device=device)
 
