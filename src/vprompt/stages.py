@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vprompt import distributed, measure, registry, runs, sentences
+from vprompt import distributed, ending, measure, registry, runs, sentences
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
 from vprompt.checkpoint import Checkpoint
@@ -72,6 +72,8 @@ def prepare(
         raise VPromptError(f"train_on is `train` or `trainval`, but got {train_on!r}.")
     if train_on == "trainval" and task.val is not None:
         task = replace(task, train=task.train + task.val, val=None)
+    if config is not None:
+        ending.check_patience(config, task.val is not None)
     clock = runs.Clock()
     with clock.stage("images"):
         ready = functools.partial(
