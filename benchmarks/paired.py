@@ -31,6 +31,18 @@ def gap(found: list[dict], name: str, other: str) -> str:
     return interval([100 * (run["summary"][name] - run["summary"][other]) for run in found], 1)
 
 
+def gap_of_targets(found: list[dict], name: str, other: str) -> str:
+    """Return the same with the targets' mean differences as the sample, not the runs' own.
+
+    Draws of one target resemble one another, so what holds for further targets is told by these.
+    """
+    gaps: dict[str, list[float]] = {}
+    for run in found:
+        gap = 100 * (run["summary"][name] - run["summary"][other])
+        gaps.setdefault(run["target"], []).append(gap)
+    return interval([statistics.mean(own) for own in gaps.values()], 1)
+
+
 def interval(gaps: list[float], digits: int) -> str:
     """Return a mean with its 95 % t-interval."""
     middle = statistics.mean(gaps)

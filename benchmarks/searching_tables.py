@@ -145,13 +145,13 @@ def search_table(searches: list[dict[str, Any]]) -> str:
         gaps = statistics.mean(run["memory"]["gap"]["gap"] for run in own)
         sure = statistics.mean(_confidence(run["memory"]) for run in own)
         rows.append(
-            f"| {target} | {lengths} | {tokens} | {_agreement([r['found'] for r in own])} "
+            f"| {target} | {lengths} | {tokens} | {agreement([r['found'] for r in own])} "
             f"| {100 * gaps:+.1f} | {sure:.2f} |"
         )
     return "\n".join(rows) + "\n"
 
 
-def _agreement(found: list[list[int]]) -> str:
+def agreement(found: list[list[int]]) -> str:
     """Return how often two draws agree on a block's length, and how often chance would."""
     if len(found) < 2:
         return ""

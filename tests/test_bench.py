@@ -122,6 +122,12 @@ def record_of(job, chosen=None, **changes):
         ({"selection": {"grid": {}, "then": "test"}}, ("selection.then", "trainval")),
         ({"sources": {"learn": "vtp"}}, ("sources", "'vpt'")),
         ({"methods": [{**VPT, "grid": {"lr": [0.1]}}]}, ("methods.0", "no `selection`")),
+        ({"train": {"patience": 3}, "train_on": "trainval"}, ("methods.0", "patience=3")),
+        (
+            {"train": {"patience": 3}, "selection": {"grid": {"lr": [0.1]}}},
+            ("methods.0", "patience=3", "validate on"),
+        ),
+        ({"sources": {**SOURCES, "train": {"patience": 3}}}, ("sources", "patience=3")),
         ({"train": {"seed": 3}}, ("train.seed", "seeds:")),
         ({"seeds": [1, 1]}, ("seeds: 1 is there twice",)),
         ({"tasks": [{"name": "warm", "shots": 0}]}, ("tasks.0.shots", "greater than")),

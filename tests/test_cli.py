@@ -177,6 +177,22 @@ def test_combine_prints_weights_and_writes_the_artefact(vprompt, pool, images, t
         assert words in out
 
 
+def test_patience_ends_learn_and_combine_and_their_records_say_so(
+    vprompt, fails, pool, images, tmp_path
+):
+    far = ["--epochs", 9, "--lr", 50, "--head-lr", 5, "--patience", 1, "--quiet", "--no-test"]
+    learn = ["learn", images, "--model", "tiny", "--prompt-length", 2, *far]
+    combine = ["combine", images, "--pool", pool, "--include-self", "--shots", 2, *far]
+    for words in (learn, combine):
+        code, out, err = vprompt(*words, "--output", tmp_path / words[0])
+        assert code == 0, err
+        run = json.loads((tmp_path / words[0] / "run.json").read_text())
+        assert run["train"]["patience"] == 1 and run["tuning"]["ended"] == "patience"
+        last = run["tuning"]["history"][-1]["epoch"]
+        assert last < 9 and f"training ended with epoch {last}, because" in out
+    assert "patience=1" in fails(*learn, "--train-on", "trainval")
+
+
 def test_a_recipe_stands_in_for_task_and_pool_and_flags_go_above_it(
     vprompt, fails, pool, images, tmp_path
 ):

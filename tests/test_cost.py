@@ -30,6 +30,10 @@ def test_learning_looks_at_validation_after_every_epoch_and_at_test_twice(adapte
     # 2 x 2 x 30 steps; 2 x 3 x 15 + 2 x 30 looks, each a third of a step
     assert said.startswith("about 17 s: 2 x 2 epochs x 30 images at 10 images/s, 150 looks")
     assert "looks" not in training_estimate(adapter, train, config)
+    # With patience every epoch is looked at, even where the last one is kept.
+    for settings, looks in (({}, 2), ({"patience": 9}, 6)):
+        last = TrainConfig(epochs=5, keep="last", **settings)
+        assert f" {15 * looks} looks" in training_estimate(adapter, train, last, val=15)
 
 
 def test_combining_adds_evidence_and_looks_at_test_five_times(adapter, train):

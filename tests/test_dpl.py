@@ -457,9 +457,18 @@ def test_a_search_is_the_same_every_time_and_after_a_stop(tiny, tmp_path, extra)
 def test_a_search_stops_when_its_choice_has_settled(tiny):
     found = tuned(make(tiny, "lengths=[0, 1], length_penalty=1e6, patience=2"), epochs=10)
     memory = found.adapter.memory
+    assert found.ended == "method"
     assert memory["stopped"] == found.history[-1].epoch == 4  # two of warm-up, two unchanged
     assert len(memory["alpha"]) == len(memory["found"]) == 5
     assert found.history[-1].val_accuracy is not None
+
+
+def test_a_search_that_runs_out_of_patience_says_what_its_choice_loses(tiny):
+    far = {"lr": 50.0, "head_lr": 5.0, "head": "closed_form"}  # the start stays the best
+    found = tuned(make(tiny, SMALL), epochs=9, patience=1, **far)
+    memory, last = found.adapter.memory, found.history[-1]
+    assert (found.ended, memory["stopped"]) == ("patience", None) and last.epoch < 9
+    assert memory["gap"]["found"] == pytest.approx(last.val_accuracy)
 
 
 def test_a_search_keeps_its_story(tiny):

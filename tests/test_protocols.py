@@ -175,6 +175,7 @@ def test_a_run_that_keeps_to_its_protocol_departs_in_nothing(record):
         ("train.opt", "adamw", "opt: adamw in place of sgd"),
         ("train.batch_size", 32, "batch_size: 32 in place of 64 or 128"),
         ("train.keep", "best", "keep: best in place of last"),
+        ("train.patience", 5, "patience: 5 in place of 0"),
         ("train.weight_decay", 0.5, "weight_decay: 0.5 in place of 0.01 or 0.001 or 0.0001 or 0"),
         ("train_on", "train", "train_on: train in place of trainval"),
         ("backbone.name", "demo", "backbone: demo in place of vit_base_patch16_224.orig_in21k"),

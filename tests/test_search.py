@@ -66,6 +66,29 @@ def test_what_cannot_be_split_is_refused(task, refused):
         split_for_alpha(task, "most", 0)
 
 
+def test_patience_is_that_of_the_found_lengths_and_refused_before_the_search(
+    tiny, task, vprompt, monkeypatch, refused
+):
+    from vprompt import searching
+
+    with refused("patience=2", "no images are left to validate on"):
+        searching.search(task, model=tiny, config={"patience": 2})
+    given = {}
+
+    class Enough(Exception):
+        pass
+
+    def search(*words, **settings):
+        given.update(settings)
+        raise Enough
+
+    monkeypatch.setattr(searching, "search", search)
+    with pytest.raises(Enough):
+        vprompt("search", "digits", "--patience", 3, "--epochs", 7, "--quiet")
+    assert given["config"] == {"patience": 3, "epochs": 7}
+    assert given["search_config"].patience == 0
+
+
 def test_the_command_is_there(vprompt):
     code, out, _ = vprompt("search", "--help")
     assert code == 0 and "--max-prompts" in out and "--max-params" in out

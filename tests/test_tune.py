@@ -202,6 +202,90 @@ def test_a_tie_on_accuracy_goes_to_the_smaller_validation_loss(run, vpt, setting
             assert kept.val_loss <= record.val_loss
 
 
+# When it ends
+
+
+# From such a head the validation loss falls for some epochs, then rises and falls by turns.
+UNSTEADY = {"head": "zero", "epochs": 12, "sched": "constant"}
+
+
+@pytest.mark.parametrize("keep", ["best", "least_loss", "last"])
+@pytest.mark.parametrize("patience", [1, 3])
+def test_it_ends_once_the_least_validation_loss_is_old(run, vpt, settings, patience, keep):
+    whole = run(vpt(), settings(**UNSTEADY))
+    tuned = run(vpt(), settings(**UNSTEADY, keep=keep, patience=patience))
+    last, losses = tuned.history[-1].epoch, [r.val_loss for r in whole.history]
+    expected = next(
+        epoch
+        for epoch in range(len(losses))
+        if epoch - losses[: epoch + 1].index(min(losses[: epoch + 1])) == patience
+    )
+    assert last == expected < 12 and tuned.ended == "patience"
+    assert tuned.history == whole.history[: last + 1]  # until then it is the same training
+    assert f"ended with epoch {last}, because its least" in tuned.sentence
+    assert f"{patience} epoch{'s' * (patience > 1)} old" in tuned.sentence
+    assert tuned.kept_epoch == last if keep == "last" else tuned.kept_epoch <= last
+
+
+def test_a_loss_that_keeps_falling_ends_with_its_epochs(run, vpt, settings):
+    tuned = run(vpt(), settings(head="zero", lr=1e-3, head_lr=1e-3, patience=1))
+    losses = [record.val_loss for record in tuned.history]
+    assert losses == sorted(losses, reverse=True) and len(losses) == 4
+    assert tuned.ended == "all epochs"
+    assert "ended" not in tuned.sentence
+
+
+def test_the_start_counts_as_an_epoch_that_grows_old(run, vpt, settings):
+    tuned = run(vpt(), settings(lr=50.0, head_lr=5.0, epochs=9, patience=2))
+    assert tuned.history[-1].epoch == 2 and tuned.kept_epoch == 0
+    assert tuned.history[0].val_loss < min(tuned.history[1].val_loss, tuned.history[2].val_loss)
+
+
+def test_patience_without_validation_images_is_refused(run, vpt, settings, refused):
+    with refused("patience=2", "no images are left to validate on", "--patience"):
+        run(vpt(), settings(patience=2), val=None)
+
+
+@pytest.mark.parametrize(
+    "losses, age",
+    [
+        ([2.0, 1.0, 1.0, 3.0], 2),  # of equal losses the first
+        ([math.nan, 1.0, math.nan], 1),
+        ([math.nan, math.nan], 1),
+        ([None, None, 1.0], 0),  # only the ends are looked at when the last epoch is kept
+        ([1.0], 0),
+    ],
+)
+def test_the_age_of_the_least_loss_is_counted_in_epochs(losses, age):
+    from vprompt.checkpoint import EpochRecord
+    from vprompt.ending import age_of_least_loss
+
+    history = [EpochRecord(i, 0.1, None, 0.5, loss) for i, loss in enumerate(losses)]
+    assert age_of_least_loss(history) == age
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("batches", [4, 10, 14])
+def test_a_stopped_run_ends_where_it_would_have_ended(run, vpt, settings, tmp_path, keep, batches):
+    config = settings(**UNSTEADY, keep=keep, patience=2)
+    whole = run(vpt(prompt_dropout=0.3), config)
+    assert whole.ended == "patience" and 3 * whole.history[-1].epoch > batches
+    with pytest.raises(KeyboardInterrupt):
+        stop = StopAfter(batches, total=36)
+        run(vpt(prompt_dropout=0.3), config, checkpoint=tmp_path, progress=stop)
+    continued = run(vpt(prompt_dropout=0.3), config, checkpoint=tmp_path)
+    assert bits(continued) == bits(whole) and continued.ended == whole.ended
+
+
+def test_a_run_that_ended_and_was_not_saved_trains_no_further(run, vpt, settings, tmp_path):
+    config = settings(**UNSTEADY, patience=2)
+    whole = run(vpt(), config, checkpoint=tmp_path)
+    again = StopAfter(0, total=36)  # one more step would raise
+    again.left = 3 * whole.history[-1].epoch
+    continued = run(vpt(), config, checkpoint=tmp_path, progress=again)
+    assert bits(continued) == bits(whole) and continued.ended == "patience"
+
+
 # The same bits
 
 
@@ -532,7 +616,9 @@ def test_the_linear_method_runs_the_backbone_once_however_many_epochs(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": -1}, {"lr": 0}, {"opt": "adam"}, {"epoch": 3}, {"warmup": 2}], ids=str
+    "wrong",
+    [{"epochs": -1}, {"patience": -1}, {"lr": 0}, {"opt": "adam"}, {"epoch": 3}, {"warmup": 2}],
+    ids=str,
 )
 def test_a_wrong_setting_is_refused_by_name(settings, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

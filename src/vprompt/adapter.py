@@ -145,6 +145,12 @@ class Adapter(nn.Module, abc.ABC):
     def end_epoch(self, training: Training) -> None:
         """Do what comes after the steps of an epoch, before it is judged."""
 
+    def end(self, training: Training) -> None:
+        """Do what comes after the last epoch, whatever ended the training.
+
+        A run that was stopped behind its last epoch does it again, so it must not add up.
+        """
+
     def finished(self) -> bool:
         """Say whether training may end before its last epoch; asked between epochs."""
         return False

@@ -41,6 +41,7 @@ from vprompt.options import (
     OptOption,
     OutputOption,
     OverwriteOption,
+    PatienceOption,
     PoolModelOption,
     PoolRequired,
     PrecisionOption,
@@ -132,6 +133,7 @@ def learn(
     weight_decay: DecayOption = None,
     head: HeadOption = None,
     keep: KeepOption = None,
+    patience: PatienceOption = None,
     precision: PrecisionOption = None,
     seed: SeedOption = None,
     prefix_cache: PrefixOption = None,
@@ -166,6 +168,7 @@ def learn(
                 weight_decay=weight_decay,
                 head=head,
                 keep=keep,
+                patience=patience,
                 precision=precision,
                 seed=seed,
                 prefix_cache=prefix_cache,
@@ -249,11 +252,9 @@ def list_plugins(
     from vprompt import protocols, registry
 
     kinds = [kind] if kind else [*registry.VERBS, "protocols"]
-    found = [
-        entry
-        for each in kinds
-        for entry in (protocols.entries() if each == "protocols" else registry.entries(each))
-    ]
+    found: list[dict[str, Any]] = []
+    for each in kinds:
+        found += protocols.entries() if each == "protocols" else registry.entries(each)
     if as_json:
         print(json.dumps(found, indent=2))
         return

@@ -37,7 +37,8 @@ def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) ->
 
 def judged(config: TrainConfig, epochs: int | None = None) -> int:
     """Return how often a training, or trainings of `epochs` in all, look at validation images."""
-    looks = min(config.epochs, 1) + 1 if config.keep == "last" else config.epochs + 1
+    few = config.keep == "last" and not config.patience
+    looks = min(config.epochs, 1) + 1 if few else config.epochs + 1
     return looks if epochs is None else math.ceil(epochs * looks / max(config.epochs, 1))
 
 

@@ -116,6 +116,12 @@ DecayOption = Annotated[
 ]
 HeadOption = Annotated[str | None, typer.Option(help="closed_form (default), zero, kaiming.")]
 KeepOption = Annotated[str | None, typer.Option(help="best (learn), least_loss (combine), last.")]
+PatienceOption = Annotated[
+    int | None,
+    typer.Option(
+        help="End training once its least validation loss is so many epochs old. Default: 0, never."
+    ),
+]
 PrecisionOption = Annotated[str | None, typer.Option(help="auto (default), bf16, fp32.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of order and dropout.")]
 

@@ -230,6 +230,7 @@ def _compared(protocol: Protocol, run: Mapping[str, Any]) -> list[tuple[str, Any
         ("precision", train["precision"], protocol.precision),
         ("head", train["head"], "kaiming"),
         ("keep", train["keep"], "last"),
+        ("patience", train.get("patience", 0), 0),
         ("seed", train["seed"], list(protocol.seeds or ())),
     ]
     dropout = protocol.deep_dropout if given.get("deep") else 0.0

@@ -97,6 +97,7 @@ def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
         "history": [asdict(record) for record in tuned.history],
         "kept_epoch": tuned.kept_epoch,
         "kept": tuned.sentence,
+        "ended": tuned.ended,
         "selection": selection,
         "start_head": {
             "family": tuned.start_head.family,

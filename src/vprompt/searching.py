@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vprompt import artifact, flow, outcome, registry, runs, stages
+from vprompt import artifact, ending, flow, outcome, registry, runs, stages
 from vprompt.adapters._bilevel import Bilevel
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
@@ -54,6 +54,8 @@ def search(
     if not isinstance(adapter, Bilevel):
         raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")
     drawn = opened if shots is None else opened.few_shot(shots, draw)
+    second = config if isinstance(config, TrainConfig) else TrainConfig.checked(config or {})
+    ending.check_patience(second, drawn.val is not None)
     moved_on = choose_alpha_data(drawn, alpha_data, method)
     setting = stages.prepare(
         backbone,

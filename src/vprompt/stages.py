@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vprompt import distributed, measure, registry, runs, sentences
+from vprompt import distributed, ending, measure, registry, runs, sentences
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
 from vprompt.census import Reading
@@ -82,6 +82,8 @@ def prepare(
         task = replace(task, train=task.train + task.val, val=None)
     for sentence in task.census().sentences():
         progress.say(sentence)
+    if config is not None:
+        ending.check_patience(config, task.val is not None)
     clock = runs.Clock()
     with clock.stage("images"):
         ready = functools.partial(

@@ -52,6 +52,9 @@ class TrainConfig(BaseModel):
     clip_grad: float = Field(0.0, ge=0, description="largest norm of a step's gradient; 0: any")
     head: Literal["closed_form", "zero", "kaiming"] = "closed_form"
     keep: Literal["best", "least_loss", "last"] = "best"
+    patience: int = Field(
+        0, ge=0, description="end once the least validation loss is so many epochs old; 0: never"
+    )
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     # Changes no result, so it is part of no record and of no checkpoint's name.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt import distributed, prefix
+from vprompt import distributed, ending, prefix
 from vprompt.adapter import Adapter, FeatureAdapter, Training
 from vprompt.checkpoint import Checkpoint, EpochRecord, restore
 from vprompt.classifier import (
@@ -38,7 +38,8 @@ from vprompt.train_config import TrainConfig
 class Tuned:
     """A trained adapter and head, the curve that led there, and which epoch was kept.
 
-    `checkpoint` holds the run's state until the result is saved elsewhere.
+    `ended` is a reason of `ending`. `checkpoint` holds the run's state until the result is saved
+    elsewhere.
     """
 
     adapter: Adapter
@@ -47,6 +48,7 @@ class Tuned:
     kept_epoch: int
     start_head: Head
     checkpoint: Checkpoint
+    ended: str = ending.ALL_EPOCHS
 
     def record(self, epoch: int) -> EpochRecord:
         """Return what was measured after an epoch."""
@@ -54,7 +56,11 @@ class Tuned:
 
     @property
     def sentence(self) -> str:
-        """Say which epoch was kept and why."""
+        """Say which epoch was kept and why, and where training ended before its last epoch."""
+        return self._kept + self._end
+
+    @property
+    def _kept(self) -> str:
         kept, last = self.record(self.kept_epoch), self.history[-1]
         if kept.val_accuracy is None:
             return f"kept the last epoch ({self.kept_epoch}); no validation images to choose by"
@@ -63,6 +69,16 @@ class Tuned:
         if last.val_accuracy is not None and self.kept_epoch != last.epoch:
             text += f" (last epoch {100 * last.val_accuracy:.1f} %)"
         return text
+
+    @property
+    def _end(self) -> str:
+        if self.ended != ending.PATIENCE:
+            return ""
+        age = ending.age_of_least_loss(self.history)
+        return (
+            f"; training ended with epoch {self.history[-1].epoch}, because its least validation "
+            f"loss was {age} epoch{'s' * (age > 1)} old"
+        )
 
 
 @dataclass(eq=False)
@@ -94,12 +110,14 @@ def tune(
 
     "Better" is accuracy on `val`, then its loss; with `config.keep="least_loss"` it is the loss,
     among epochs that are no less accurate than the start. `"last"` keeps the last epoch as the
-    literature does, and so does a run without `val`. With `checkpoint`, a folder, the state is
-    written there after every epoch, and the same run started again continues from it, until the
-    caller has saved the result and calls `Tuned.checkpoint.remove`.
+    literature does, and so does a run without `val`. With `config.patience` training ends once the
+    least loss on `val` is so many epochs old, whatever is kept. With `checkpoint`, a folder, the
+    state is written there after every epoch, and the same run started again continues from it,
+    until the caller has saved the result and calls `Tuned.checkpoint.remove`.
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
+    ending.check_patience(config, val is not None)
     if distributed.size() > 1 and not adapter.shares_steps:
         raise VPromptError(
             f"{type(adapter).__name__} reads more of a step than its gradient, so several "
@@ -133,19 +151,20 @@ def tune(
         _finish_epoch(loop, 0, None, 0.0, val, config)
     steps = math.ceil(len(train) / config.batch_size)
     training = _training(loop, train, val, config, steps)
-    done = loop.history[-1].epoch
+    training.epoch = done = loop.history[-1].epoch
     with progress.step("tune", steps * config.epochs) as step:
         step.advance(steps * done, _note(loop))
-        for epoch in range(done + 1, config.epochs + 1):
-            if adapter.finished():
-                break
+        while (ended := ending.reason(loop.history, config, adapter.finished())) is None:
+            epoch = loop.history[-1].epoch + 1
             loss, rate = _train_epoch(loop, training, epoch, config, step)
             _check_finite(loop, epoch, config)
             _finish_epoch(loop, epoch, loss, rate, val, config)
             step.advance(0, _note(loop))
             store.save(loop)
+    adapter.end(training)
     restore(classifier, loop.best)
-    return Tuned(adapter, classifier.head(), loop.history, loop.best_epoch, first_head, store)
+    head = classifier.head()
+    return Tuned(adapter, head, loop.history, loop.best_epoch, first_head, store, ended)
 
 
 def learning_rate_factor(step: int, total: int, warmup: float, floor: float) -> float:
@@ -270,7 +289,7 @@ def _finish_epoch(
     """Judge the epoch on validation and remember its parameters if none were better."""
     accuracy = val_loss = None
     last = epoch in (0, config.epochs) or loop.classifier.adapter.finished()
-    if val is not None and (config.keep != "last" or last):
+    if val is not None and (config.keep != "last" or config.patience or last):
         look = compute_features if epoch else start_features
         features = look(loop.classifier.adapter, val, config)
         with torch.no_grad():

@@ -142,7 +142,10 @@ class Bilevel(Adapter):
         settled = training.epoch - patience >= resting and all(f == recent[0] for f in recent)
         if patience and settled:
             self.memory["stopped"] = training.epoch
-        if self.finished() or training.epoch == training.epochs:
+
+    def end(self, training: Training) -> None:
+        """Remember what is lost from the mixture to the choice."""
+        if training.epoch:
             self.memory["gap"] = self._gap(training)
 
     def finished(self) -> bool:

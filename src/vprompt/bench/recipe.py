@@ -30,8 +30,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vprompt import ending, registry
 from vprompt import recipe as recipes
-from vprompt import registry
 from vprompt.errors import VPromptError
 from vprompt.mix import plan_of
 from vprompt.stages import training_defaults
@@ -283,7 +283,8 @@ def check(recipe: BenchRecipe, *, where: str) -> None:
     if recipe.sources is not None:
         try:
             registry.build("adapters", recipe.sources.learn)
-            TrainConfig.checked(recipe.train_of_sources())
+            train = TrainConfig.checked(recipe.train_of_sources())
+            ending.check_patience(train, recipe.sources.train_on == "train")
         except VPromptError as error:
             raise VPromptError(f"{where} is wrong at sources: {error}") from None
 
@@ -304,12 +305,19 @@ def _check_method(recipe: BenchRecipe, method: MethodEntry) -> None:
     if method.grid is not None and recipe.selection is None:
         raise VPromptError("It has a `grid`, but the recipe has no `selection` to choose from it.")
     train = recipe.train_of(method)
-    TrainConfig.checked(train)
+    _check_patience(recipe, train)
     for key, values in recipe.grid_of(method).items():
         if not values:
             raise VPromptError(f"The grid names no values for {key!r}.")
         for value in values:
-            TrainConfig.checked({**train, key: value})
+            _check_patience(recipe, {**train, key: value})
+
+
+def _check_patience(recipe: BenchRecipe, train: dict[str, Any]) -> None:
+    """Check training settings; with `trainval` nothing is left that patience could be lost over."""
+    selection = recipe.selection
+    last = recipe.train_on if selection is None else selection.then
+    ending.check_patience(TrainConfig.checked(train), last == "train")
 
 
 def check_known(what: str, asked: Iterable[Any], known: Sequence[Any]) -> None:
