@@ -435,7 +435,8 @@ def test_a_combined_prompt_can_be_a_source_again(folder, tiny, tmp_path):
 
     shutil.copytree(folder, tmp_path / "pool")
     call = {"pool_folder": tmp_path / "pool", "model": tiny, "config": quick(), "test": False}
-    combine(few(rows=(100, 140)), form="sum", output=tmp_path / "pool" / "mix", **call)
+    moved = {"form": "sum", "move_scale": 2.0, "output": tmp_path / "pool" / "mix"}
+    combine(few(rows=(100, 140)), **moved, **call)
     again = combine(few(rows=(200, 240)), **call)
     assert "mix" in [source["name"] for source in again.run["transfer"]["sources"]]
 
