@@ -174,7 +174,7 @@ def test_combine_prints_weights_and_writes_the_artefact(vprompt, pool, images, t
     words = ["--pool", pool, "--epochs", 1, "--quiet", "--shots", 2, "--output", tmp_path / "it"]
     code, out, _ = vprompt("combine", images, "--include-self", *words)
     assert code == 0 and (tmp_path / "it" / "adapter_model.safetensors").is_file()
-    for words in ("source", "weight", "one", "two", "uniform, untuned", "combined, untuned"):
+    for words in ("source", "weight", "one", "two", "start, untuned", "combined, untuned"):
         assert words in out
 
 
