@@ -563,7 +563,12 @@ def trained(tmp_path_factory):
         "tasks": [{"name": name, "shots": 4} for name in ("cold", "warm", "wet")],
         "methods": [
             {"name": "U", "combine": "uniform"},
-            {"name": "H", "combine": "hgprompt(bootstrap=0)", "safeguard": False},
+            {
+                "name": "H",
+                "combine": "hgprompt(bootstrap=0)",
+                "safeguard": False,
+                "move_scale": "published",
+            },
             {"name": "L", "combine": "linear(weights=[[0, 1], [1, 0]])"},
         ],
         "sources": {"learn": "vpt(num_virtual_tokens=2)", "train": {"epochs": 1}},

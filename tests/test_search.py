@@ -155,7 +155,8 @@ def test_the_prompts_of_a_search_can_go_on_being_learned(tiny, task, tmp_path, r
     learned = flow.learn(task, model=tiny, method=method, config=short, output=tmp_path / "b")
     assert learned.artifact.prompt.counts(tiny.depth) == start.counts(tiny.depth)
     assert not torch.equal(learned.artifact.prompt.tokens, start.tokens)
-    assert learned.run["prompt_init"] is None  # its tokens are no longer those of a fresh start
+    # Its tokens are no longer those of a fresh start, so that travels along.
+    assert learned.run["prompt_init"]["kind"] == "stored"
     flow.learn(task, model=tiny, method="linear", config=short, output=tmp_path / "c")
     with refused("no prompt to go on from"):
         registry.build("adapters", f"vpt(start='{tmp_path / 'c'}')")(tiny)

@@ -194,12 +194,16 @@ def combine(
     moves = None
     if plan.move_scale != PUBLISHED:
         with setting.clock.stage("moves"):
-            moves, rows = moving.measure_moves(sources, setting, slots, progress)
-        sources, prompts, slots = (
-            [sources[row] for row in rows],
-            [prompts[row] for row in rows],
-            [slots[row] for row in rows],
-        )
+            found = moving.measure_moves(sources, setting, slots, progress)
+        if found is None:
+            plan = replace(plan, move_scale=PUBLISHED, form="sum")
+        else:
+            moves, rows = found
+            sources, prompts, slots = (
+                [sources[row] for row in rows],
+                [prompts[row] for row in rows],
+                [slots[row] for row in rows],
+            )
     trial, looks = PromptAdapter(backbone, prompts[0]), setting.sizes(test)
     counts = {"sources": len(sources), **looks}
     progress.say(combining_estimate(trial, setting.train, setting.config, plan=plan, **counts))

@@ -49,10 +49,10 @@ def measure_moves(
     setting: Setting,
     slots: Sequence[Prompt],
     progress: Progress,
-) -> tuple[Moves, list[int]]:
+) -> tuple[Moves, list[int]] | None:
     """Return the moves of the sources that moved at all, and their rows; say what was left out.
 
-    Raises VPromptError where every prompt is its start: there is nothing to add up.
+    None where every prompt is its start: there is nothing to add up.
     """
     moves, origins = origin.moves_of(sources, setting.backbone, slots)
     for sentence in _about_starts(moves, origins):
@@ -60,11 +60,12 @@ def measure_moves(
     still = moves.still()
     kept = [row for row, name in enumerate(moves.names) if name not in still]
     if not kept:
-        raise VPromptError(
-            f"Every prompt of the pool ({', '.join(still)}) is the start that it was learned from, "
-            "so the pool holds nothing to add. Learn its prompts again with `--keep last` and more "
-            "`--epochs`, or learn without it: `vprompt learn TASK`."
+        progress.say(
+            f"every prompt of the pool ({', '.join(still)}) is the start that it was learned from: "
+            "the pool holds nothing to add, and this run is one without it. Learn its prompts "
+            "again with `--keep last` and more `--epochs`"
         )
+        return None
     if still:
         verb = "is its start" if len(still) == 1 else "are their start"
         progress.say(f"left out {', '.join(still)}: {verb}, and nothing was learned")

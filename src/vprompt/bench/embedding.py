@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vprompt import combining, compose, pool, registry
+from vprompt import combining, compose, origin, pool, registry
 from vprompt.backbone import Backbone
 from vprompt.bench.jobs import Job, expand
 from vprompt.bench.recipe import check_known
@@ -153,6 +153,12 @@ def _prompts(
             )
     sources = [pooled[each["name"]] for each in described]
     prompts, slots, _ = combining.align_sources(sources, record["align"])
+    if "moves" in record:
+        moves, _ = origin.moves_of(sources, backbone, slots)
+        given = record["moves"]["coefficients"]
+        coefficients = torch.tensor([given[name] for name in moves.names], dtype=torch.float64)
+        by_name = {s.name: prompt for s, prompt in zip(sources, prompts, strict=True)}
+        return by_name, moves.sum(coefficients)
     # A method may give a source one weight or one for every block, then `[blocks, sources]`.
     shares = torch.tensor(
         [each.get("layer_weights") or each["weight"] for each in described], dtype=torch.float64
