@@ -31,7 +31,7 @@ def test_a_size_that_no_image_has_is_refused(text, refused):
         read_size(text)
 
 
-@pytest.mark.parametrize("size", [0, -1, (0, 32), (32, -32)])
+@pytest.mark.parametrize("size", [0, -1, True, (0, 32), (32, -32)])
 @pytest.mark.parametrize("name", ["tiny", "tiny_clip", "timm_vit", "open_clip"])
 def test_no_size_stands_for_the_default(size, name, refused):
     from vprompt import open_backbone, registry
@@ -187,6 +187,7 @@ def test_a_size_that_a_model_was_published_with_is_its_own(refused):
         ("vitamin_small_224", (16, 16)),
         ("vit_base_mci_224", (16, 16)),
         ("vit_base_patch16_224", (16, 16)),
+        ("vit_base_patch32_clip_256", (32, 32)),
     ],
 )
 def test_a_patch_is_what_a_token_is_made_of_in_a_hybrid_too(name, patch, refused):
@@ -200,6 +201,21 @@ def test_a_patch_is_what_a_token_is_made_of_in_a_hybrid_too(name, patch, refused
     vit.patch_embed.img_size = (size[0] + 1, size[1])
     with refused(f"{patch[0]} x {patch[1]}"):
         check_image_size(vit, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "near"),
+    [
+        ("vit_small_resnet26d_224", 70, "32 x 32.*64 or 96"),  # three cells, the last one padded
+        ("vitamin_small_224", 72, "16 x 16.*64 or 80"),
+        ("vitamin_small_224", (64, 40), "16 x 16.*64x32 or 64x48"),
+    ],
+)
+def test_a_size_that_a_hybrid_fills_up_is_refused_by_its_true_stride(name, size, near, refused):
+    from vprompt.backbones import timm_vit
+
+    with refused(near):
+        timm_vit.load(model=name, pretrained=False, image_size=size)
 
 
 def test_a_hybrid_s_random_tokens_are_bounded_by_its_patch_of_pixels():

@@ -19,7 +19,7 @@ def pair(size: ImageSize) -> tuple[int, int]:
 def sides(size: ImageSize) -> tuple[int, int]:
     """Return height and width in pixels; a size that no image has is refused."""
     height, width = pair(size)
-    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+    if isinstance(size, bool) or not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
         raise VPromptError(
             f"An image size (--img-size) is a number of pixels from 1 to {LARGEST_SIDE}, or "
             f"HEIGHTxWIDTH such as 256x128, but got {shown(height, width)}."
@@ -56,7 +56,7 @@ def shown(height: int, width: int) -> str:
 
 
 def check_filled(size: tuple[int, int], patch: tuple[int, int], name: str) -> None:
-    """Raise VPromptError unless images are whole patches high and wide; else a border is unread."""
+    """Raise VPromptError unless images are whole patches high and wide; or a border is lost."""
     if not any(side % step for side, step in zip(size, patch, strict=True)):
         return
     below = [max(side // step, 1) * step for side, step in zip(size, patch, strict=True)]
@@ -64,8 +64,8 @@ def check_filled(size: tuple[int, int], patch: tuple[int, int], name: str) -> No
     near = dict.fromkeys(shown(*each) for each in (below, above))
     raise VPromptError(
         f"Images of {size[0]} x {size[1]} pixels do not fill the patches of {name!r}, which have "
-        f"{patch[0]} x {patch[1]}, so a border would never be seen. Choose a multiple of that as "
-        f"--img-size, such as {' or '.join(near)}."
+        f"{patch[0]} x {patch[1]}: a border would be left out, or made up. Choose a multiple of "
+        f"that as --img-size, such as {' or '.join(near)}."
     )
 
 

@@ -74,9 +74,13 @@ def read(path: Path) -> Any:
     except SafetensorError as error:
         raise VPromptError(f"{path} is truncated or damaged ({error}). Fetch it again.") from None
     except Exception as error:  # torch raises a dozen kinds of errors here
+        code = re.search(r"GLOBAL (\S+)", str(error))
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if "weights_only" in first:  # torch would have one run what is in the file
+            first = "it is damaged, or no file of PyTorch's"
+        reason = f"it asks for the code {code[1]}" if code else first[:200]
         raise VPromptError(
-            f"{path} is not read: {first[:200]}. Read are safetensors, PyTorch's state dicts "
+            f"{path} is not read: {reason}. Read are safetensors, PyTorch's state dicts "
             "without code in them, and the .npz files of the original ViT. Save the tensors alone: "
             "`torch.save(model.state_dict(), 'weights.pth')`."
         ) from None

@@ -36,13 +36,15 @@ def advice(name: str) -> str:
     Nothing where nothing is near.
     """
     typed = name.removeprefix("hf-hub:")
-    found = _on_disk(name) or _of_open_clip(name) or _of_timm(typed)
+    found = _on_disk(name) or _of_open_clip(typed) or _of_timm(typed)
     return f"{found} " if found else ""
 
 
 def _on_disk(name: str) -> str:
     """Return how to name a folder or a file of weights."""
     plain = name.partition(":")[2] if name.startswith("local-dir:") else name
+    if not plain.strip():
+        return ""
     path = Path(plain).expanduser()
     if (path / "open_clip_config.json").is_file():
         return f"That is a folder of open_clip: write \"open_clip(model='local-dir:{plain}')\"."
@@ -68,7 +70,7 @@ def _of_open_clip(name: str) -> str:
             f"{name!r} is a CLIP whose image tower is a ResNet, which has no tokens to prompt; "
             "'ViT-B-16,openai' has."
         )
-    hub = re.fullmatch(r"(?:hf-hub:)?((?:laion|apple|timm|UCSC-VLAA)/\S*CLIP\S*)", name)
+    hub = re.fullmatch(r"((?:laion|apple|timm|UCSC-VLAA)/\S*CLIP\S*)", name)
     if hub:
         return f"A CLIP of a hub is written \"open_clip(model='hf-hub:{hub[1]}')\"."
     shortened = re.sub(r"^(?:openai/)?clip-vit-(base|large)-patch", _short_size, name)

@@ -91,9 +91,23 @@ def check_image_size(vit: Any, name: str) -> None:
 def patch_size_of(vit: Any) -> tuple[int, int]:
     """Return the pixels of a patch; in a hybrid, those that a token is made of."""
     embed = vit.patch_embed
-    ratio = getattr(embed, "feat_ratio", None)
-    height, width = embed.patch_size if ratio is None else ratio(as_scalar=False)
-    return int(height), int(width)
+    height, width = embed.patch_size
+    cells = getattr(embed, "feature_size", None)  # of the network before the patches
+    if cells is None or not embed.img_size:
+        return int(height), int(width)
+    rows, columns = (_stride(*each) for each in zip(embed.img_size, cells, strict=True))
+    return int(height) * rows, int(width) * columns
+
+
+def _stride(pixels: int, cells: int) -> int:
+    """Return how many pixels a cell steps over, of a network that fills up the last one.
+
+    Strides are powers of two; what is left of the division is not what they were.
+    """
+    stride = 1
+    while -(-pixels // stride) > cells:
+        stride *= 2
+    return stride if -(-pixels // stride) == cells else pixels // cells
 
 
 def _sketch(model: str, options: dict[str, Any]) -> Any:
