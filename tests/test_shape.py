@@ -28,7 +28,7 @@ LAYERS = [
     {"backbone", "heads", "linalg", "images", "ranking", "header"},
     {"two_tower", "codec"},
     {"task", "artifact", "train_config", "compose", "matching"},
-    {"adapter", "checkpoint", "features", "prefix"},
+    {"adapter", "augment", "checkpoint", "features", "prefix", "schedule"},
     {"classifier", "twin", "mixture", "text_adapter"},
     {
         "mix",
