@@ -48,7 +48,7 @@ ARMS: dict[str, tuple[str, int]] = {
     "vpt": ("vpt", 1),
     "vpt_twice": ("vpt", 2),
     "vpt_paper_start": ("vpt(prompt_init=vpt_uniform, prompt_dropout=0.1)", 1),
-    "paper": ("pro_vpt(preset=paper)", 1),
+    "paper": ("pro_vpt(preset=paper, num_virtual_tokens=10)", 1),
     "robust": ("pro_vpt", 1),
     "random_destination": ("pro_vpt(alloc=random)", 1),
     "in_place": ("pro_vpt(alloc=none)", 1),

@@ -34,7 +34,7 @@ def measure(bench: "Bench", results: Path) -> None:
         "vpt, dropout": "vpt(prompt_dropout=0.1)",
         "robust": "pro_vpt(window=[0.0, 1.0])",
         "robust, every step": "pro_vpt(window=[0.0, 1.0], score_every=1)",
-        "paper": "pro_vpt(preset=paper)",
+        "paper": "pro_vpt(preset=paper, num_virtual_tokens=10)",
     }
     spent: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in arms}
     for _ in range(3):

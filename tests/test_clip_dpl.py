@@ -321,9 +321,41 @@ def test_presets_are_as_documented(clip):
         rms = bank.tokens.detach().square().mean(1).sqrt()
         torch.testing.assert_close(rms, torch.ones_like(rms))
         assert len(bank.tokens) == bank.depth * (2 + 4 + 6)
+    assert paper.settings.lengths == (0, 1, 2, 3, 4, 5, 6)
+    assert robust.settings.lengths == (0, 2, 4, 6)
+    assert make(clip, "preset=paper, lengths=[0, 3]").settings.lengths == (0, 3)
     paper.alpha[:, 1] = 1.0
     assert "prompt_init=small" in paper.learns_as()
     assert "a photo of a {}." in paper.learns_as()
+
+
+@pytest.mark.parametrize(
+    "method, epochs",
+    [
+        ("clip_dpl(preset=paper)", 80),
+        ("dpl(preset=paper)", 80),
+        ("clip_deep(prompt_init=small)", 40),
+    ],
+)
+def test_both_stages_of_the_preset_train_as_released(method, epochs):
+    from vprompt.stages import training_defaults
+    from vprompt.train_config import TrainConfig
+
+    config = TrainConfig.checked(training_defaults(method))
+    assert (config.opt, config.lr, config.weight_decay) == ("sgd", 0.0035, 5e-4)
+    assert (config.sched, config.first_epoch_lr, config.min_lr) == ("cosine_by_epoch", 1e-5, 0)
+    assert (config.epochs, config.batch_size, config.keep) == (epochs, 4, "last")
+    assert (config.augment, config.precision) == ("crop_flip", "fp32")
+
+
+@pytest.mark.parametrize("method", ["clip_dpl", "dpl", "clip_deep", "coop", "maple", "pro_vpt"])
+def test_images_stay_whole_unless_a_published_preset_cuts_them(method):
+    from vprompt.stages import training_defaults
+    from vprompt.train_config import TrainConfig
+
+    config = TrainConfig.checked(training_defaults(method))
+    assert config.augment == "none"
+    assert (config.first_epoch_lr == 1e-5) == (method in ("coop", "maple"))
 
 
 def test_what_is_found_is_learned_by_its_lengths(clip):

@@ -350,6 +350,11 @@ def test_the_paper_s_alpha_always_sees_the_same_images(tiny):
         assert adapter.alpha_rows(10, 7).tolist() == [0, 1, 2, 3]
 
 
+def test_the_candidates_are_those_of_the_released_search_or_ours(tiny):
+    assert make(tiny, "preset=paper").settings.lengths == (0, 1, 2, 3, 4, 5, 6)
+    assert make(tiny, "").settings.lengths == (0, 5, 10, 20)
+
+
 def test_alpha_rests_while_the_prompts_warm_up(tiny):
     adapter = make(tiny, "lengths=[0, 1, 3], alpha_warmup=0.3")
     training, seen = hand_over(adapter, examples(10, 2))

@@ -305,6 +305,53 @@ def test_gbc_of_few_images_is_that_on_the_axes_they_span():
     assert value == pytest.approx(metric("gbc")(centred @ axes.T, labels))
 
 
+@pytest.mark.parametrize("covariance", ["spherical", "diagonal"])
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+def test_gbc_by_the_other_convention_is_the_released_code_s(covariance, scale):
+    """Variances over n, the floor under each axis, then their mean; one logarithm if spherical."""
+    features, labels = clusters(width=100)
+    features[:, :3] *= 1e-3  # below the floor
+    features = scale * features
+    x, y = features.double().numpy(), labels.numpy()
+    means = [x[y == label].mean(0) for label in range(4)]
+    variances = [np.maximum(x[y == label].var(0), 1e-4) for label in range(4)]
+    if covariance == "spherical":
+        variances = [spread.mean() for spread in variances]
+    total = 0.0
+    for one in range(4):
+        for other in range(4):
+            if one == other:
+                continue
+            middle = (variances[one] + variances[other]) / 2
+            distance = ((means[one] - means[other]) ** 2 / middle).sum() / 8
+            distance += np.sum(np.log(middle)) / 2
+            distance -= (np.sum(np.log(variances[one])) + np.sum(np.log(variances[other]))) / 4
+            total += np.exp(-distance)
+    published = metric("gbc", covariance=covariance, convention="published")
+    assert published(features, labels) == pytest.approx(-total, rel=1e-9)
+    logged = metric("gbc", covariance=covariance, convention="published", log=True)
+    assert logged(features, labels) == pytest.approx(-np.log(total), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"convention": "paper"}, ("convention is one of axes, published", "paper")),
+        (
+            {"convention": "published", "covariance": "full"},
+            ("no full covariance", "spherical or diagonal"),
+        ),
+        (
+            {"convention": "published", "dimensions": 32},
+            ("no principal axes", "Leave out dimensions"),
+        ),
+    ],
+)
+def test_what_the_released_gbc_lacks_is_refused(settings, words, refused):
+    with refused(*words):
+        metric("gbc", **settings)(*clusters())
+
+
 def test_parc_is_the_rank_correlation_of_two_distances():
     from scipy.stats import spearmanr
 
@@ -364,34 +411,71 @@ def test_linear_probe_is_the_closed_form_heads_cross_validation():
     assert accuracy == pytest.approx(head.cv_accuracy)
 
 
-def test_sfda_is_two_rounds_of_scikit_learns_discriminant_analysis():
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+def released_sfda(features, labels):
+    """The steps of the released code in NumPy and SciPy, with what it mixes and how it shrinks."""
+    from scipy import linalg
 
-    features, labels = clusters(signal=0.5)
-    x, y = features.double().numpy(), labels.numpy()
-    x = x - x.mean(0)
-    x = x / np.sqrt((x**2).mean())
+    x, y = features.double().numpy().copy(), labels.numpy()
+    shares = np.bincount(y) / len(y)
+    classes = range(len(shares))
 
-    def probabilities(rows):
-        means = np.stack([rows[y == label].mean(0) for label in y])
-        within = (rows - means).T @ (rows - means) / len(rows)
-        shrinkage = max(np.exp(-5 * np.linalg.eigvalsh(within)[-1]), 1e-10)
-        # scikit-learn would shrink every class by itself, so its covariance is given the result.
-        shrunk = (1 - shrinkage) * within
-        shrunk += shrinkage * np.trace(within) / len(within) * np.eye(len(within))
-        roots = np.linalg.cholesky(np.linalg.inv(shrunk))
-        model = LinearDiscriminantAnalysis(solver="svd").fit(rows, y)
-        white, centres = rows @ roots, model.means_ @ roots
-        logits = -((white[:, None] - centres) ** 2).sum(2) / 2 + np.log(model.priors_)
+    def largest(matrix):
+        one = matrix.sum(1)
+        for _ in range(3):
+            other = matrix @ one / np.linalg.norm(matrix @ one)
+            one = matrix @ other / np.linalg.norm(matrix @ other)
+        return one @ matrix @ other
+
+    def shrink(matrix, amount):
+        return (1 - amount) * matrix + amount * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+
+    def posteriors(amount):
+        means = np.stack([x[y == label].mean(0) for label in classes])
+        within = sum(
+            share * np.cov(x[y == label].T, bias=True)
+            for label, share in zip(classes, shares, strict=True)
+        )
+        amount = max(np.exp(-5 * largest(within)), 1e-10) if amount is None else amount
+        between = shrink(np.cov(x.T, bias=True), amount) - shrink(within, amount)
+        directions = linalg.eigh(between, shrink(within, amount))[1]
+        slopes = means @ directions @ directions.T
+        logits = x @ slopes.T - (means * slopes).sum(1) / 2 + np.log(shares)
         exponents = np.exp(logits - logits.max(1, keepdims=True))
-        return exponents / exponents.sum(1, keepdims=True)
+        return exponents / exponents.sum(1, keepdims=True), amount
 
-    own = probabilities(x)[np.arange(60), y][:, None]
-    means = np.stack([x[y == label].mean(0) for label in range(4)])
-    others = np.stack([means[[c for c in range(4) if c != label]].mean(0) for label in y])
-    mixed = own * x + (1 - own) * others
-    expected = probabilities(mixed)[np.arange(60), y].mean()
-    assert metric("sfda")(features, labels) == pytest.approx(expected, rel=1e-6)
+    first, amount = posteriors(None)
+    softened = np.exp(first) / np.exp(first).sum(1, keepdims=True)
+    means = np.stack([x[y == label].mean(0) for label in classes])
+    for row, label in enumerate(y):
+        others = np.mean([means[c] for c in classes if c != label], axis=0)
+        x[row] = softened[row, label] * x[row] + (1 - softened[row, label]) * others
+    return posteriors(amount)[0][np.arange(len(y)), y].mean()
+
+
+@pytest.mark.parametrize("signal", [0.2, 0.5, 1.5])
+@pytest.mark.parametrize("scale", [0.1, 0.3, 1.0, 5.0])
+def test_sfda_is_what_the_released_code_computes(signal, scale):
+    """Small features have a shrinkage that counts, large ones the least there is."""
+    features, labels = clusters(signal=signal)
+    labels = torch.where(labels == 3, 0, labels)  # classes of different sizes
+    found = metric("sfda")(scale * features, labels)
+    assert found == pytest.approx(released_sfda(scale * features, labels), rel=1e-9)
+    assert found < 1
+
+
+def test_sfda_tells_sources_apart_whose_first_round_is_sure_of_every_image():
+    """Without the second softmax nothing was mixed in, and all of these came within 1e-11 of 1."""
+    given = [clusters(count=200, width=6, signal=signal) for signal in (4, 5, 6)]
+    found = [metric("sfda")(*each) for each in given]
+    assert found == pytest.approx([released_sfda(*each) for each in given], rel=1e-9)
+    assert found[0] < found[1] < found[2] < 1 - 1e-5
+
+
+def test_sfda_of_features_that_do_not_vary_is_finite():
+    labels = torch.arange(12) % 3
+    assert metric("sfda")(torch.ones(12, 4), labels) == pytest.approx(1 / 3)
+    corners = torch.eye(3)[labels]
+    assert metric("sfda")(corners, labels) == pytest.approx(1.0)
 
 
 ALL = ["hscore", "trace_ratio", "logme", "transrate", "gbc", "parc", "knn", "linear_probe", "sfda"]
@@ -428,6 +512,33 @@ def test_one_class_is_refused(name, refused):
 
 
 # The H-score family once more: what was published, what is chance, what is wrong.
+
+
+def test_by_the_other_convention_the_raw_hscore_is_tllib_s(hscore):
+    """Both covariances of `h_score` divide by N - 1, that of the class means as well."""
+    features, labels = cloud(30, 6, 4, 0.7)
+    x, y = features.double().numpy(), labels.numpy()
+    means = np.zeros_like(x)
+    for label in range(4):
+        means[y == label] = x[y == label].mean(0)
+    expected = np.trace(np.linalg.pinv(np.cov(x, rowvar=False)) @ np.cov(means, rowvar=False))
+    found = metric("hscore", shrinkage=0, convention="tllib")(features, labels)
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx(3 * hscore(features, labels, shrinkage=0.0), rel=1e-12)
+
+
+def test_tllib_shrinks_by_less_than_our_least_where_images_are_many(hscore):
+    from sklearn.covariance import LedoitWolf
+
+    features, labels = cloud(40_000, 3, 4, 2.0)
+    features = features * torch.tensor([1.0, 5.0, 20.0])
+    x, y = features.double().numpy(), labels.numpy()
+    estimator = LedoitWolf().fit(x - x.mean(0))
+    assert estimator.shrinkage_ < 1e-4
+    means = np.stack([x[y == label].mean(0) for label in range(4)])[y]
+    kept = (1 - estimator.shrinkage_) * np.cov(means, rowvar=False)
+    expected = np.trace(np.linalg.pinv(estimator.covariance_) @ kept)
+    assert hscore(features, labels, convention="tllib") == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("images, dim", [(60, 7), (40, 60)])

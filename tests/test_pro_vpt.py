@@ -615,31 +615,52 @@ def test_a_policy_updates_after_every_second_reward_and_ignores_the_second():
     torch.testing.assert_close(updated[0], updated[1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_policy_s_steps_are_those_of_torch_s_adam():
+def test_small_rewards_are_normalised_as_published():
+    """std + 1e-8, which counts where rewards are near 1e-5."""
+    from vprompt.adapters._placement.ppo import normalised_returns
+
+    for size in (1e-3, 1e-5, 1e-7):
+        rewards = torch.tensor([0.7, -0.4], dtype=torch.float64) * size
+        returns = [0.3 * size, -0.4 * size]
+        mean = sum(returns) / 2
+        spread = math.sqrt(sum((each - mean) ** 2 for each in returns))  # over n - 1 = 1
+        expected = [(each - mean) / (spread + 1e-8) for each in returns]
+        assert normalised_returns(rewards).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_a_policy_s_steps_are_those_of_torch_s_adam(size):
+    """Twelve moves, six updates: networks, returns, loss and optimiser written out anew."""
     from vprompt.adapters._placement import ppo
 
     policy = ppo.PPO(6, seed=3)
     twin = policy.weights.clone()
     cut = policy.policy_size
     parts = [twin[:cut].clone().requires_grad_(), twin[cut:].clone().requires_grad_()]
-    groups = [{"params": [p], "lr": r} for p, r in zip(parts, ppo.RATES, strict=True)]
+    groups = [{"params": [p], "lr": r} for p, r in zip(parts, (3e-4, 1e-3), strict=True)]
     adam = torch.optim.Adam(groups)
-    for situation, reward in zip(situations(2), (1.0, -2.0), strict=True):
-        policy.choose(situation, 0, f"move {reward}")
-        policy.learn(reward)
-    actions, before, values, rewards = policy.facts.T
-    returns = ppo.normalised_returns(rewards)
-    for _ in range(60):
-        logits, value = policy.judge(torch.cat(parts), policy.states)
-        chosen = torch.distributions.Categorical(logits=logits)
-        ratio = (chosen.log_prob(actions) - before).exp()
-        gain = returns - values
-        surrogate = torch.min(ratio * gain, ratio.clamp(0.8, 1.2) * gain)
-        loss = -surrogate + 0.5 * (value - returns).square().mean() - 0.01 * chosen.entropy()
-        adam.zero_grad()
-        loss.mean().backward()
-        adam.step()
-    torch.testing.assert_close(policy.weights, torch.cat(parts).detach(), rtol=1e-3, atol=1e-5)
+    rewards = size * torch.randn(12, generator=torch.Generator().manual_seed(5))
+    for number, (situation, reward) in enumerate(zip(situations(12), rewards, strict=True)):
+        policy.choose(situation, 0, f"move {number}")
+        policy.learn(float(reward))
+        if number % 2 == 0:
+            continue
+        actions, before, values, stored = policy.facts.clone().T
+        assert stored.tolist() == pytest.approx(rewards[number - 1 : number + 1].tolist())
+        returns = torch.stack([stored.sum(), stored[1]])
+        returns = (returns - returns.mean()) / (returns.std() + 1e-8)
+        for _ in range(60):
+            logits, value = policy.judge(torch.cat(parts), policy.states)
+            chosen = torch.distributions.Categorical(logits=logits)
+            ratio = (chosen.log_prob(actions) - before).exp()
+            gain = returns - values
+            surrogate = torch.min(ratio * gain, ratio.clamp(0.8, 1.2) * gain)
+            loss = -surrogate + 0.5 * (value - returns).square().mean()
+            loss = loss - 0.01 * chosen.entropy()
+            adam.zero_grad()
+            loss.mean().backward()
+            adam.step()
+    torch.testing.assert_close(policy.weights, torch.cat(parts).detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_the_state_of_the_policy_is_the_published_one():
@@ -800,7 +821,26 @@ def test_the_published_recipe_of_training_comes_with_the_preset():
         100,
         "last",
     )
-    assert paper.decay_bias
+    assert paper.decay_bias and paper.batch_size == 64
+
+
+@pytest.mark.parametrize("preset, tokens", [("paper", 20), ("robust", 10)])
+def test_a_block_starts_with_as_many_tokens_as_the_preset_says(tiny, preset, tokens):
+    from vprompt import registry
+
+    counts = registry.build("adapters", f"pro_vpt(preset={preset})")(tiny).counts()
+    assert counts == [tokens] * tiny.depth
+    given = registry.build("adapters", f"pro_vpt(preset={preset}, num_virtual_tokens=3)")(tiny)
+    assert given.counts() == [3] * tiny.depth
+
+
+def test_the_published_reward_is_the_fall_of_the_loss_less_the_highest_score(build):
+    adapter = build(preset="paper")
+    told = []
+    adapter.allocator.learn = told.append
+    adapter.idle.copy_(torch.linspace(-1, 0.25, 12))
+    adapter._reward({"loss": 1.25, "pending": {"loss": 2.0, "score": 9.0}})
+    assert told == [pytest.approx(2.0 - 1.25 - 0.25)]
 
 
 @pytest.mark.parametrize(

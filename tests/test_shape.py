@@ -30,7 +30,7 @@ LAYERS = [
     {"backbone", "heads", "heldout", "linalg", "images", "ranking", "header", "foreign"},
     {"two_tower", "codec"},
     {"task", "artifact", "train_config", "compose", "matching"},
-    {"adapter", "checkpoint", "ending", "features", "prefix"},
+    {"adapter", "augment", "checkpoint", "ending", "features", "prefix", "schedule"},
     {"distilling", "ensemble"},
     {"classifier", "twin", "mixture", "text_adapter"},
     {

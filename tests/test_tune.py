@@ -474,7 +474,7 @@ def test_a_last_step_that_explodes_is_not_delivered(run, vpt, settings, refused)
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_its_floor():
-    from vprompt.tune import learning_rate_factor
+    from vprompt.schedule import learning_rate_factor
 
     found = [learning_rate_factor(step, 10, 0.2, 0.1) for step in (0, 1, 2, 6, 10)]
     # Two steps of warm-up on the way to 1, then half a cosine over the other eight.
@@ -482,13 +482,13 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_floor():
 
 
 def test_the_first_step_already_trains():
-    from vprompt.tune import learning_rate_factor
+    from vprompt.schedule import learning_rate_factor
 
     assert learning_rate_factor(0, 100, 0.1, 0.0) == pytest.approx(1 / 11)
 
 
 def test_without_warm_up_the_first_step_has_the_peak_rate():
-    from vprompt.tune import learning_rate_factor
+    from vprompt.schedule import learning_rate_factor
 
     found = [learning_rate_factor(step, 4, 0.0, 0.0) for step in range(5)]
     half = math.sqrt(0.5) / 2
@@ -496,16 +496,46 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
 
 
 def test_warm_up_alone_rises_to_the_end():
-    from vprompt.tune import learning_rate_factor
+    from vprompt.schedule import learning_rate_factor
 
     found = [learning_rate_factor(step, 4, 1.0, 0.0) for step in range(4)]
     assert found == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
 def test_a_run_of_one_step_has_a_rate():
-    from vprompt.tune import learning_rate_factor
+    from vprompt.schedule import learning_rate_factor
 
     assert learning_rate_factor(0, 1, 0.1, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 80])
+def test_by_epoch_the_rate_is_that_of_torch_behind_a_constant_first_epoch(epochs):
+    """As the toolbox of CoOp joins them: a constant epoch, then a cosine over all epochs."""
+    from vprompt.schedule import rate
+    from vprompt.train_config import TrainConfig
+
+    given = {"sched": "cosine_by_epoch", "min_lr": 0.0, "epochs": epochs}
+    late = TrainConfig(**given, first_epoch_lr=1e-5)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0035)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, float(epochs))
+    wanted = []
+    for _ in range(epochs):
+        wanted.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+    found = [rate(TrainConfig(**given), 0.0035, 7 * epoch, 7) for epoch in range(epochs)]
+    assert found == pytest.approx(wanted, rel=1e-6)
+    found = [rate(late, 0.0035, step, 7) for step in range(7 * epochs)]
+    assert found == pytest.approx([r for r in [1e-5, *wanted[:-1]] for _ in range(7)], rel=1e-6)
+
+
+def test_a_run_by_epoch_records_its_rates_and_gives_the_head_the_same_first_one(run, vpt, settings):
+    few = {"epochs": 3, "sched": "cosine_by_epoch", "min_lr": 0.0, "keep": "last"}
+    tuned = run(vpt(), settings(**few, first_epoch_lr=1e-12, opt="sgd"))
+    rates = [record.lr for record in tuned.history[1:]]
+    assert rates == pytest.approx([1e-12, 0.05, 0.05 * (1 + math.cos(math.pi / 3)) / 2])
+    still = run(vpt(), settings(**{**few, "epochs": 1}, first_epoch_lr=1e-12, opt="sgd"))
+    torch.testing.assert_close(still.head.weight, still.start_head.weight, rtol=0, atol=1e-6)
 
 
 def test_without_a_rate_of_its_own_the_head_takes_that_of_the_adapter(run, vpt, settings):

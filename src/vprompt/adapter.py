@@ -12,6 +12,7 @@ from vprompt import compose
 from vprompt.backbone import Backbone, Entering, extract
 from vprompt.errors import VPromptError
 from vprompt.files import digest
+from vprompt.precision import among_many
 from vprompt.prefix import first_block
 from vprompt.prompt import Prompt
 from vprompt.task import Examples
@@ -182,8 +183,10 @@ class FeatureAdapter(Adapter):
     def features(self, images: Images, *, generator: torch.Generator | None = None) -> Features:
         """Return the transformed features of the frozen backbone."""
         with torch.no_grad():
-            frozen = extract(self.backbone, images)
-        return self.transform(frozen.float(), generator=generator)
+            frozen = extract(self.backbone, images).float()
+        if generator is not None:
+            return self.transform(frozen, generator=generator)
+        return among_many(self.transform, frozen)
 
     def prompt(self) -> None:
         """Return nothing: no prompt is learned."""

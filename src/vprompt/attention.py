@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vprompt.errors import VPromptError
-from vprompt.precision import has_amx
+from vprompt.precision import has_amx, steady_linear
 from vprompt.types import Present, PromptRows, Tokens, Which
 
 _WORLDS = 60.0  # between two logits: the smaller then counts as nothing, in float64 too
@@ -38,9 +38,7 @@ def project(
         query, key, value = both.unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)
         return query, KeyValue(key, value)
     width = len(weight) // 3
-    query = functional.linear(
-        rows[:, :reads], weight[:width], None if bias is None else bias[:width]
-    )
+    query = steady_linear(rows[:, :reads], weight[:width], None if bias is None else bias[:width])
     query = query.unflatten(-1, (heads, -1)).transpose(1, 2)
     return query, keys_and_values(rows, weight, bias, heads)
 
@@ -50,7 +48,7 @@ def keys_and_values(
 ) -> KeyValue:
     """Return keys and values of rows that ask nothing; arguments as for `project`."""
     width = len(weight) // 3
-    both = functional.linear(rows, weight[width:], None if bias is None else bias[width:])
+    both = steady_linear(rows, weight[width:], None if bias is None else bias[width:])
     key, value = both.unflatten(-1, (2, heads, -1)).transpose(1, 3).unbind(2)
     return KeyValue(key, value)
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from vprompt.attention import Attend
 from vprompt.errors import VPromptError
+from vprompt.precision import among_many
 from vprompt.preprocessing import DataConfig
 from vprompt.prompt import Prompt, PromptBatch
 from vprompt.types import (
@@ -225,9 +226,15 @@ def extract(
     tokens: SamplePromptTokens | None = None,
     attend: Callable[[int], Attend | None] | None = None,
 ) -> Features:
-    """Return the pooled features under a prompt; its own rows are never pooled. See `walk`."""
+    """Return the pooled features under a prompt; its own rows are never pooled. See `walk`.
+
+    Without a prompt they are what the model's own code makes of these images, to the bit.
+    """
     *_, (_, sequence) = walk(backbone, images, prompt, tokens, attend, pooled=True)
-    return backbone.pool(sequence)
+    prompts = prompt.prompts if isinstance(prompt, PromptBatch) else [prompt]
+    if not any(each is not None and len(each.blocks) for each in prompts):
+        return backbone.pool(sequence)
+    return among_many(backbone.pool, sequence)
 
 
 def _reads(backbone: Backbone, index: int, *, pooled: bool) -> int | None:

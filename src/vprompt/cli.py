@@ -23,6 +23,7 @@ from vprompt import (
 from vprompt.errors import VPromptError
 from vprompt.options import (
     AbsentOption,
+    AugmentOption,
     BatchOption,
     ClipOption,
     DecayOption,
@@ -128,6 +129,7 @@ def learn(
     opt: OptOption = None,
     lr: LrOption = None,
     sched: SchedOption = None,
+    augment: AugmentOption = None,
     clip_grad: ClipOption = None,
     head_lr: HeadLrOption = None,
     weight_decay: DecayOption = None,
@@ -163,6 +165,7 @@ def learn(
                 opt=opt,
                 lr=lr,
                 sched=sched,
+                augment=augment,
                 clip_grad=clip_grad,
                 head_lr=head_lr,
                 weight_decay=weight_decay,

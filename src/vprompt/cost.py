@@ -27,7 +27,8 @@ def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) ->
             images = adapter.backbone.normalise(pixels.to(device))
             features = adapter.features(images, generator=torch.Generator())
         total = features.float().sum()
-        total.backward()
+        if total.requires_grad:
+            total.backward()
         total.item()  # waits for an accelerator
         spent = min(spent, time.perf_counter() - began)
     for parameter in adapter.parameters():
@@ -56,13 +57,17 @@ def training_estimate(
     `val` and `test` are numbers of images; those of the test split are looked at twice, with the
     frozen features and with the result.
     """
-    if isinstance(adapter, FeatureAdapter):
+    frozen = isinstance(adapter, FeatureAdapter)
+    if frozen and config.augment == "none":
         return f"one pass over {len(train)} images, then the head alone"
     speed = images_per_second(adapter, train, config)
     times = f"{points} x " if points > 1 else ""
     what = f"{times}{config.epochs} epochs x {len(train)} images"
     forward = points * judged(config) * val + 2 * test
-    return _sentence(points * config.epochs * len(train), forward, what, speed, forward)
+    steps = points * config.epochs * len(train)
+    if frozen:  # a step has no backward pass, and images that are not cut are seen once
+        return _sentence(steps, val + test, what, speed, val + test, share=1.0)
+    return _sentence(steps, forward, what, speed, forward)
 
 
 def combining_estimate(
@@ -95,8 +100,16 @@ def combining_estimate(
     return _sentence(steps * len(train), forward, what, speed, judged_images)
 
 
-def _sentence(steps: int, forward: int, what: str, speed: float, judged_images: int) -> str:
-    seconds = (steps + FORWARD_SHARE * forward) / speed
+def _sentence(
+    steps: int,
+    forward: int,
+    what: str,
+    speed: float,
+    judged_images: int,
+    share: float = FORWARD_SHARE,
+) -> str:
+    """`share` is what a forward pass alone costs of a step."""
+    seconds = (steps + share * forward) / speed
     looks = f", {judged_images:,} looks at images to validate and test" if judged_images else ""
     return f"about {words(seconds)}: {what} at {speed:.0f} images/s{looks}"
 

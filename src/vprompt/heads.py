@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vprompt.errors import VPromptError
+from vprompt.precision import steady_linear
 from vprompt.types import Features, Labels
 
 RIDGE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -39,10 +40,10 @@ class Head:
     cv_losses: Tensor | None = None  # of every image held out, in an order that labels alone fix
 
     def logits(self, features: Features) -> Tensor:
-        """Return `[batch, classes]`."""
+        """Return `[batch, classes]`; an image has the same to the bit in a batch of any size."""
         if self.cosine:
             features = functional.normalize(features, dim=-1)
-        return functional.linear(features, self.weight.to(features), self.bias.to(features))
+        return steady_linear(features, self.weight.to(features), self.bias.to(features))
 
 
 def closed_form(

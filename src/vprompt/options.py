@@ -130,7 +130,13 @@ PrefixOption = Annotated[
     float | None,
     typer.Option("--prefix-cache", help="GiB to keep what enters late prompts in. Default: 2."),
 ]
-SchedOption = Annotated[str | None, typer.Option(help="cosine (default) or constant.")]
+SchedOption = Annotated[
+    str | None, typer.Option(help="cosine (default), cosine_by_epoch or constant.")
+]
+AugmentOption = Annotated[
+    str | None,
+    typer.Option(help="none (default) or crop_flip: another part of an image in every epoch."),
+]
 ClipOption = Annotated[
     float | None, typer.Option("--clip-grad", help="Largest norm of a step's gradient.")
 ]

@@ -2,8 +2,9 @@
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,20 +98,21 @@ def _label(
     skip_bad: bool,
     progress: Progress,
 ) -> list[Prediction]:
-    """Predict in batches; rows of one artefact stand together, so that few share a batch."""
+    """Predict in batches, none of which mixes prompts that stand in different places.
+
+    So an image has one answer whatever else is asked for; docs/concepts.md says how exactly. Rows
+    of one artefact stand together, so that few share a batch.
+    """
     pixels = _decode(server, files, names, skip_bad, progress)
-    order = sorted(range(len(pixels)), key=lambda row: names[pixels.kept[row]])
+    mine = [names[index] for index in pixels.kept]
     shares: dict[int, Tensor] = {}
-    with progress.step("predict", len(order)) as step:
-        for rows in torch.tensor(order).split(batch_size):
+    with progress.step("predict", len(mine)) as step:
+        for rows in _batches(server, mine, batch_size):
             images = server.backbone.normalise(
-                torch.from_numpy(pixels.array[rows.numpy()]).to(server.backbone.device)
+                torch.from_numpy(pixels.array[rows]).to(server.backbone.device)
             )
-            mine = [names[pixels.kept[row]] for row in rows.tolist()]
-            logits = server.logits(images, mine, precision=precision)
-            shares |= {
-                row: each.softmax(0) for row, each in zip(rows.tolist(), logits, strict=True)
-            }
+            logits = server.logits(images, [mine[row] for row in rows], precision=precision)
+            shares |= {row: each.softmax(0) for row, each in zip(rows, logits, strict=True)}
             step.advance(len(rows))
     found = []
     for row, index in enumerate(pixels.kept):
@@ -146,6 +148,15 @@ def _decode(
         parts += [(rows[row], found.array[place]) for place, row in enumerate(found.kept)]
     parts.sort(key=lambda part: part[0])
     return Pixels(np.stack([array for _, array in parts]), tuple(row for row, _ in parts), "")
+
+
+def _batches(server: PromptServer, names: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Yield the rows of every batch: those of one layout of tokens, sorted by artefact."""
+    layouts = {name: server.layout(name) for name in set(names)}
+    order = sorted(range(len(names)), key=lambda row: (layouts[names[row]], names[row]))
+    for _, group in itertools.groupby(order, key=lambda row: layouts[names[row]]):
+        rows = list(group)
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _read_table(table: Path) -> tuple[list[Path], list[str]]:

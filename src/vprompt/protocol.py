@@ -239,7 +239,7 @@ def _compared(protocol: Protocol, run: Mapping[str, Any]) -> list[tuple[str, Any
         ("prompt_dropout", dropout),
         ("prompt_init", "vpt_uniform"),
     ):
-        if name in given:
+        if given.get(name) is not None:  # None: as a preset of the method says
             wanted.append((name, given[name], value))
     listed = [(w, g, v if isinstance(v, list) else [v]) for w, g, v in wanted if v is not None]
     return [(what, got, values) for what, got, values in listed if values]

@@ -50,6 +50,17 @@ class PromptServer:
             nothing = Prompt(torch.zeros(0, self.backbone.dim), torch.zeros(0, dtype=torch.long))
             self._prompts[name] = (adapted or nothing).to(device)
 
+    def layout(self, name: str) -> str:
+        """Return what artefacts have in common whose prompts stand in the same places.
+
+        Images of one layout have the same bits alone and together; where layouts are mixed, rows
+        are filled up and masked, which is exact but for rounding.
+        """
+        prompt = self._prompts.get(name)
+        if prompt is None:
+            return f"the method of {name}"
+        return f"{prompt.counts(self.backbone.depth)}, {prompt.persist}"
+
     def features(
         self, images: Images, adapter_names: Sequence[str], *, precision: str = "auto"
     ) -> Features:

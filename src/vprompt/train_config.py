@@ -47,8 +47,12 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(1e-4, ge=0)
     decay_bias: bool = Field(False, description="decay the head's bias, too")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
-    sched: Literal["cosine", "constant"] = "cosine"
+    sched: Literal["cosine", "cosine_by_epoch", "constant"] = "cosine"
+    first_epoch_lr: float | None = Field(
+        None, gt=0, description="of everything, in the first epoch of cosine_by_epoch; null: lr"
+    )
     min_lr: float = Field(1e-3, ge=0, le=1, description="share of lr at the end of the cosine")
+    augment: Literal["none", "crop_flip"] = "none"
     clip_grad: float = Field(0.0, ge=0, description="largest norm of a step's gradient; 0: any")
     head: Literal["closed_form", "zero", "kaiming"] = "closed_form"
     keep: Literal["best", "least_loss", "last"] = "best"

@@ -4,6 +4,7 @@ The order of images and every dropout mask follow from the seed and the epoch al
 was stopped continues with the same bits as one that was not.
 """
 
+import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt import distributed, ending, prefix
+from vprompt import distributed, ending, prefix, schedule
 from vprompt.adapter import Adapter, FeatureAdapter, Training
+from vprompt.augment import Cropped
 from vprompt.checkpoint import Checkpoint, EpochRecord, restore
 from vprompt.classifier import (
     Classifier,
@@ -123,6 +125,7 @@ def tune(
             f"{type(adapter).__name__} reads more of a step than its gradient, so several "
             "processes cannot share it out. Do without torchrun."
         )
+    pixels, cut = train, config.augment != "none"
     if isinstance(adapter, FeatureAdapter):
         once = feature_examples(adapter, train, config)
         assert once is not None
@@ -130,7 +133,7 @@ def tune(
     elif config.epochs > 1:
         kept, val = prefix.keep(
             adapter.backbone,
-            [train, val],
+            [None if cut else train, val],
             adapter.constant_blocks,
             precision=config.precision,
             limit=config.prefix_cache,
@@ -156,7 +159,10 @@ def tune(
         step.advance(steps * done, _note(loop))
         while (ended := ending.reason(loop.history, config, adapter.finished())) is None:
             epoch = loop.history[-1].epoch + 1
-            loss, rate = _train_epoch(loop, training, epoch, config, step)
+            seen = train
+            if cut:
+                seen = Cropped.of(pixels, adapter.backbone.data_config, config.seed, epoch)
+            loss, rate = _train_epoch(loop, training, seen, epoch, config, step)
             _check_finite(loop, epoch, config)
             _finish_epoch(loop, epoch, loss, rate, val, config)
             step.advance(0, _note(loop))
@@ -165,18 +171,6 @@ def tune(
     restore(classifier, loop.best)
     head = classifier.head()
     return Tuned(adapter, head, loop.history, loop.best_epoch, first_head, store, ended)
-
-
-def learning_rate_factor(step: int, total: int, warmup: float, floor: float) -> float:
-    """Return the share of the peak rate at a step: linear warm-up from above 0, then half-cosine.
-
-    Step 0 already trains: the papers' code starts its first epoch at rate 0.
-    """
-    rising = round(warmup * total)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    share = (step - rising) / max(total - rising, 1)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
 
 
 def _training(
@@ -218,21 +212,23 @@ def _logits(
 
 
 def _train_epoch(
-    loop: _Loop, training: Training, epoch: int, config: TrainConfig, step: Step
+    loop: _Loop, training: Training, seen: Examples, epoch: int, config: TrainConfig, step: Step
 ) -> tuple[float, float]:
-    train, adapter = training.train, loop.classifier.adapter
-    order = torch.randperm(len(train), generator=stream(config.seed, f"order, epoch {epoch}"))
+    """Train on the images as they are `seen` in this epoch; return the mean loss, the last rate."""
+    whole, adapter, total = training.train, loop.classifier.adapter, 0.0
+    order = torch.randperm(len(seen), generator=stream(config.seed, f"order, epoch {epoch}"))
     dropout = stream(config.seed, f"dropout, epoch {epoch}")
-    steps, total, factor = training.steps_per_epoch * config.epochs, 0.0, 1.0
     training.epoch, training.step = epoch, (epoch - 1) * training.steps_per_epoch
+    training.train = seen
     adapter.begin_epoch(training)
     for rows in order.split(config.batch_size):
-        if config.sched == "cosine":
-            factor = learning_rate_factor(training.step, steps, config.warmup, config.min_lr)
+        now = functools.partial(
+            schedule.rate, config, step=training.step, steps_per_epoch=training.steps_per_epoch
+        )
         for group in loop.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+            group["lr"] = now(group["peak_lr"])
         adapter.begin_step(training)
-        value = _backward(loop, train, rows, config, dropout)
+        value = _backward(loop, seen, rows, config, dropout)
         if not math.isfinite(value):
             raise VPromptError(
                 f"The loss became {value} at step {training.step} (epoch {epoch}). Nothing was "
@@ -245,8 +241,9 @@ def _train_epoch(
         total += value * len(rows)
         training.step += 1
         step.advance(1)
+    training.train = whole
     adapter.end_epoch(training)
-    return total / len(train), config.lr * factor
+    return total / len(seen), now(config.lr)
 
 
 def _backward(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vprompt.adapter import Adapter, Training
+from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.errors import VPromptError
 from vprompt.randomness import stream
 from vprompt.registry import suggest
@@ -21,13 +22,13 @@ BANKS = ("separate", "nested")
 ORDERS = ("cycle", "first")
 # What the released code trains the prompts of a search with.
 PAPER_TRAINING: dict[str, Any] = {
+    **PUBLISHED,
     "epochs": 80,
     "batch_size": 4,
-    "opt": "sgd",
     "lr": 0.0035,
-    "weight_decay": 5e-4,
-    "warmup": 1 / 80,
+    "augment": "crop_flip",
     "keep": "last",
+    "precision": "fp32",
 }
 _BETAS, _EPSILON = (0.5, 0.999), 1e-8  # of alpha's Adam
 

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vprompt.adapter import Training
+from vprompt.backbone import extract
 from vprompt.classifier import FeatureExamples
 from vprompt.errors import VPromptError
 from vprompt.features import features_of
+from vprompt.heads import Head
+from vprompt.precision import autocast
 from vprompt.task import Examples
 from vprompt.text_adapter import ReadingAdapter, TextAdapter, TowersAdapter
 from vprompt.train_config import TrainConfig
@@ -54,24 +58,46 @@ class Teacher:
 
 
 class _Distilled(ReadingAdapter):
-    """Training images are not augmented, so the teacher sees each of them once, at the start."""
+    """The teacher sees every training image once, at the start, unless images are augmented.
+
+    Then it looks at every batch as it was cut for this step.
+    """
 
     teacher: Teacher
+    _head: Head | None = None
     _taught: Tensor | None = None  # logits of all training images, `[images, classes]`
+    _seen: Examples | None = None  # the training images of this epoch, where they are augmented
+    _config: TrainConfig
 
     def begin(self, train: Examples, config: TrainConfig) -> None:
         """Let the teacher see the training images; at weight 0 there is none."""
         if not self.teacher.weight:
             return
-        read = TextPrompt(self.teacher.templates or self.read)
-        features = _plain(self.backbone, train, config)
-        self._taught = text_head(self.backbone, self.classes, read).logits(features)
+        read, self._config = TextPrompt(self.teacher.templates or self.read), config
+        self._head = text_head(self.backbone, self.classes, read)
+        if config.augment == "none":
+            self._taught = self._head.logits(_plain(self.backbone, train, config))
+
+    def begin_epoch(self, training: Training) -> None:
+        """Note what this epoch sees of the images."""
+        if self._head is not None and self._taught is None:
+            self._seen = training.train
 
     def extra_loss(self, logits: Tensor, rows: Tensor) -> Tensor | None:
         """Return how far the logits are from the teacher's."""
-        if self._taught is None:
+        if self._head is None:
             return None
-        return self.teacher.loss(logits, self._taught[rows].to(logits))
+        taught = self._taught[rows] if self._taught is not None else self._looked(rows)
+        return self.teacher.loss(logits, taught.to(logits))
+
+    @torch.no_grad()
+    def _looked(self, rows: Tensor) -> Tensor:
+        """Return the teacher's logits of some images as they are in this epoch."""
+        assert self._seen is not None and self._head is not None
+        pixels, _ = next(self._seen.batches(len(rows), rows))
+        with autocast(self._config.precision, self.backbone.device):
+            found = extract(self.backbone, self.backbone.ready(pixels))
+        return self._head.logits(found.float().cpu())
 
     def identity(self) -> dict[str, Any]:
         """Add the teacher."""

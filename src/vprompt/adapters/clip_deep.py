@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vprompt import artifact
 from vprompt.adapter import Adapter
 from vprompt.adapters._clip_start import start_rows
+from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.adapters._distill import DistilledText, DistilledTowers, Teacher
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
@@ -20,7 +21,7 @@ from vprompt.randomness import stream
 from vprompt.text_adapter import chosen_templates, two_towers
 from vprompt.two_tower import TwoTower
 
-_PAPER = {"opt": "sgd", "lr": 0.0035, "weight_decay": 5e-4, "warmup": 1 / 40}
+_PAPER = {**PUBLISHED, "lr": 0.0035, "augment": "crop_flip", "precision": "fp32"}
 
 
 def build(
@@ -69,7 +70,7 @@ def build(
 
 
 def training(*, prompt_init: str = "unit", **settings: Any) -> dict[str, Any]:
-    """Return the settings for few shots; SGD as published where the tokens start as published."""
+    """Return the settings for few shots; as published where the tokens start as published."""
     del settings
     base = {"batch_size": 4, "epochs": 40, "keep": "last"}
     return {**base, **(_PAPER if prompt_init == "small" else {"lr": 0.02, "weight_decay": 0.0})}

@@ -36,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The released code, faults that change a result included: `first` shows alpha the same images
     # at every step, and the tokens that are learned in the end start 50 times smaller.
     "paper": {
+        "lengths": list(range(7)),
         "prompt_init": "normal",
         "text_prompt_init": "uniform",
         "train_init": "small",
@@ -45,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patience": 0,
     },
     "robust": {
+        "lengths": [0, 2, 4, 6],
         "prompt_init": "unit",
         "text_prompt_init": "unit",
         "train_init": "unit",
@@ -109,10 +111,10 @@ def build(
 ) -> Adapter:
     """Start a search in one tower or in both; `preset` sets whatever is None.
 
-    `lengths` are the candidates of every block, 0, 2, 4 and 6 by default. `max_prompts` bounds the
-    tokens of all blocks of both towers together, `max_params` their parameters: tokens of the two
-    towers differ in width. `templates` is as for `zero_shot`, and `prompt_init` one of `unit`,
-    `normal`, `uniform` and `small`.
+    `lengths` are the candidates of every block: 0, 2, 4 and 6, or 0 to 6 as in the released code.
+    `max_prompts` bounds the tokens of all blocks of both towers together, `max_params` their
+    parameters: tokens of the two towers differ in width. `templates` is as for `zero_shot`, and
+    `prompt_init` one of `unit`, `normal`, `uniform` and `small`.
     `swap_branches`, `distill` and `temperature` are for the learning that follows: each tower gets
     the lengths of the other, as the released code's instructions had it, and see `clip_deep`.
     Everything else is as for `dpl`.
@@ -123,6 +125,7 @@ def build(
     if preset == "paper" and templates is None:
         templates = GENERIC[0]  # for every data set
     given = {
+        "lengths": lengths,
         "alpha_init": alpha_init,
         "alpha_order": alpha_order,
         "alpha_warmup": alpha_warmup,
@@ -137,7 +140,7 @@ def build(
     learned = {"prompt_init": train_init, "prompt_init_seed": prompt_init_seed}
     learned |= {"templates": templates, "distill": distill, "temperature": temperature}
     settings = TowerSettings(
-        lengths=tuple(check_candidates([0, 2, 4, 6] if lengths is None else lengths)),
+        lengths=tuple(check_candidates(chosen.pop("lengths"))),
         bank=bank,
         alpha_lr=alpha_lr,
         alpha_batch=alpha_batch,

@@ -9,6 +9,7 @@ Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, arXiv 2210.0311
 from typing import Any
 
 from vprompt.adapter import Adapter
+from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.backbone import Backbone
 from vprompt.prompt import Prompt, place
 from vprompt.randomness import stream
@@ -44,4 +45,4 @@ def training(
 ) -> dict[str, Any]:
     """Return the published settings."""
     del num_virtual_tokens, deep, templates, prompt_init_seed
-    return {"opt": "sgd", "lr": 0.0025, "batch_size": 4, "epochs": 5, "weight_decay": 5e-4}
+    return {**PUBLISHED, "lr": 0.0025, "batch_size": 4, "epochs": 5}

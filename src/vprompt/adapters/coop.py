@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vprompt.adapter import Adapter
+from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
 from vprompt.prompt import Prompt
@@ -46,4 +47,4 @@ def training(
 ) -> dict[str, Any]:
     """Return the published settings for 16 shots."""
     del num_context_tokens, context_init, prompt_init_seed
-    return {"opt": "sgd", "lr": 0.002, "batch_size": 32, "epochs": 200, "weight_decay": 5e-4}
+    return {**PUBLISHED, "lr": 0.002, "batch_size": 32, "epochs": 200}

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The released code, faults that change a result included: `first` shows alpha the same images
     # at every step.
     "paper": {
-        "lengths": [0, 2, 4, 6],
+        "lengths": list(range(7)),
         "prompt_init": "normal",
         "alpha_init": 1e-3,
         "alpha_lr": 0.0035,

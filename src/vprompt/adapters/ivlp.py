@@ -9,6 +9,7 @@ Reference: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, arXi
 from typing import Any
 
 from vprompt.adapter import Adapter
+from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.adapters._slots import first_blocks, text_start
 from vprompt.backbone import Backbone
 from vprompt.errors import VPromptError
@@ -56,4 +57,4 @@ def training(
 ) -> dict[str, Any]:
     """Return the published settings."""
     del num_image_tokens, num_text_tokens, depth, prompt_init_seed
-    return {"opt": "sgd", "lr": 0.0035, "batch_size": 4, "epochs": 5, "weight_decay": 5e-4}
+    return {**PUBLISHED, "lr": 0.0035, "batch_size": 4, "epochs": 5}

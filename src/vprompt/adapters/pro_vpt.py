@@ -23,7 +23,9 @@ from vprompt.adapters._start import start_tokens
 from vprompt.backbone import Backbone
 from vprompt.prompt import Prompt, place
 
-# The recipe of the released code: its rate is 10 per 256 images at batch 64.
+# Tokens per block: the released run has 20.
+LENGTHS = {"paper": 20, "robust": 10}
+# The recipe of the released run: its rate is 10 per 256 images at batch 64.
 PAPER_TRAINING = {
     "opt": "sgd",
     "lr": 2.5,
@@ -43,7 +45,7 @@ def build(
     backbone: Backbone,
     *,
     preset: str = "robust",
-    num_virtual_tokens: int | list[int] = 10,
+    num_virtual_tokens: int | list[int] | None = None,
     score: str | None = None,
     score_source: str | None = None,
     score_clip: float | None = None,
@@ -72,7 +74,8 @@ def build(
 ) -> Adapter:
     """Start a deep prompt of `num_virtual_tokens` per block (a list: the count of every block).
 
-    None means: as `preset` says, `robust` or `paper`.
+    None means: as `preset` says, `robust` or `paper`. Of the tokens, that is 10 a block, or 20 as
+    in the released run.
 
     `score` is `mask` (slope of removing a key), `taylor` (slope along the vector, as published),
     `taylor_norm` (the same without the LayerNorm's factor), `norm` (smallest share of the norms in
@@ -94,7 +97,8 @@ def build(
     (`keep`). Tokens move after the first epoch, within the `window` of shares of the epochs, at
     most `moves_per_epoch` (below 1: a share of all tokens; 0: never), rest for `cooldown` epochs,
     and leave `min_per_block` to `max_per_block` behind. `self_move` says what a learned choice of
-    the same block does: nothing, or `scale`.
+    the same block does: nothing, as in the released file for supervised models, or `scale`, as in
+    those for MAE and MoCo-v3.
     """
     rules = Rules.of(
         preset,
@@ -127,7 +131,8 @@ def build(
         size = backbone.data_config.input_size
         with torch.no_grad():
             check_reachable(backbone, torch.zeros(1, *size).to(backbone.device))
-    blocks = place(num_virtual_tokens, backbone.depth, deep=True)
+    counts = LENGTHS[preset] if num_virtual_tokens is None else num_virtual_tokens
+    blocks = place(counts, backbone.depth, deep=True)
     tokens = start_tokens(backbone, blocks, rules.prompt_init, prompt_init_seed)
     allocators: dict[str, Callable[[], Allocator]] = {
         "grad": Gain,

@@ -24,6 +24,7 @@ from vprompt.backbones._open_clip_models import (
     refusal,
 )
 from vprompt.errors import VPromptError
+from vprompt.precision import steady
 from vprompt.preprocessing import DataConfig, ImageSize, check_filled, checked, pair, sides
 from vprompt.registry import Spec, suggest
 from vprompt.two_tower import TextTower, TwoTower
@@ -303,9 +304,11 @@ def _prompted(
     attend = attend or joint()
     hidden = None if mask is None else mask.to(query.dtype)
     mixed = attend(query, own, inside, attention.head_dim**-0.5, hidden)
-    mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    tokens = tokens[:, :reads] + block.ls_1(mixed)
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    mixed, count = mixed.transpose(1, 2).flatten(2), len(tokens)
+    if reads is not None:
+        tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
+    tokens = tokens + block.ls_1(attention.out_proj(mixed))
+    return (tokens + block.ls_2(block.mlp(block.ln_2(tokens))))[:count]
 
 
 def _check_same_features(backbone: OpenClip) -> None:

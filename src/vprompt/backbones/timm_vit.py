@@ -24,6 +24,7 @@ from vprompt.attention import (
 from vprompt.backbone import Backbone
 from vprompt.backbones._timm_models import create, patch_size_of
 from vprompt.errors import VPromptError
+from vprompt.precision import steady
 from vprompt.preprocessing import DataConfig, ImageSize
 from vprompt.registry import Spec
 from vprompt.types import Features, Images, Present, PromptRows, ReadTokens, Tokens, Which
@@ -94,9 +95,11 @@ class TimmViT(Backbone):
         inside = KeyValue(attention.k_norm(inside.key), inside.value)
         attend = attend or joint(fused=attention.fused_attn)
         mixed = attend(attention.q_norm(query), own, inside, attention.scale, None)
-        mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
-        tokens = tokens[:, :reads] + block.ls1(attention.proj(mixed))
-        return tokens + block.ls2(block.mlp(block.norm2(tokens)))
+        mixed, count = attention.norm(mixed.transpose(1, 2).flatten(2)), len(tokens)
+        if reads is not None:
+            tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
+        tokens = tokens + block.ls1(attention.proj(mixed))
+        return (tokens + block.ls2(block.mlp(block.norm2(tokens))))[:count]
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
         """Return the attention in which every image sees its own prompt's keys, in plain blocks."""

@@ -182,7 +182,8 @@ def _learning(job: Job, kept: _Kept) -> Passes:
     config = TrainConfig.checked(job.train)
     forward = _plain(job, kept)
     if registry.parse(job.spec).name in FEATURES_ONLY:
-        return Passes(0, forward + kept.once(val, "val", *_images(job)))
+        again = 0 if config.augment == "none" else config.epochs * train  # cut anew every time
+        return Passes(0, forward + again + kept.once(val, "val", *_images(job)))
     return Passes(config.epochs * train, forward + train + judged(config) * val + test)
 
 

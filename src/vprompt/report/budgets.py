@@ -134,6 +134,6 @@ def _point(run: Run, tested: bool) -> Point:
 def _series(run: Run) -> str:
     if run["command"] == "search":
         return "searched"
-    lengths = run.get("settings", {}).get("num_virtual_tokens", 0)
+    lengths = run.get("settings", {}).get("num_virtual_tokens") or 0  # None: as a preset says
     alike = isinstance(lengths, int) or max(lengths) - min(lengths) <= 1
     return "uniform" if alike else "given"

@@ -110,7 +110,7 @@ def state_of(situation: Situation) -> Tensor:
 def normalised_returns(rewards: Tensor) -> Tensor:
     """Return the undiscounted sums of later rewards, at zero mean and unit unbiased deviation."""
     returns = rewards.flip(0).cumsum(0).flip(0)
-    return (returns - returns.mean()) / (returns.std() + 1e-7)
+    return (returns - returns.mean()) / (returns.std() + 1e-8)
 
 
 def ppo_loss(
