@@ -121,7 +121,7 @@ def screened(tiny, task, tmp_path):
             progress=progress,
             **settings,
         )
-        setting = prepare(tiny, task, None, None, 0, skip_bad=False, progress=progress)
+        setting = prepare(tiny, task, None, None, 0, skip_bad=False, progress=Silent())
         sources, facts = screening.finish(selection, setting, adds_up=adds_up)
         return [source.name for source in sources], facts, progress.said
 

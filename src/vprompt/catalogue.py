@@ -119,7 +119,7 @@ def _entry(folder: Path) -> Entry:
     try:
         return Entry(folder, read_config(folder))
     except VPromptError as error:
-        return Entry(folder, None, str(error), other_method(folder))
+        return Entry(folder, None, str(error), other=other_method(folder))
 
 
 def _on_disk(place: Path | str) -> Path:

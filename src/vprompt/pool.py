@@ -27,7 +27,7 @@ def check(pool: Pool, backbone: Backbone | None = None) -> list[Entry]:
                     start = "" if loaded.prompt is None else origin.of(loaded, backbone).how
             except VPromptError as error:
                 problem = str(error)
-        checked.append(Entry(entry.folder, entry.config, problem, start))
+        checked.append(Entry(entry.folder, entry.config, problem, start=start, other=entry.other))
     return checked
 
 

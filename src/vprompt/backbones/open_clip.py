@@ -304,7 +304,7 @@ def _prompted(
     attend = attend or joint()
     hidden = None if mask is None else mask.to(query.dtype)
     mixed = attend(query, own, inside, attention.head_dim**-0.5, hidden)
-    mixed, count = mixed.transpose(1, 2).flatten(2), len(tokens)
+    mixed, count = mixed.transpose(1, 2).flatten(2), tokens.shape[0]
     if reads is not None:
         tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
     tokens = tokens + block.ls_1(attention.out_proj(mixed))

@@ -95,7 +95,7 @@ class TimmViT(Backbone):
         inside = KeyValue(attention.k_norm(inside.key), inside.value)
         attend = attend or joint(fused=attention.fused_attn)
         mixed = attend(attention.q_norm(query), own, inside, attention.scale, None)
-        mixed, count = attention.norm(mixed.transpose(1, 2).flatten(2)), len(tokens)
+        mixed, count = attention.norm(mixed.transpose(1, 2).flatten(2)), tokens.shape[0]
         if reads is not None:
             tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
         tokens = tokens + block.ls1(attention.proj(mixed))
