@@ -76,7 +76,11 @@ def test_a_pickle_of_another_program_is_named_for_what_it_is(kind, tmp_path, ref
     from vprompt import load_artifact
 
     names, whose, method = FOREIGN[kind]
-    for path in ("run1/val_epoch100.pth", "out/MultiModalPromptLearner/model.pth.tar-5"):
+    for path in (
+        "run1/val_epoch100.pth",
+        "out/MultiModalPromptLearner/model.pth.tar-5",
+        "dtd/CoOp/vit_b16_16shots/seed1/prompt_learner/model.pth.tar-50",
+    ):
         file = checkpoint(tmp_path / kind / path, *names)
         again = [f"--method {method}"] if method else []
         with refused(file.name, "pickle of ", whose, "not read", *again):

@@ -3,6 +3,7 @@
 Nothing is unpickled: names are looked for among the bytes.
 """
 
+import itertools
 import os
 import re
 import zipfile
@@ -13,7 +14,8 @@ PARTS = ("adapter_config.json", "adapter_model.safetensors", "README.md", "run.j
 _CONFIG = PARTS[0]
 _PICKLE = re.compile(r"\.(pth|pt|pkl|pickle|ckpt|bin)(\.tar)?(-\w+)?$|\.tar-\d+$", re.IGNORECASE)
 _MOST = 2**22  # bytes of a pickle that are looked through for names
-_DEEPEST = 2  # folders within one another that are looked through
+_DEEPEST = 5  # folders within one another that are looked through
+_LARGEST = 2000  # files that are looked at
 _NAMED = 3
 # What stands among the names of a pickle's tensors, whose it is, and the method here.
 _PROGRAMS = (
@@ -44,14 +46,14 @@ def describe_file(path: Path) -> str:
 
 def describe_folder(folder: Path) -> str:
     """Return what a folder that is no artefact holds instead, as sentences with a space before."""
-    inside = list(_walk(folder))
-    pickles = [path for path in inside if path.is_file() and is_pickle(path)]
+    inside = list(itertools.islice(_walk(folder), _LARGEST))
+    artefacts = sorted(path.parent for path in inside if path.name == _CONFIG)
+    if artefacts and artefacts[0] != folder:
+        return f" It holds artefacts: name one of them, such as {artefacts[0]}."
+    pickles = sorted(path for path in inside if is_pickle(path))
     if pickles:
-        names = ", ".join(str(path.relative_to(folder)) for path in sorted(pickles)[:_NAMED])
-        return f" It holds {names}, {_pickle_of(sorted(pickles)[0])}."
-    artefacts = sorted(path.parent.name for path in inside if path.name == _CONFIG)
-    if artefacts:
-        return f" It holds artefacts: name one of them, such as {folder / artefacts[0]}."
+        names = ", ".join(str(path.relative_to(folder)) for path in pickles[:_NAMED])
+        return f" It holds {names}, {_pickle_of(pickles[0])}."
     names_inside = {path.name for path in inside if path.parent == folder}
     for config, family in (("open_clip_config.json", "open_clip"), ("config.json", "timm_vit")):
         if config in names_inside:
