@@ -118,6 +118,36 @@ def test_the_command_line_searches_towers(root, tmp_path, vprompt, fails):
     fails("search", spec(root, 2), "--model", "demo", "--towers", "both", saying=["text tower"])
 
 
+@pytest.mark.parametrize("towers", ["both", "text"])
+def test_the_published_preset_searches_and_learns_on_parts_of_images(root, monkeypatch, towers):
+    from vprompt.augment import Cropped
+    from vprompt.searching import search
+    from vprompt.stages import training_defaults
+    from vprompt.train_config import TrainConfig
+
+    cut, batches = [], Cropped.batches
+
+    def counted(self, size, order=None):
+        cut.append(len(self) if order is None else len(order))
+        return batches(self, size, order)
+
+    monkeypatch.setattr(Cropped, "batches", counted)
+    method = f"clip_dpl(preset=paper, towers={towers}, alpha_init=1.0)"
+    few = {**training_defaults(method), "epochs": 2}
+    found = search(
+        spec(root),
+        model="tiny_clip",
+        method=method,
+        search_config=TrainConfig.checked(few),
+        config={"epochs": 2},
+        test=False,
+    ).run
+    assert sum(cut) == 2 * 12 + 2 * 12  # both stages, twice through twelve images
+    assert found["search"]["train"]["augment"] == found["train"]["augment"] == "crop_flip"
+    rates = [record["lr"] for record in found["tuning"]["history"]]
+    assert rates == pytest.approx([0, 1e-5, 0.0035])
+
+
 # Distillation
 
 
