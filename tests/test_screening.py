@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,9 @@ def screened(tiny, task, tmp_path):
             progress=progress,
             **settings,
         )
+        # What was read is said by `prepare`; here is heard what screening says.
         setting = prepare(tiny, task, None, None, 0, skip_bad=False, progress=Silent())
+        setting = replace(setting, progress=progress)
         sources, facts = screening.finish(selection, setting, adds_up=adds_up)
         return [source.name for source in sources], facts, progress.said
 
