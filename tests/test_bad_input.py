@@ -177,7 +177,11 @@ def test_an_unreadable_image_is_named_and_left_out_only_when_asked(
     fails(*learn(images), saying=["images cannot be read", "dark/0", "--skip-bad"])
     assert not (tmp_path / "out").exists()
     assert vprompt(*learn(images, "--skip-bad"))[0] == 0
-    assert json.loads((tmp_path / "out" / "it" / "run.json").read_text())["test"]
+    record = json.loads((tmp_path / "out" / "it" / "run.json").read_text())
+    [left] = record["task"]["census"]["left_out"]
+    assert record["test"] and left["reason"] == "unreadable"
+    assert left["count"] == record["task"]["facts"]["skipped_unreadable"]
+    assert set(left["examples"]) <= {"00.png", "01.png", "02.png", "03.png"}
 
 
 def test_a_truncated_image_is_named(fails, artifact, images, tmp_path):

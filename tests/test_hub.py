@@ -205,6 +205,19 @@ def test_what_is_pushed_is_pulled_again_and_found(hub_server, made, cache):
     assert hub.find(backbone="demo") == [] and hub.find("cars") == []
 
 
+def test_what_cannot_be_kept_is_pulled_for_this_process(hub_server, made, tmp_path, monkeypatch):
+    from vprompt import artifact, hub
+    from vprompt.errors import CacheWarning
+
+    spec = hub.push(made["birds"], "me/birds")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VPROMPT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(CacheWarning, match="VPROMPT_CACHE"):
+        folder = hub.pull("hf-hub:me/birds")
+    assert artifact.load(folder).classes == ["x", "y"] and hub.origin(folder) == spec
+    assert hub.pull(spec) == folder and folder.name == "birds"
+
+
 def test_a_branch_has_an_artefact_of_its_own(hub_server, made):
     from vprompt import artifact, hub
 

@@ -285,13 +285,13 @@ def test_artefacts_of_two_ranges_share_a_table(learned, tmp_path, tiny):
         assert each.probability == pytest.approx(wanted.probability, abs=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [[1, 0], [0, "a"], [0, 1e999], 3, [0, 1, 2]])
+@pytest.mark.parametrize("wrong", [[1, 0], [0, "a"], [0, 1e999], 3, [0, 1, 2], "x"])
 def test_a_range_that_is_none_is_refused(learned, tmp_path, refused, wrong):
     from vprompt import load_artifact
 
     path = tmp_path / "it/adapter_config.json"
     config = json.loads(path.read_text())
-    config["data_config"]["value_range"] = {"integer": wrong}
+    config["data_config"]["value_range"] = wrong if wrong == "x" else {"integer": wrong}
     path.write_text(json.dumps(config))
     with refused("data_config cannot be used"):
         load_artifact(tmp_path / "it")

@@ -1,5 +1,6 @@
 """Checkpoint: the whole state of a training run in one file, written atomically, no pickle."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,7 +66,9 @@ class Checkpoint:
         """Continue from the file if there is one, and say whether there was."""
         if self.path is None:
             return False
-        kept = self.path.read_bytes() if self.path.is_file() else None
+        kept = None
+        with contextlib.suppress(OSError):  # absent, or in a cache that may not be entered
+            kept = self.path.read_bytes()
         kept = distributed.bytes_of_first(kept)
         if kept is None:
             return False

@@ -5,10 +5,12 @@ repository. Fetched are the four files of an artefact and nothing else; they are
 stranger's folder and kept in the cache by commit, so what was fetched once needs no network.
 """
 
+import atexit
 import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,14 @@ from typing import Any
 from vprompt import artifact, cards
 from vprompt.artifact import CARD, CONFIG, LARGEST_RUN, RUN, TENSORS
 from vprompt.errors import VPromptError
-from vprompt.files import atomic_folder, cache_folder
+from vprompt.files import atomic_folder, cache_folder, optional
 from vprompt.progress import SILENT, Progress
 
 PREFIX = "hf-hub:"
 FILES = (CONFIG, TENSORS, CARD, RUN)
 LARGEST = {CONFIG: 2**22, TENSORS: 2**31, CARD: 2**22, RUN: LARGEST_RUN}  # bytes
 _SPEC = re.compile(r"hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+_FOR_NOW: list[Path] = []  # where a process keeps what its cache could not, if there is such
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -50,11 +53,11 @@ def folder_of(place: Path | str, *, progress: Progress = SILENT) -> Path:
 
 def origin(folder: Path) -> str:
     """Return where a folder comes from: `hf-hub:user/name@commit` if pulled, else its own path."""
-    try:
-        user, commit, name = Path(folder).relative_to(_kept()).parts
-    except ValueError:
-        return str(folder)
-    return f"{PREFIX}{user}/{name}@{commit}"
+    for root in (_kept(), *_FOR_NOW):
+        if Path(folder).is_relative_to(root):
+            user, commit, name = Path(folder).relative_to(root).parts
+            return f"{PREFIX}{user}/{name}@{commit}"
+    return str(folder)
 
 
 def pull(
@@ -75,11 +78,14 @@ def pull(
     if output is not None and overwrite:
         artifact.check_replaceable(output)
     commit = revision if revision and _COMMIT.fullmatch(revision) else None
-    if commit is None or not _folder(repo, commit).is_dir():
+    if commit is None or not os.path.isdir(_folder(repo, commit)):
         snapshot = _fetch(spec, repo, revision, progress)
         commit = snapshot.name
-        if not _folder(repo, commit).is_dir():
-            _copy(snapshot, _folder(repo, commit), spec, overwrite=True)
+        if not os.path.isdir(_folder(repo, commit)):
+            with optional():
+                _copy(snapshot, _folder(repo, commit), spec, overwrite=True)
+        if not os.path.isdir(_folder(repo, commit)):
+            _copy(snapshot, _below(_folder_for_now(), repo, commit), spec, overwrite=True)
     if output is None:
         return _folder(repo, commit)
     _copy(_folder(repo, commit), output, spec, overwrite=overwrite)
@@ -238,9 +244,23 @@ def _kept() -> Path:
     return cache_folder() / "hub"
 
 
+def _folder_for_now() -> Path:
+    """Return a folder for this process alone, where the cache cannot be written."""
+    if not _FOR_NOW:
+        _FOR_NOW.append(Path(tempfile.mkdtemp(prefix="vprompt.hub.")))
+        atexit.register(shutil.rmtree, _FOR_NOW[0], ignore_errors=True)
+    return _FOR_NOW[0]
+
+
 def _folder(repo: str, commit: str) -> Path:
+    """Return where a commit of an artefact is kept, or would be."""
+    places = [_below(root, repo, commit) for root in (_kept(), *_FOR_NOW)]
+    return next((place for place in places if os.path.isdir(place)), places[0])
+
+
+def _below(root: Path, repo: str, commit: str) -> Path:
     user, name = repo.split("/")
-    return _kept() / user / commit / name
+    return root / user / commit / name
 
 
 def _api() -> Any:

@@ -90,6 +90,8 @@ class Values:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Values":
         """Read what `to_json` wrote; raises ValueError where it is no range."""
+        if not isinstance(values, dict):
+            raise ValueError(f"its ranges of values are {values!r}")
         found = {}
         for key in ("integer", "real"):
             if values.get(key) is not None:

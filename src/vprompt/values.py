@@ -23,6 +23,7 @@ _FILL = 1e19  # floats as large as this are fill values of scientific formats
 _KNOWN_FILL = (-9999, -99999, -999, -32768, -32767, -2147483648, 32767, 65535, 2147483647)
 _FAR, _FAR_KNOWN = 2.0, 0.5  # gap over the span of all others, from which a value stands apart
 _ENDS, _MIDDLE = 16, 256  # values kept of one image
+_COUNTED = 2**20  # span of whole numbers that are counted, not sorted
 _BAND = 2**22  # pixels that are worked on at once
 
 
@@ -62,8 +63,9 @@ def no_data(image: Image.Image) -> float | None:
 
 def sample(image: Image.Image, absent: float | None) -> Array:
     """Return distinct values of an image, sorted: the outermost, and some between them."""
-    parts = [_thinned(band[np.isfinite(band)]) for _, band in _bands(image, absent)]
-    return _thinned(np.concatenate(parts))
+    whole = image.mode != "F"
+    parts = [_distinct(band[np.isfinite(band)], whole) for _, band in _bands(image, absent)]
+    return _thinned(np.unique(np.concatenate(parts)))
 
 
 def range_of(samples: Iterable[Array], kind: Kind) -> Range:
@@ -110,8 +112,19 @@ def _bands(image: Image.Image, absent: float | None) -> Iterator[tuple[slice, Ar
         yield rows, values
 
 
-def _thinned(values: Array) -> Array:
-    distinct = np.unique(values)
+def _distinct(values: Array, whole: bool) -> Array:
+    """Return a sample of distinct values; of whole numbers without sorting, which takes longer."""
+    if not whole or not len(values):
+        return _thinned(np.unique(values))
+    low, high = int(values.min()), int(values.max())
+    if high - low > _COUNTED:
+        return _thinned(np.unique(values))
+    counts = np.bincount((values - low).astype(np.int64).ravel())
+    return _thinned(np.flatnonzero(counts).astype(np.float64) + low)
+
+
+def _thinned(distinct: Array) -> Array:
+    """Return sorted values without most of those in the middle."""
     if len(distinct) <= 2 * _ENDS + _MIDDLE:
         return distinct
     last = len(distinct) - 1
