@@ -23,11 +23,12 @@ import torch
 from vprompt import measure, registry, runs, stages, terminal
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone
+from vprompt.errors import VPromptError
 from vprompt.files import read_json, write_json
 from vprompt.heads import Head, closed_form
 from vprompt.opening import open_backbone, open_task
 from vprompt.precision import resolve
-from vprompt.task import Task
+from vprompt.task import Task, split_by_sizes
 from vprompt.train_config import TrainConfig
 from vprompt.tune import Tuned
 
@@ -251,16 +252,15 @@ def described(learned: Learned) -> dict[str, Any]:
 
 def draw(whole: Task, train: int, val: int, seed: int) -> Task:
     """Draw training and validation images from those of a task together, classes in proportion."""
-    from vprompt.task import split_by_sizes
-
     assert whole.val is not None
     both = whole.train + whole.val
     parts = split_by_sizes(both.labels, [train, val], seed, f"learning, {whole.name}")
-    drawn = [
-        both.subset(rows, f"{name}_draw{seed}") for name, rows in zip("tv", parts, strict=False)
-    ]
+    chosen, held = (
+        both.subset(rows, f"{name}_draw{seed}")
+        for name, rows in zip(("train", "val"), parts, strict=False)  # the rest is not used
+    )
     facts = {**whole.facts, "drawn": {"seed": seed, "train": train, "val": val}}
-    return replace(whole, train=drawn[0], val=drawn[1], facts=facts)
+    return replace(whole, train=chosen, val=held, facts=facts)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -284,10 +284,18 @@ def open_model(options: argparse.Namespace) -> Backbone:
 
 
 def run_missing(case: Case, arms: Mapping[str, Callable[[Case], dict[str, Any]]]) -> None:
-    """Run every arm of a case that has no record yet, in order, and say what it reached."""
+    """Run every arm of a case that has no record yet, in order, and say what it reached.
+
+    One that fails, such as by a loss that is no number, is told and left out.
+    """
     for arm, run in arms.items():
-        if case.known(arm) is None:
+        if case.known(arm) is not None:
+            continue
+        try:
             found = run(case)
+        except VPromptError as error:
+            print(case.path(arm).stem, f"failed: {error}", flush=True)
+        else:
             print(case.path(arm).stem, told(found), flush=True)
 
 

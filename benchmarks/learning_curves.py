@@ -17,6 +17,8 @@ from typing import Any
 import learning
 from learning import Case, Learned, described
 
+from vprompt.errors import VPromptError
+
 # Every arm: its method, what its rates are rates of, and those to choose from.
 ARMS: dict[str, tuple[str, str, list[float]]] = {
     "linear": ("linear", "head_lr", [3e-4, 1e-3, 3e-3]),
@@ -51,9 +53,19 @@ def _chooses(case: Case) -> bool:
 
 
 def _first(case: Case, arm: str) -> dict[str, Any]:
-    """Train at every rate, and finish the best on validation; in a tie the smaller rate."""
+    """Train at every rate, and finish the best on validation; in a tie the smaller rate.
+
+    A rate at which the loss becomes no number is told, and is none of those to choose from.
+    """
     method, name, rates = ARMS[arm]
-    tried: list[Learned] = [case.train(method, **{name: rate}) for rate in rates]
+    tried: list[Learned] = []
+    for rate in rates:
+        try:
+            tried.append(case.train(method, **{name: rate}))
+        except VPromptError as error:
+            print(f"{case.target}, {arm}, {name} {rate:g}: {error}", flush=True)
+    if not tried:
+        raise VPromptError(f"{arm} could be trained at none of its rates.")
     best = max(tried, key=lambda learned: learned.rank)
     return case.finish(arm, best, grid=[described(learned) for learned in tried])
 
