@@ -32,13 +32,20 @@ def main() -> None:
     parser.add_argument("--backbone", choices=data.BACKBONES, required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the pools")
     parser.add_argument("--families", nargs="+", default=[f.name for f in data.FAMILIES])
+    parser.add_argument("--without", nargs="*", default=[], help="tasks that are left out")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--test", action="store_true", help="measure on the test splits, for cards")
     parser.add_argument("--part", default="0/1", help="which of how many parts of the tasks")
     options = parser.parse_args()
     torch.set_num_threads(1)
     backbone = data.backbone(options.backbone, options.models)
-    names = [name for f in data.FAMILIES if f.name in options.families for name in f.members]
+    names = [
+        name
+        for family in data.FAMILIES
+        if family.name in options.families
+        for name in family.members
+        if name not in options.without
+    ]
     part, parts = (int(number) for number in options.part.split("/"))
     for name in names[part::parts]:
         folder = options.output / name
