@@ -37,6 +37,16 @@ def file_size_limit(size):
 # Folders
 
 
+def test_a_scratch_folder_lies_elsewhere_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
+    from vprompt.files import scratch_folder
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VPROMPT_CACHE", str(tmp_path / "file" / "cache"))
+    with scratch_folder() as folder:
+        (folder / "it").write_text("held")
+    assert not folder.exists()
+
+
 def test_a_folder_appears_when_it_is_complete(tmp_path):
     from vprompt.files import atomic_folder
 

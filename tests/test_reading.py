@@ -85,11 +85,19 @@ def test_validation_folders_too(fill, census, word):
 
 @pytest.mark.parametrize(
     "classes",
-    [("valid", "invalid"), ("train station", "test tube"), ("bus", "car", "train"), ("dev", "ops")],
+    [
+        ("valid", "invalid"),
+        ("train station", "test tube"),
+        ("bus", "car", "train"),
+        ("dev", "ops"),
+        ("cup", "test tube"),
+        ("dev1", "dev2"),
+    ],
 )
 def test_class_names_that_sound_like_splits_stay_classes(fill, census, classes):
     fill("data", classes, 10)
     assert census().classes == tuple(sorted(classes))
+    assert census(all_test=True).images == {"test": 10 * len(classes)}
 
 
 def test_two_folders_of_one_split_are_refused(fill, census, refused):
@@ -302,8 +310,26 @@ def test_loose_files_and_lists_are_named(fill, census, tmp_path, refused):
     assert "2 beside the class folders (0.png, 1.png)" in said(census())
     loose(tmp_path / "flat", 3)
     (tmp_path / "flat/metadata.csv").write_text("file_name,label\n")
-    with refused("flat has no class folders, but 3 images", "It holds metadata.csv"):
+    with refused("flat has no class folders, but 3 images", "named itself: .*flat/metadata.csv"):
         census("flat")
+
+
+def test_a_competition_s_list_beside_its_images_is_named(fill, census, tmp_path, refused):
+    """`train.csv` with ids, and the images in `train`, without their suffix in the list."""
+    data = fill("data", (".",), 0)
+    for index in range(20):
+        draw(data / "train" / f"{index:03x}.png")
+    loose(data / "test")
+    rows = [f"{index:03x},{'cat' if index % 2 else 'dog'}" for index in range(20)]
+    (data / "train.csv").write_text("id,breed\n" + "\n".join(rows))
+    with refused("train has no class folders, but 20 images", "named itself: .*data/train.csv"):
+        census()
+    with refused("no column 'label'", "There are: breed, id"):
+        census("data/train.csv")
+    with refused("no image file at", "There is one in .*data/train", "20 of 20"):
+        census(f"table(file='{data}/train.csv', label_column=breed)")
+    found = census(f"table(file='{data}/train.csv', label_column=breed, root='{data}/train')")
+    assert found.classes == ("cat", "dog") and sum(found.images.values()) == 20
 
 
 def test_a_folder_that_may_not_be_read_is_named(fill, monkeypatch, refused):
@@ -494,6 +520,16 @@ def test_lists_of_the_other_splits_are_named_and_joined(rows, census, tmp_path, 
     (data / "test.txt").write_text(table(rows[:1], "", " "))
     with refused("test.txt, line 1", "listed already in train.txt, line 1"):
         census(f"table(file='{data}/train.txt', test='{data}/test.txt')")
+
+
+@pytest.mark.parametrize("head", ["Split", "subset", "partition"])
+def test_a_column_of_splits_goes_by_other_names(rows, census, tmp_path, head):
+    made = [(image, label, ("train", "test")[n % 2]) for n, (image, label) in enumerate(rows)]
+    (tmp_path / "data/l.csv").write_text(table(made, f"image,label,{head}", ","))
+    assert f"given by the column '{head}'" in census("data/l.csv").sizes()
+    made = [(image, label, str(n % 5)) for n, (image, label) in enumerate(rows)]
+    (tmp_path / "data/l.csv").write_text(table(made, "image,label,fold", ","))
+    assert "cut 64/16/20" in census("data/l.csv").sizes()  # folds are no splits
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,11 @@ _SYSTEM = {  # folders and files that no person made
     *("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"),
     *("__pycache__", "thumbs.db", "desktop.ini"),
 }
+SPLITS = {  # what people call their splits, in small letters
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), "test"),
+}
 HIDDEN = "hidden"
 BROKEN, UPWARDS = "linked to nothing", "linked to a folder above"
 

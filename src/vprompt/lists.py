@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vprompt import finding
 from vprompt.errors import VPromptError
 from vprompt.finding import is_image, suffixes
 from vprompt.registry import suggest
@@ -24,16 +25,13 @@ NAMES = {
     "image": (
         *("image", "path", "filename", "impath", "file_name", "filepath", "file_path", "file"),
         *("image_path", "image_file", "image_name", "img", "img_path", "imagepath", "imagefile"),
+        *("image_id", "img_id", "id"),
     ),
     "label": ("label", "class", "target", "label_name", "class_name", "category", "classname"),
     "split": ("split", "subset", "fold", "partition", "set"),
     "artifact": ("artifact", "artefact"),
 }
-SPLITS = {
-    **dict.fromkeys(("train", "train800", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "val200", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+SPLITS = {**finding.SPLITS, "train800": "train", "val200": "val"}
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".lst")
 _DELIMITED = {".csv": ",", ".tsv": "\t"}
 _TEXT = (".txt", ".lst")
@@ -144,12 +142,14 @@ def read(file: Path) -> Listing:
 def locate(folder: Path, name: str) -> Path | None:
     """Return the file of a name in a list, or None: as written, or in another spelling of the same.
 
-    `\\` is a step of the path where it is no letter of a name, and a letter with an accent may be
-    one sign or two.
+    `\\` is a step of the path where it is no letter of a name, a letter with an accent may be one
+    sign or two, and a name may lack its suffix.
     """
     slashed = name.replace("\\", "/")
     spelled = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
     spelled += [each.lstrip("/") for each in spelled if each.startswith("/")]
+    if not is_image(name):
+        spelled += [each + suffix for each in dict.fromkeys(spelled) for suffix in suffixes()]
     for each in dict.fromkeys(spelled):
         path = folder / os.path.expanduser(each)
         try:
@@ -168,9 +168,12 @@ def _hint(folder: Path, name: str) -> str:
     wanted = folder / slashed
     try:
         near = [path.name for path in wanted.parent.iterdir() if _alike(path.name, wanted.name)]
+        below = [each for each in sorted(folder.iterdir()) if each.is_dir() and locate(each, name)]
     except OSError:
         return ""
-    return f" There is {near[0]!r}: small and large letters differ." if near else ""
+    if near:
+        return f" There is {near[0]!r}: small and large letters differ."
+    return f" There is one in {below[0]}." if below else ""
 
 
 def _alike(one: str, other: str) -> bool:

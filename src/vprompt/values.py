@@ -20,7 +20,9 @@ Kind = Literal["integer", "real"]
 Array = NDArray[Any]
 _NODATA_TAG = 42113  # of TIFF, as GDAL writes it
 _FILL = 1e19  # floats as large as this are fill values of scientific formats
-_KNOWN_FILL = (-9999, -99999, -999, -32768, -32767, -2147483648, 32767, 65535, 2147483647)
+_KNOWN_FILL = (  # of whole numbers and floats, with either sign
+    *(999, 9999, 99999, 999999, 32766, 32767, 32768, 65534, 65535, 2147483647, 2147483648),
+)
 _FAR, _FAR_KNOWN = 2.0, 0.5  # gap over the span of all others, from which a value stands apart
 _ENDS, _MIDDLE = 16, 256  # values kept of one image
 _COUNTED = 2**20  # span of whole numbers that are counted, not sorted
@@ -140,7 +142,7 @@ def _without_strays(values: Array) -> Array:
         spans = (values[-1] - values[1], values[-2] - values[0])
         if gaps[0] > _far(values[0]) * spans[0]:
             values = values[1:]
-        elif gaps[1] > _far(values[-1]) * spans[1]:
+        elif values[-1] > 1 and gaps[1] > _far(values[-1]) * spans[1]:  # a share may be a peak
             values = values[:-1]
         else:
             break
@@ -148,4 +150,4 @@ def _without_strays(values: Array) -> Array:
 
 
 def _far(value: float) -> float:
-    return _FAR_KNOWN if value in _KNOWN_FILL else _FAR
+    return _FAR_KNOWN if abs(value) in _KNOWN_FILL else _FAR

@@ -6,24 +6,11 @@ from dataclasses import dataclass, field
 
 from vprompt.census import LeftOut, counted
 from vprompt.errors import VPromptError
-from vprompt.finding import Folder, no_image, same_text
+from vprompt.finding import SPLITS, Folder, no_image, same_text
+from vprompt.lists import is_list
 
-WORDS = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), "test"),
-}
 _DECORATION = (
-    "set",
-    "sets",
-    "data",
-    "dataset",
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "split",
-    "folder",
+    *("set", "sets", "data", "dataset", "images", "image", "imgs", "img", "split", "folder"),
 )
 _ASIDE = {  # words of folders whose images nobody has labelled
     *("unlabeled", "unlabelled", "pred", "predict", "prediction", "predictions", "submission"),
@@ -61,17 +48,17 @@ def split_word(name: str) -> tuple[str, str] | None:
     """
     words = re.findall(r"[a-z]+|[0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
     words = [part for word in words for part in _parts(word)]
-    found = [word for word in words if word in WORDS]
+    found = [word for word in words if word in SPLITS]
     if len(found) != 1:
         return None
-    rest = [w for w in words if w not in WORDS and w not in _DECORATION and not w.isdecimal()]
-    return WORDS[found[0]], " ".join(rest)
+    rest = [w for w in words if w not in SPLITS and w not in _DECORATION and not w.isdecimal()]
+    return SPLITS[found[0]], " ".join(rest)
 
 
 def _parts(word: str) -> list[str]:
     """Take `trainset` apart."""
     for end in _DECORATION:
-        if word.endswith(end) and word.removesuffix(end) in WORDS:
+        if word.endswith(end) and word.removesuffix(end) in SPLITS:
             return [word.removesuffix(end), end]
     return [word]
 
@@ -84,7 +71,8 @@ def read_layout(root: Folder, *, measured: bool = False) -> Layout:
     remarks, folder = _Remarks(), root
     while True:
         named = _named_splits(folder)
-        if "train" in named or (measured and "test" in named and len(folder.holding) > 1):
+        alone = measured and "test" in named and len(named) == len(folder.holding) > 1
+        if "train" in named or alone:
             if folder is not root:
                 remarks.notes.append(f"the folders of the splits were found in {folder.path}")
             return _splits(folder, named, remarks, measured)
@@ -113,11 +101,13 @@ def _named_splits(folder: Folder) -> dict[str, Folder]:
             found.setdefault(word[0], []).append(each)
             rests.add(word[1])
     # `train station` and `test tube` are classes: what the names say besides has to agree.
-    if len(rests) > 1 or (list(found) == ["train"] and not _is_lone_split(folder, found["train"])):
+    lone = list(found) == ["train"] and not _is_lone_split(folder, found["train"])
+    several = any(len(each) > 1 for each in found.values())
+    if len(rests) > 1 or lone or (several and "train" not in found):
         return {}
-    for split, several in found.items():
-        if len(several) > 1:
-            listing = ", ".join(each.path.name for each in several)
+    for split, folders in found.items():
+        if len(folders) > 1:
+            listing = ", ".join(each.path.name for each in folders)
             kind = "validation" if split == "val" else split
             raise VPromptError(
                 f"{folder.path} has several {kind} folders: {listing}. Keep one of them."
@@ -148,7 +138,7 @@ def _splits(folder: Folder, named: dict[str, Folder], remarks: _Remarks, measure
             remarks.left_out += counted(UNLABELLED, images)
             remarks.notes.append(f"{named[word].path.name}/ is not used: {reason}")
             continue
-        labelled[word] = _classes(own, remarks)
+        labelled[word] = _classes(own, remarks, near=folder)
     others = [each for each in folder.holding if each not in named.values()]
     beside = [str(p.relative_to(folder.path)) for each in others for p in each.all_images()]
     remarks.left_out += counted(BESIDE, [*(path.name for path in folder.images), *beside])
@@ -163,11 +153,8 @@ def _unlabelled(folder: Folder, classes: dict[str, list[Folder]]) -> str:
     """Say why the images of a folder have no labels, or return nothing."""
     if not folder.holding:
         count = len(folder.images)
-        return (
-            f"its {count} images lie in no class folder, so they have no labels"
-            if count
-            else ("it holds no image")
-        )
+        no_labels = f"its {count} images lie in no class folder, so they have no labels"
+        return no_labels if count else "it holds no image"
     only = folder.holding[0].name
     if len(folder.holding) == 1 and classes and only not in classes:
         return f"its images lie in {only!r} alone, which is no class, so they have no labels"
@@ -230,10 +217,15 @@ def _nested_alike(folder: Folder) -> str:
     )
 
 
-def _classes(folder: Folder, remarks: _Remarks) -> dict[str, list[Folder]]:
-    """Return the class folders by name; raises VPromptError where one is empty or there is none."""
+def _classes(
+    folder: Folder, remarks: _Remarks, near: Folder | None = None
+) -> dict[str, list[Folder]]:
+    """Return the class folders by name; raises VPromptError where one is empty or there is none.
+
+    Where there is none, the error names lists of images in the folder, and in the one `near` it.
+    """
     if not folder.folders:
-        raise VPromptError(_no_classes(folder))
+        raise VPromptError(_no_classes(folder, near))
     classes: dict[str, list[Folder]] = {}
     for each in sorted(folder.folders, key=lambda each: each.name):
         if not each.images and not each.holding:
@@ -243,15 +235,11 @@ def _classes(folder: Folder, remarks: _Remarks) -> dict[str, list[Folder]]:
     return classes
 
 
-def _no_classes(folder: Folder) -> str:
-    lists = [
-        each
-        for each in sorted(path.name for path in folder.path.iterdir() if path.is_file())
-        if each.lower().endswith((".csv", ".tsv", ".jsonl", ".json", ".txt"))
-    ]
-    told = (
-        f" It holds {', '.join(lists[:4])}: a list of images can be named itself." if lists else ""
-    )
+def _no_classes(folder: Folder, near: Folder | None) -> str:
+    places = [folder.path] if near is None or near is folder else [folder.path, near.path]
+    found = [path for place in places for path in sorted(place.iterdir())]
+    listed = [str(path) for path in found if path.is_file() and is_list(path)]
+    told = f" A list of images can be named itself: {', '.join(listed[:4])}." if listed else ""
     there = f", but {len(folder.images)} images" if folder.images else ""
     return (
         f"{folder.path} has no class folders{there}. Put the images of each class into a folder of "

@@ -105,9 +105,17 @@ def _columns(listing: Listing, image: str, label: str, split: str) -> dict[str, 
     columns = {role: listing.needed(role, asked[role]) for role in ("image", "label")}
     if asked["split"] is not None:
         columns["split"] = listing.needed("split", asked["split"])
-    elif "split" in listing.columns:
-        columns["split"] = "split"
+    else:
+        found = listing.column("split")
+        if found is not None and (found.strip().lower() == "split" or _is_split(listing, found)):
+            columns["split"] = found
     return columns
+
+
+def _is_split(listing: Listing, column: str) -> bool:
+    """Say whether a column of another name, such as `subset`, holds splits and nothing else."""
+    cells = (row.values.get(column) for row in listing.rows)
+    return all(isinstance(cell, str) and cell.strip().lower() in SPLITS for cell in cells)
 
 
 def _label(listing: Listing, row: Row, column: str) -> str:
