@@ -11,6 +11,7 @@ from torch.nn import functional
 from vprompt import distributed, features
 from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.backbone import Entering
+from vprompt.ensemble import Ensemble, kept_features
 from vprompt.heads import Head, closed_form
 from vprompt.precision import autocast
 from vprompt.progress import SILENT, Progress
@@ -142,6 +143,8 @@ def start_features(adapter: Adapter, examples: Examples, config: TrainConfig) ->
     Those under a prompt are read where an earlier pass left them; whether it did changes no bit,
     because batches have the size that such passes have.
     """
+    if isinstance(adapter, Ensemble):
+        return kept_features(adapter, examples, precision=config.precision)
     if not adapter.of_prompt:
         return compute_features(adapter, examples, config)
     known = features.kept(adapter.backbone, adapter.prompt(), examples, config.precision)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from vprompt.adapter import Adapter
 from vprompt.backbone import Backbone, Entering, enter, extract
 from vprompt.errors import VPromptError
+from vprompt.features import BATCH_SIZE, features_of
 from vprompt.files import digest
 from vprompt.prompt import Prompt, PromptBatch
 from vprompt.registry import Spec
+from vprompt.task import Examples
 from vprompt.types import Features, Images, JoinedFeatures
 
 
@@ -99,6 +101,29 @@ class Ensemble(Adapter):
         """Add what no trained tensor holds."""
         fixed = digest(*(b.cpu().contiguous().numpy().tobytes() for b in (self.centre, self.size)))
         return {**super().identity(), "persist": self.persist, "plain": self.plain, "fixed": fixed}
+
+
+def kept_features(
+    adapter: Ensemble,
+    examples: Examples,
+    *,
+    batch_size: int = BATCH_SIZE,
+    precision: str = "auto",
+    use_cache: bool = True,
+) -> JoinedFeatures:
+    """Return the joined features of all examples, those of each member from where they are kept."""
+    parts = [
+        features_of(
+            adapter.backbone,
+            member,
+            examples,
+            batch_size=batch_size,
+            precision=precision,
+            use_cache=use_cache,
+        )
+        for member in adapter.members()
+    ]
+    return adapter.join(parts)
 
 
 def of_members(

@@ -12,7 +12,7 @@ from vprompt import features
 from vprompt.adapter import Adapter, FeatureAdapter
 from vprompt.backbone import Backbone
 from vprompt.classifier import compute_features
-from vprompt.ensemble import Ensemble
+from vprompt.ensemble import Ensemble, kept_features
 from vprompt.errors import VPromptError
 from vprompt.heads import Head
 from vprompt.progress import SILENT, Progress
@@ -113,18 +113,9 @@ def features_of(
     that never looks into the backbone transforms what is kept of it.
     """
     if isinstance(adapted, Ensemble):
-        parts = [
-            features_of(
-                backbone,
-                member,
-                examples,
-                batch_size=batch_size,
-                precision=precision,
-                use_cache=use_cache,
-            )
-            for member in adapted.members()
-        ]
-        return adapted.join(parts)
+        return kept_features(
+            adapted, examples, batch_size=batch_size, precision=precision, use_cache=use_cache
+        )
     if isinstance(adapted, FeatureAdapter):
         frozen = features_of(
             adapted.backbone,
