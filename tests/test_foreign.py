@@ -233,7 +233,7 @@ def test_a_broken_prompt_still_stops_a_pool(sources, pictures, fails):
 def test_a_pool_of_such_adapters_alone_is_refused(tmp_path, pictures, fails):
     peft_lora(tmp_path / "pool" / "lora_a")
     words = ("score", pictures, "--pool", tmp_path / "pool", "--model", "tiny")
-    fails(*words, saying=["no prompt to combine", "LORA"])
+    fails(*words, saying=["no prompt to combine", "lora_a: an adapter of the type LORA"])
 
 
 # Recipes of mergekit.
