@@ -201,6 +201,29 @@ def test_an_adapter_without_a_prompt_is_left_out_aloud(command, sources, picture
     assert all(name in out for name in ("apples", "birds", "cars"))
 
 
+def test_a_benchmark_over_such_a_pool_counts_prompts_alone(sources, pictures, tiny, tmp_path):
+    from vprompt.bench import estimate, jobs, recipe
+
+    def expand():
+        values = {
+            "name": "little",
+            "backbone": {"model": "tiny", "image_size": 32},
+            "pools": [str(sources)],
+            "train": {"epochs": 1},
+            "tasks": [{"name": "d", "data": str(pictures)}],
+            "methods": [{"name": "Uniform", "combine": "uniform", "safeguard": False}],
+        }
+        (tmp_path / "r.yaml").write_text(json.dumps(values))
+        return jobs.expand(recipe.read(tmp_path / "r.yaml"), data=None, output=tmp_path / "out")
+
+    [before] = [job for job in expand() if job.command == "combine"]
+    peft_lora(sources / "a_lora")
+    [after] = [job for job in expand() if job.command == "combine"]
+    assert after.counts == before.counts and after.pool_digest == before.pool_digest
+    adapter = estimate._adapter(estimate.COMBINE, after, tiny, None)
+    assert torch.equal(adapter.tokens, adapter.prompt().tokens)
+
+
 def test_a_broken_prompt_still_stops_a_pool(sources, pictures, fails):
     peft_lora(sources / "lora_a")
     (sources / "birds" / TENSORS).write_bytes(b"cut")
@@ -210,7 +233,7 @@ def test_a_broken_prompt_still_stops_a_pool(sources, pictures, fails):
 def test_a_pool_of_such_adapters_alone_is_refused(tmp_path, pictures, fails):
     peft_lora(tmp_path / "pool" / "lora_a")
     words = ("score", pictures, "--pool", tmp_path / "pool", "--model", "tiny")
-    fails(*words, saying=["no prompt to combine", "LORA"])
+    fails(*words, saying=["no prompt to combine", "lora_a: an adapter of the type LORA"])
 
 
 # Recipes of mergekit.

@@ -201,6 +201,8 @@ def test_a_file_that_is_no_weight_file_is_refused_in_a_sentence(tmp_path, refuse
         (tmp_path / name).write_bytes(content)
         with refused(name):
             timm_vit.load(model=ARCHITECTURE, checkpoint=str(tmp_path / name), image_size=32)
+    with refused("empty.pth is empty"):
+        timm_vit.load(model=ARCHITECTURE, checkpoint=str(tmp_path / "empty.pth"))
     with refused("Git LFS", "git lfs pull"):
         timm_vit.load(model=ARCHITECTURE, checkpoint=str(tmp_path / "pointer.safetensors"))
 

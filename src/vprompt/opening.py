@@ -137,7 +137,9 @@ def open_pool_backbone(
         and sum(entry.config["num_virtual_tokens"])
     ]
     if not configs:
-        problems = [entry.problem for entry in catalogue.entries(pool_folder) if entry.problem]
+        held = catalogue.entries(pool_folder)
+        without = [f"{each.name}: {each.promptless}." for each in held if each.promptless]
+        problems = without or [each.problem for each in held if each.problem]
         raise VPromptError(
             f"The pool {catalogue.describe(pool_folder)} holds no prompt to combine. "
             f"{' '.join(problems[:1])}".strip()

@@ -66,6 +66,8 @@ def is_archive_of_arrays(path: Path) -> bool:
 
 def read(path: Path) -> Any:
     """Return what a safetensors file or a PyTorch file holds, unpickling no code."""
+    if not path.stat().st_size:
+        raise VPromptError(f"{path} is empty. Fetch it again.")
     try:
         if _is_safetensors(path):
             return load_file(path)

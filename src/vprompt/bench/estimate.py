@@ -227,7 +227,8 @@ def _images(job: Job) -> tuple[Any, ...]:
 
 def _adapter(kind: str, job: Job, backbone: Backbone, learned: str | None) -> Adapter:
     if kind == COMBINE and learned is None:
-        prompts = (artifact.load(entry.folder).prompt for entry in pool.entries(job.pools))
+        held = (entry for entry in pool.entries(job.pools) if not entry.promptless)
+        prompts = (artifact.load(entry.folder).prompt for entry in held)
         return PromptAdapter(backbone, next(p for p in prompts if p is not None))
     spec = learned if kind == COMBINE and learned is not None else kind
     adapter: Adapter = registry.build("adapters", spec)(backbone)

@@ -237,7 +237,8 @@ def sizes(jobs: Iterable[Job]) -> list[str]:
 
 def _count_sources(pools: Sequence[str], exclude: Sequence[str], target: Task) -> int:
     """Count a pool's prompts but the target's own, which `combine` leaves out."""
-    found = [e for e in pool.entries(list(pools)) if e.name not in exclude] if pools else []
+    held = pool.entries(list(pools)) if pools else []
+    found = [e for e in held if e.name not in exclude and not e.promptless]
     own = [e for e in found if ((e.config or {}).get("task") or {}).get("name") == target.name]
     return len(found) - len(own)
 
@@ -300,7 +301,7 @@ def pool_digest(pools: Iterable[str], exclude: Iterable[str]) -> str:
     left_out = set(exclude)
     found = []
     for entry in pool.entries(list(pools)) if pools else []:
-        if entry.name in left_out:
+        if entry.name in left_out or entry.other:
             continue
         if entry.problem is not None:
             raise VPromptError(entry.problem)
