@@ -19,16 +19,18 @@ import numpy as np
 import torch
 from timing import median_seconds
 
-from vprompt import registry, runs, vtab
-from vprompt.adapter import PromptAdapter
 from vprompt.bench import estimate, jobs
 from vprompt.bench import recipe as recipes
 from vprompt.bench.estimate import Passes
-from vprompt.features import features_of
-from vprompt.files import read_json, write_json
+from vprompt.core import registry
+from vprompt.core.files import read_json, write_json
+from vprompt.core.precision import autocast, resolve
+from vprompt.data import vtab
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import PromptAdapter
+from vprompt.models.features import features_of
 from vprompt.opening import open_backbone
-from vprompt.precision import autocast, resolve
-from vprompt.task import Examples
+from vprompt.results import runs
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scaling"

@@ -16,10 +16,12 @@ import argparse
 import json
 from pathlib import Path
 
-from vprompt import flow, registry, terminal
-from vprompt.artifact import save
-from vprompt.files import write_json
-from vprompt.train_config import TrainConfig
+from vprompt import flow
+from vprompt.artifacts.artifact import save
+from vprompt.cli import terminal
+from vprompt.core import registry
+from vprompt.core.files import write_json
+from vprompt.learning.train_config import TrainConfig
 
 SETS = [
     "gtsrb",

@@ -21,27 +21,32 @@ from typing import Any
 import few_shot_pools_data as data
 import torch
 
-from vprompt import artifact, ensemble, heldout, measure, moving, origin, registry, runs, scale_path
-from vprompt.artifact import Artifact
-from vprompt.backbone import Backbone
-from vprompt.combining import gather_evidence, weigh_sources
-from vprompt.errors import VPromptError
-from vprompt.features import features_of
-from vprompt.files import write_json
-from vprompt.heads import closed_form
-from vprompt.linalg import centred_cosine
-from vprompt.measure import Candidate
-from vprompt.mix import Mix, plan_of
-from vprompt.moves import Moves
-from vprompt.precision import resolve
-from vprompt.progress import SILENT
-from vprompt.prompt import Prompt
-from vprompt.randomness import stream
-from vprompt.scale_path import LADDER, Point, ScalePath
+from vprompt.artifacts import artifact, origin
+from vprompt.artifacts.artifact import Artifact
+from vprompt.artifacts.moves import Moves
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import write_json
+from vprompt.core.linalg import centred_cosine
+from vprompt.core.precision import resolve
+from vprompt.core.progress import SILENT
+from vprompt.core.randomness import stream
+from vprompt.core.types import Features, Weights
+from vprompt.data.task import Split, Task
+from vprompt.learning import ensemble
+from vprompt.learning.classifier import Candidate
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models import heldout
+from vprompt.models.backbone import Backbone
+from vprompt.models.features import features_of
+from vprompt.models.heads import closed_form
+from vprompt.pooling import moving, scale_path
+from vprompt.pooling.combining import gather_evidence, weigh_sources
+from vprompt.pooling.mix import Mix, plan_of
+from vprompt.pooling.scale_path import LADDER, Point, ScalePath
+from vprompt.prompts.prompt import Prompt, prompt_digest
+from vprompt.results import measure, runs
 from vprompt.stages import Setting, prepare
-from vprompt.task import Split, Task
-from vprompt.train_config import TrainConfig
-from vprompt.types import Features, Weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "few-shot-pools"
@@ -192,7 +197,7 @@ class Rows:
 
     def look(self, prompt: Prompt | None) -> Features:
         """Return the features of the training images under a prompt, computed once."""
-        key = "none" if prompt is None else artifact.prompt_digest(prompt)
+        key = "none" if prompt is None else prompt_digest(prompt)
         if key not in self.known:
             # Not kept on disk: these are the images of one draw.
             self.known[key] = features_of(
@@ -265,7 +270,7 @@ class Rows:
 
     def point(self, name: str, scale: float, prompt: Prompt | None) -> Point:
         """Return a judged point, known from an earlier row if it is the same prompt."""
-        key = "none" if prompt is None else artifact.prompt_digest(prompt)
+        key = "none" if prompt is None else prompt_digest(prompt)
         if key not in self.judged:
             features, held = self.look(prompt), None
             if self.dealt is not None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vprompt.backbone import Backbone
+from vprompt.data.task import Split, Task
+from vprompt.models.backbone import Backbone
 from vprompt.opening import open_backbone, open_task
-from vprompt.task import Split, Task
 
 WEIGHTS = "vit_tiny_patch16_224/model.safetensors"
 BACKBONES = {

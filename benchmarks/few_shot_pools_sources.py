@@ -15,8 +15,9 @@ from pathlib import Path
 import few_shot_pools_data as data
 import torch
 
-from vprompt import flow, terminal
-from vprompt.train_config import TrainConfig
+from vprompt import flow
+from vprompt.cli import terminal
+from vprompt.learning.train_config import TrainConfig
 
 EPOCHS = 30
 METHOD = "vpt(num_virtual_tokens=10)"

@@ -17,12 +17,13 @@ import few_shot_pools_data as data
 import torch
 from few_shot_pools import TESTED, limited
 
-from vprompt import flow, runs, stages
-from vprompt.backbone import Backbone
-from vprompt.files import read_json, write_json
-from vprompt.precision import resolve
-from vprompt.task import Task
-from vprompt.train_config import TrainConfig, combining_defaults
+from vprompt import flow, stages
+from vprompt.core.files import read_json, write_json
+from vprompt.core.precision import resolve
+from vprompt.data.task import Task
+from vprompt.learning.train_config import TrainConfig, combining_defaults
+from vprompt.models.backbone import Backbone
+from vprompt.results import runs
 
 RESULTS = Path(__file__).parent / "results" / "few-shot-pools"
 TARGETS = (

@@ -26,18 +26,19 @@ import torch
 from PIL import Image
 from timing import machine
 
-from vprompt import registry, shortlist
-from vprompt.artifact import Artifact, make_config, save
-from vprompt.backbone import Backbone, extract
+from vprompt.artifacts.artifact import Artifact, make_config, save
 from vprompt.backbones import tiny
-from vprompt.evidence import Evidence
-from vprompt.files import write_json
-from vprompt.heads import Head
-from vprompt.prompt import Prompt, place
-from vprompt.screening import Screen
-from vprompt.task import split_by_sizes
+from vprompt.core import registry
+from vprompt.core.files import write_json
+from vprompt.data.task import split_by_sizes
+from vprompt.models.backbone import Backbone, extract
+from vprompt.models.heads import Head
+from vprompt.pooling import shortlist
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.screening import Screen
+from vprompt.pooling.statistics import mapped_trace_ratio
+from vprompt.prompts.prompt import Prompt, place
 from vprompt.transfer import hgprompt
-from vprompt.transfer._statistics import mapped_trace_ratio
 
 RESULT = Path(__file__).parent / "results" / "large_pool" / "large_pool.json"
 SOURCES, SEEDS, COPIES = 1000, 10, 30

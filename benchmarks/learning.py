@@ -20,17 +20,21 @@ from typing import Any
 
 import torch
 
-from vprompt import measure, registry, runs, stages, terminal
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.files import read_json, write_json
-from vprompt.heads import Head, closed_form
+from vprompt import stages
+from vprompt.cli import terminal
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import read_json, write_json
+from vprompt.core.precision import resolve
+from vprompt.data.task import Task, split_by_sizes
+from vprompt.learning import classifier
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.train_config import TrainConfig
+from vprompt.learning.tune import Tuned
+from vprompt.models.backbone import Backbone
+from vprompt.models.heads import Head, closed_form
 from vprompt.opening import open_backbone, open_task
-from vprompt.precision import resolve
-from vprompt.task import Task, split_by_sizes
-from vprompt.train_config import TrainConfig
-from vprompt.tune import Tuned
+from vprompt.results import measure, runs
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 RUNS = RESULTS / "runs"  # one record each, not committed; `learning_tables.py` collects them
@@ -218,13 +222,13 @@ class Case:
 
     def _refit(self, tuned: Tuned) -> Head:
         train = self.setting.train
-        seen = measure.features_of(self.backbone, adapted(tuned), train)
+        seen = classifier.features_of(self.backbone, adapted(tuned), train)
         return closed_form(seen, train.labels, len(self.setting.task.classes))
 
     def _validate(self, tuned: Tuned, head: Head) -> dict[str, float]:
         val = self.setting.val
         assert val is not None
-        logits = head.logits(measure.features_of(self.backbone, adapted(tuned), val))
+        logits = head.logits(classifier.features_of(self.backbone, adapted(tuned), val))
         loss = torch.nn.functional.cross_entropy(logits.double(), val.labels)
         return {"accuracy": measure.judge(logits, val.labels).acc1, "loss": round(loss.item(), 5)}
 

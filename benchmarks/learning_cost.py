@@ -18,9 +18,9 @@ from learning import Case
 from learning_curves import ARMS as CURVES
 from learning_places import MOVING, SEARCH_EPOCHS, USUAL, recipe
 
-from vprompt.adapter import Training
-from vprompt.train_config import TrainConfig
-from vprompt.tune import tune
+from vprompt.learning.adapter import Training
+from vprompt.learning.train_config import TrainConfig
+from vprompt.learning.tune import tune
 
 # Alpha rests in the first epochs of a search; here it moves from the first step on.
 SEARCH = "dpl(max_prompts={tokens}, alpha_warmup=0.0)"

@@ -17,7 +17,7 @@ from typing import Any
 import learning
 from learning import Case, Learned, described
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 # Every arm: its method, what its rates are rates of, and those to choose from.
 ARMS: dict[str, tuple[str, str, list[float]]] = {

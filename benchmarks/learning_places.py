@@ -27,7 +27,7 @@ from learning_curves import rate_of
 
 from vprompt.adapters.dpl import BRANCH
 from vprompt.adapters.pro_vpt import PAPER_TRAINING
-from vprompt.configurations import random_of_equal_count, shuffled, uniform
+from vprompt.prompts.configurations import random_of_equal_count, shuffled, uniform
 from vprompt.stages import training_defaults
 
 SEARCH_EPOCHS = 20

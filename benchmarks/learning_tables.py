@@ -19,7 +19,7 @@ import learning_figure
 from paired import gap, gap_of_targets, mean, spread
 from searching_tables import agreement
 
-from vprompt.files import read_json, write_text
+from vprompt.core.files import read_json, write_text
 
 Run = dict[str, Any]
 NAMES = {

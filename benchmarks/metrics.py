@@ -19,27 +19,23 @@ from typing import Any
 
 from transfer import FEW, POOLS, TARGETS
 
-from vprompt import (
-    artifact,
-    combining,
-    comparing,
-    judging,
-    measure,
-    registry,
-    runs,
-    scoring,
-    stages,
-    terminal,
-)
-from vprompt.adapter import PromptAdapter
-from vprompt.artifact import Artifact
-from vprompt.errors import VPromptError
-from vprompt.files import read_json, write_json
-from vprompt.heads import closed_form
-from vprompt.mix import Plan
+from vprompt import stages
+from vprompt.artifacts import artifact
+from vprompt.artifacts.artifact import Artifact
+from vprompt.cli import terminal
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import read_json, write_json
+from vprompt.core.precision import resolve
+from vprompt.learning import classifier
+from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.classifier import Candidate
+from vprompt.learning.train_config import COMBINE, TrainConfig
+from vprompt.models.heads import closed_form
 from vprompt.opening import open_backbone, open_task
-from vprompt.precision import resolve
-from vprompt.train_config import COMBINE, TrainConfig
+from vprompt.pooling import combining, comparing, scoring
+from vprompt.pooling.mix import Plan
+from vprompt.results import judging, measure, runs
 
 RESULTS = Path(__file__).parent / "results" / "metrics"
 # By about how many training images a target has: shots of a class, and images of a batch.
@@ -191,9 +187,9 @@ def tune_all(
 ) -> dict[str, dict[str, Any]]:
     """Tune every source alike and measure all of them, validation and test, at the end."""
     backbone, classes = setting.backbone, len(whole.classes)
-    plain = measure.features_of(backbone, None, setting.train)
+    plain = classifier.features_of(backbone, None, setting.train)
     head = closed_form(plain, setting.train.labels, classes)
-    candidates: dict[str, measure.Candidate] = {"no prompt": (None, head)}
+    candidates: dict[str, Candidate] = {"no prompt": (None, head)}
     facts: dict[str, dict[str, Any]] = {"no prompt": {}}
     with setting.clock.stage("tune"):
         for source in sources:
@@ -204,7 +200,7 @@ def tune_all(
             facts[source.name] = {"kept_epoch": tuned.kept_epoch}
     val = whole.examples(whole.val, backbone.data_config)
     for name, (prompt, fitted) in candidates.items():
-        logits = fitted.logits(measure.features_of(backbone, prompt, val))
+        logits = fitted.logits(classifier.features_of(backbone, prompt, val))
         facts[name]["val_accuracy"] = measure.judge(logits, val.labels).acc1
     for name, found in measure.test_accuracy(backbone, whole, candidates).items():
         facts[name]["accuracy_after_tuning"] = found.acc1

@@ -29,13 +29,17 @@ import torch
 from placing_scores import look
 from transfer import TARGETS
 
-from vprompt import flow, measure, outcome, registry, runs, stages, terminal
-from vprompt.adapter import Training
-from vprompt.files import read_json, write_json
+from vprompt import flow, outcome, stages
+from vprompt.cli import terminal
+from vprompt.core import registry
+from vprompt.core.files import read_json, write_json
+from vprompt.core.precision import resolve
+from vprompt.learning import classifier
+from vprompt.learning.adapter import Training
+from vprompt.learning.train_config import TrainConfig
+from vprompt.learning.tune import Tuned
 from vprompt.opening import open_backbone, open_task
-from vprompt.precision import resolve
-from vprompt.train_config import TrainConfig
-from vprompt.tune import Tuned
+from vprompt.results import measure, runs
 
 RESULTS = Path(__file__).parent / "results" / "placing"
 SIZE = 70  # pixels
@@ -234,7 +238,7 @@ def _validate(bench: Bench, tuned: Tuned) -> tuple[float, float]:
     """Return accuracy and log-loss on val200."""
     val = bench.setting.val
     assert val is not None
-    logits = tuned.head.logits(measure.features_of(bench.backbone, tuned.adapter.prompt(), val))
+    logits = tuned.head.logits(classifier.features_of(bench.backbone, tuned.adapter.prompt(), val))
     loss = torch.nn.functional.cross_entropy(logits.double(), val.labels)
     return measure.judge(logits, val.labels).acc1, loss.item()
 

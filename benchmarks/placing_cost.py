@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vprompt import stages
-from vprompt.adapter import Training
-from vprompt.files import write_json
+from vprompt.core.files import write_json
+from vprompt.learning.adapter import Training
 
 if TYPE_CHECKING:
     from placing import Bench

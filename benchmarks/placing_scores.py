@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
-from vprompt.adapter import Training
 from vprompt.adapters._placement import scores as formulas
 from vprompt.adapters._placement.probe import Probe
 from vprompt.adapters._placement.scored import ScoredPrompt
+from vprompt.learning.adapter import Training
 
 
 def look(adapter: ScoredPrompt, training: Training, images: int) -> dict[str, Any]:

@@ -9,13 +9,13 @@ cross-validated log-loss and accuracy on train800 are written; no test split is 
 import argparse
 from pathlib import Path
 
-from vprompt import terminal
 from vprompt.adapters import vpt
-from vprompt.files import write_json
-from vprompt.heads import closed_form
-from vprompt.measure import features_of
+from vprompt.cli import terminal
+from vprompt.core.files import write_json
+from vprompt.models.heads import closed_form
 from vprompt.opening import open_backbone, open_task
-from vprompt.prompt import Prompt
+from vprompt.prompts.prompt import Prompt
+from vprompt.results.measure import features_of
 
 SETS = ("gtsrb", "coil20", "dtd10", "rsscn7")
 STARTS = {

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from vprompt import runs
 from vprompt.bench import executors, jobs, runner
 from vprompt.bench.calls import available_cpus
 from vprompt.bench.recipe import BenchRecipe, from_values
 from vprompt.bench.store import Store
-from vprompt.files import read_json, write_json
+from vprompt.core.files import read_json, write_json
+from vprompt.results import runs
 
 RESULTS = Path(__file__).parent / "results" / "scaling"
 TARGET = 1.7  # on two workers

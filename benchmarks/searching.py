@@ -30,15 +30,16 @@ from placing import RESULTS as PLACED
 from placing import TARGETS, Bench
 from searching_relaxed import PUBLISHED, RELAXATIONS
 
-from vprompt import measure, stages
-from vprompt.adapter import Adapter, Training
+from vprompt import stages
 from vprompt.adapters.dpl import BRANCH
-from vprompt.configurations import random_of_equal_count, shuffled, uniform
-from vprompt.files import read_json, write_json
-from vprompt.heads import Head
-from vprompt.lengths import choose
-from vprompt.task import Examples
-from vprompt.train_config import TrainConfig
+from vprompt.core.files import read_json, write_json
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import Adapter, Training
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models.heads import Head
+from vprompt.prompts.configurations import random_of_equal_count, shuffled, uniform
+from vprompt.prompts.lengths import choose
+from vprompt.results import measure
 
 RESULTS = Path(__file__).parent / "results" / "searching"
 BUDGETS = (20, 40, 80)

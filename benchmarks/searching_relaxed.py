@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vprompt.adapters.dpl import LengthSearch
-from vprompt.attention import Attend, KeyValue, joint
+from vprompt.models.attention import Attend, KeyValue, joint
 
 
 def shared(search: LengthSearch) -> LengthSearch:

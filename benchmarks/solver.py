@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from timing import median_seconds
 
-from vprompt import compose, registry, runs
-from vprompt.adapter import PromptAdapter
-from vprompt.evidence import Evidence, gather
-from vprompt.files import write_json
-from vprompt.mix import Plan
+from vprompt.core import registry
+from vprompt.core.files import write_json
+from vprompt.core.precision import autocast
+from vprompt.learning.adapter import PromptAdapter
 from vprompt.opening import open_backbone, open_task
-from vprompt.precision import autocast
-from vprompt.probe import base_head
+from vprompt.pooling.evidence import Evidence, gather
+from vprompt.pooling.mix import Plan
+from vprompt.pooling.probe import base_head
+from vprompt.pooling.scores import TraceRatio
+from vprompt.pooling.simplex import maximise
+from vprompt.prompts import compose
+from vprompt.results import runs
 from vprompt.transfer import _alignment, hgprompt
-from vprompt.transfer._scores import TraceRatio
-from vprompt.transfer._simplex import maximise
 
 RESULTS = Path(__file__).parent / "results" / "solver"
 

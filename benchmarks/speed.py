@@ -29,18 +29,19 @@ import speed_steps
 import torch
 from timing import in_turn, machine, spread, summary
 
-from vprompt import artifact, prefix
-from vprompt.adapter import PromptAdapter
-from vprompt.artifact import Artifact
-from vprompt.backbone import Backbone, extract
-from vprompt.files import write_json
-from vprompt.heads import Head
+from vprompt.artifacts import artifact
+from vprompt.artifacts.artifact import Artifact
+from vprompt.core.files import write_json
+from vprompt.core.precision import autocast
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.train_config import TrainConfig
+from vprompt.learning.tune import tune
+from vprompt.models import prefix
+from vprompt.models.backbone import Backbone, extract
+from vprompt.models.heads import Head
 from vprompt.opening import open_backbone
-from vprompt.precision import autocast
-from vprompt.prompt import Prompt, PromptBatch, place
-from vprompt.task import Examples
-from vprompt.train_config import TrainConfig
-from vprompt.tune import tune
+from vprompt.prompts.prompt import Prompt, PromptBatch, place
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 VIT_B = "timm_vit(model=vit_base_patch16_224, pretrained=False)"

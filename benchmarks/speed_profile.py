@@ -12,15 +12,15 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vprompt.adapter import PromptAdapter
-from vprompt.backbone import Backbone
-from vprompt.evidence import gather
-from vprompt.mix import Plan
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.train_config import TrainConfig, combining_defaults
+from vprompt.learning.tune import tune
+from vprompt.models.backbone import Backbone
 from vprompt.opening import open_backbone
-from vprompt.task import Examples
-from vprompt.train_config import TrainConfig, combining_defaults
+from vprompt.pooling.evidence import gather
+from vprompt.pooling.mix import Plan
 from vprompt.transfer import hgprompt
-from vprompt.tune import tune
 
 GROUPS = {
     "matrix products": (

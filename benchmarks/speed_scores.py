@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt import compose, pool, registry
-from vprompt.evidence import Evidence, gather
+from vprompt.artifacts import pool
+from vprompt.core import registry
 from vprompt.opening import open_backbone, open_task
+from vprompt.pooling.evidence import Evidence, gather
+from vprompt.prompts import compose
 
 
 def scores(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt.adapter import PromptAdapter
-from vprompt.attention import KeyValue, joint
-from vprompt.backbone import Backbone
+from vprompt.core.precision import autocast
+from vprompt.learning.adapter import PromptAdapter
+from vprompt.models.attention import KeyValue, joint
+from vprompt.models.backbone import Backbone
 from vprompt.opening import open_backbone
-from vprompt.precision import autocast
-from vprompt.prompt import Prompt, place
+from vprompt.prompts.prompt import Prompt, place
 
 TOKENS, CLASSES = 50, 100
 FP32 = ("ours fp32", "timm concatenation fp32", "classical fp32")

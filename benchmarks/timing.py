@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vprompt import runs
+from vprompt.results import runs
 
 Actions = Mapping[str, Callable[[], Any]]
 

@@ -23,17 +23,23 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from vprompt import evaluate, learn, runs
+from vprompt import evaluate, learn
 from vprompt.backbones import open_clip, tiny_clip
-from vprompt.configurations import Configuration, parameters, random_of_equal_count, shuffled
-from vprompt.files import read_json, write_json, write_tensors
-from vprompt.measure import harmonic_mean
+from vprompt.core.files import read_json, write_json, write_tensors
+from vprompt.core.randomness import numpy_stream, stream
+from vprompt.data.task import SealedSplit, Split, Task
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models.two_tower import TwoTower
 from vprompt.outcome import Outcome
-from vprompt.randomness import numpy_stream, stream
+from vprompt.prompts.configurations import (
+    Configuration,
+    parameters,
+    random_of_equal_count,
+    shuffled,
+)
+from vprompt.results import runs
+from vprompt.results.measure import harmonic_mean
 from vprompt.searching import search
-from vprompt.task import SealedSplit, Split, Task
-from vprompt.train_config import TrainConfig
-from vprompt.two_tower import TwoTower
 
 RESULT = Path(__file__).parent / "results" / "tiny_clip.json"
 SIZE = 32

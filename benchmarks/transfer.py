@@ -23,16 +23,23 @@ from typing import Any
 
 import torch
 
-from vprompt import artifact, combining, compose, measure, registry, runs, stages, terminal
-from vprompt.adapter import PromptAdapter
-from vprompt.artifact import prompt_digest
-from vprompt.files import read_json, write_json
-from vprompt.heads import Head, closed_form
-from vprompt.mix import Plan
+from vprompt import stages
+from vprompt.artifacts import artifact
+from vprompt.cli import terminal
+from vprompt.core import registry
+from vprompt.core.files import read_json, write_json
+from vprompt.core.precision import resolve
+from vprompt.learning import classifier
+from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.classifier import Candidate
+from vprompt.learning.train_config import COMBINE, TrainConfig
+from vprompt.models.heads import Head, closed_form
 from vprompt.opening import open_backbone, open_task
-from vprompt.precision import resolve
-from vprompt.prompt import Prompt
-from vprompt.train_config import COMBINE, TrainConfig
+from vprompt.pooling import combining
+from vprompt.pooling.mix import Plan
+from vprompt.prompts import compose
+from vprompt.prompts.prompt import Prompt, prompt_digest
+from vprompt.results import measure, runs
 
 HERE = Path(__file__).parent
 POOLS = {
@@ -188,7 +195,7 @@ class Bench:
         mixed = self.head(options[next(n for n in settings if "shrunk" in n)][0])
         for name, (prompt, weights) in options.items():
             head = self.head(prompt)
-            logits = head.logits(measure.features_of(backbone, prompt, val))
+            logits = head.logits(classifier.features_of(backbone, prompt, val))
             loss = torch.nn.functional.cross_entropy(logits.double(), val.labels)
             found[name] = {
                 "val_accuracy": measure.judge(logits, val.labels).acc1,
@@ -228,7 +235,7 @@ class Bench:
         for name, method in METHODS.items():
             starts[name], weights[name] = self.mixed(method)
         starts["HGPrompt robust"], guarded = self.safest(starts)
-        candidates: dict[str, measure.Candidate] = {"no prompt": (None, self.head(None))}
+        candidates: dict[str, Candidate] = {"no prompt": (None, self.head(None))}
         kept: dict[str, Any] = {}
         done: dict[str, Any] = {}  # one prompt may be the start of two methods
         for name, prompt in starts.items():
@@ -265,7 +272,7 @@ class Bench:
 
     def head(self, prompt: Prompt | None) -> Head:
         """Fit the closed-form head of a start."""
-        features = measure.features_of(self.setting.backbone, prompt, self.setting.train)
+        features = classifier.features_of(self.setting.backbone, prompt, self.setting.train)
         return closed_form(features, self.setting.train.labels, len(self.whole.classes))
 
     def record(self, found: Any, summary: Any, methods: dict[str, str]) -> dict[str, Any]:

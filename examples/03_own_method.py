@@ -3,9 +3,9 @@
 import torch
 
 import vprompt
-from vprompt.evidence import Evidence, gather
-from vprompt.mix import Mix, Plan
-from vprompt.prompt import Prompt, place, vpt_uniform
+from vprompt.pooling.evidence import Evidence, gather
+from vprompt.pooling.mix import Mix, Plan
+from vprompt.prompts.prompt import Prompt, place, vpt_uniform
 
 backbone = vprompt.open_backbone("tiny")
 task = vprompt.open_task("digits").few_shot(10, seed=0)

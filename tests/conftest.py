@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def refused():
     """Return a context that expects a VPromptError with these words, in this order."""
-    from vprompt.errors import VPromptError
+    from vprompt.core.errors import VPromptError
 
     return lambda *words: pytest.raises(VPromptError, match="(?s)" + ".*".join(words))
 
@@ -57,7 +57,7 @@ def images(generator):
 @pytest.fixture
 def pool(tiny):
     """Four shallow prompts of three tokens for `tiny`, by name."""
-    from vprompt.prompt import Prompt, place
+    from vprompt.prompts.prompt import Prompt, place
 
     blocks = place(3, tiny.depth, deep=False)
     randomness = torch.Generator().manual_seed(1)
@@ -70,7 +70,7 @@ def pool(tiny):
 @pytest.fixture
 def deep_pool(tiny):
     """Three deep prompts of two tokens in every block of `tiny`, by name."""
-    from vprompt.prompt import Prompt, place
+    from vprompt.prompts.prompt import Prompt, place
 
     blocks = place(2, tiny.depth, deep=True)
     randomness = torch.Generator().manual_seed(2)

@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # steps this small only wait for a second thread
 
 def pytest_generate_tests(metafunc):
     """Run a test once for every plug-in of the kind that its argument names."""
-    from vprompt import registry
+    from vprompt.core import registry
 
     for kind in registry.VERBS:
         if kind in metafunc.fixturenames:
@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc):
 
 
 def test_it_says_what_it_is(plugin):
-    from vprompt import registry
+    from vprompt.core import registry
 
     kind, name = plugin
     assert registry.summary(kind, name).endswith(".")
@@ -38,7 +38,8 @@ def test_it_says_what_it_is(plugin):
 
 
 def test_what_is_optional_is_a_keyword(plugin):
-    from vprompt import registry, scoring
+    from vprompt.core import registry
+    from vprompt.pooling import scoring
 
     kind, name = plugin
     given = {"adapters": 1, "transfer": 1}.get(kind, 0)
@@ -51,7 +52,7 @@ def test_what_is_optional_is_a_keyword(plugin):
 
 
 def test_its_settings_can_be_typed_and_read_back(plugin):
-    from vprompt import registry
+    from vprompt.core import registry
 
     kind, name = plugin
     defaults = registry.settings(kind, name)
@@ -62,7 +63,7 @@ def test_its_settings_can_be_typed_and_read_back(plugin):
 
 
 def test_a_setting_it_does_not_have_is_refused(plugin, refused):
-    from vprompt import registry
+    from vprompt.core import registry
 
     kind, name = plugin
     with refused(f"{name} has no setting 'colour'"):
@@ -78,8 +79,9 @@ def backbone_of(tiny):
 
     A method that needs a text tower says so, in one sentence, of a backbone without one.
     """
-    from vprompt import VPromptError, registry
+    from vprompt import VPromptError
     from vprompt.backbones import tiny_clip
+    from vprompt.core import registry
 
     clip = tiny_clip.load()
 
@@ -101,21 +103,21 @@ def home(adapters, backbone_of):
 
 @pytest.fixture
 def adapter(adapters, home):
-    from vprompt import registry
+    from vprompt.core import registry
 
     return registry.build("adapters", spec_of(adapters))(home)
 
 
 def spec_of(name):
     """Return a method with the settings it cannot do without."""
-    from vprompt import registry
+    from vprompt.core import registry
 
     needed = {"attempt": {"sources": 2}, "ensemble": {"prompts": 2}}
     return registry.Spec(name, needed.get(name, {}))
 
 
 def test_an_adapter_turns_images_into_features(adapter, images, home, generator):
-    from vprompt.adapter import Adapter
+    from vprompt.learning.adapter import Adapter
 
     assert isinstance(adapter, Adapter) and adapter.backbone is home
     for given in (None, generator):
@@ -156,7 +158,7 @@ def test_an_adapter_s_prompt_is_none_or_one_that_fits(adapter, images, home):
 
 
 def test_an_adapter_starts_the_same_every_time(adapters, adapter, home):
-    from vprompt import registry
+    from vprompt.core import registry
 
     again = registry.build("adapters", spec_of(adapters))(home)
     own = [(n, p) for n, p in adapter.named_parameters() if p.requires_grad]
@@ -165,8 +167,9 @@ def test_an_adapter_starts_the_same_every_time(adapters, adapter, home):
 
 
 def test_what_it_trains_best_with_are_training_settings(adapters):
-    from vprompt import registry, stages
-    from vprompt.train_config import TrainConfig
+    from vprompt import stages
+    from vprompt.core import registry
+    from vprompt.learning.train_config import TrainConfig
 
     defaults = registry.settings("adapters", adapters)
     for given in ({}, {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}):
@@ -178,7 +181,7 @@ def test_what_it_trains_best_with_are_training_settings(adapters):
 
 def make_evidence(sources=5, images=45, width=12, seed=0):
     """Return evidence in which the sources separate three classes more and more."""
-    from vprompt.evidence import Evidence
+    from vprompt.pooling.evidence import Evidence
 
     randomness = torch.Generator().manual_seed(seed)
     labels = torch.arange(images) % 3
@@ -207,7 +210,7 @@ def make_evidence(sources=5, images=45, width=12, seed=0):
 
 @pytest.fixture
 def weigh(transfer):
-    from vprompt import registry
+    from vprompt.core import registry
 
     settings = {"bootstrap": 20} if transfer == "hgprompt" else {}
     method = registry.build("transfer", registry.Spec(transfer, settings))
@@ -222,7 +225,7 @@ def test_weights_are_finite_not_negative_and_sum_to_one(weigh, shape):
 
 
 def test_the_order_of_the_pool_does_not_matter(weigh):
-    from vprompt.evidence import Evidence
+    from vprompt.pooling.evidence import Evidence
 
     given = make_evidence()
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -259,7 +262,7 @@ def test_a_source_that_separates_gets_no_less_than_one_that_does_not(weigh):
 
 
 def test_every_setting_of_a_transfer_method_has_a_default(transfer):
-    from vprompt import registry
+    from vprompt.core import registry
 
     assert inspect.Parameter.empty not in registry.settings("transfer", transfer).values()
 
@@ -270,7 +273,8 @@ def test_every_setting_of_a_transfer_method_has_a_default(transfer):
 @pytest.fixture
 def score(metrics):
     """Return a function that calls the metric with what it needs of all that is known."""
-    from vprompt import registry, scoring
+    from vprompt.core import registry
+    from vprompt.pooling import scoring
 
     function, needed = registry.build("metrics", metrics), scoring.needs(metrics)
     return lambda known: function(**{name: known[name] for name in needed})
@@ -310,7 +314,7 @@ def test_separated_classes_score_higher_than_noise(score):
 
 
 def test_shuffled_labels_score_lower_than_true_ones(score, metrics, generator):
-    from vprompt import scoring
+    from vprompt.pooling import scoring
 
     known = clouds(distance=1.5)
     if "labels" in scoring.needs(metrics):
@@ -372,7 +376,7 @@ def test_a_score_lies_in_its_range_with_absent_classes_and_one_of_a_single_image
 ):
     import sys
 
-    from vprompt import registry
+    from vprompt.core import registry
 
     known = clouds(images, width)
     known["labels"] = 2 * known["labels"]  # classes 0, 2 and 4
@@ -390,7 +394,7 @@ def test_features_that_never_vary_score_no_more_than_separated_ones(score):
 
 
 def test_a_score_is_the_same_from_arrays_and_from_tensors(metrics):
-    from vprompt import scoring
+    from vprompt.pooling import scoring
 
     known = {k: v.double() if v.is_floating_point() else v for k, v in clouds().items()}
     arrays = {name: value.numpy() for name, value in known.items()}
@@ -399,7 +403,7 @@ def test_a_score_is_the_same_from_arrays_and_from_tensors(metrics):
 
 
 def test_a_score_of_what_is_not_finite_is_refused(metrics, refused):
-    from vprompt import scoring
+    from vprompt.pooling import scoring
 
     known = clouds()
     for name in scoring.needs(metrics):
@@ -411,7 +415,7 @@ def test_a_score_of_what_is_not_finite_is_refused(metrics, refused):
 
 
 def test_a_score_of_one_class_is_refused(score, metrics, refused):
-    from vprompt import scoring
+    from vprompt.pooling import scoring
 
     known = clouds()
     if "labels" in scoring.needs(metrics):
@@ -420,7 +424,7 @@ def test_a_score_of_one_class_is_refused(score, metrics, refused):
 
 
 def test_every_setting_of_a_metric_has_a_default(metrics):
-    from vprompt import registry
+    from vprompt.core import registry
 
     assert inspect.Parameter.empty not in registry.settings("metrics", metrics).values()
 
@@ -431,7 +435,8 @@ def test_every_setting_of_a_metric_has_a_default(metrics):
 @functools.cache
 def load_task(name):
     """Load a task that needs no setting; skip the test where there is none."""
-    from vprompt import VPromptError, registry
+    from vprompt import VPromptError
+    from vprompt.core import registry
 
     if inspect.Parameter.empty in registry.settings("tasks", name).values():
         pytest.skip("needs a folder or a file")
@@ -466,7 +471,7 @@ def test_a_task_is_the_same_every_time(tasks):
 
 
 def test_a_task_that_needs_something_says_what(tasks, refused):
-    from vprompt import registry
+    from vprompt.core import registry
 
     settings = registry.settings("tasks", tasks)
     needed = [key for key, value in settings.items() if value is inspect.Parameter.empty]
@@ -477,7 +482,8 @@ def test_a_task_that_needs_something_says_what(tasks, refused):
 
 
 def test_a_required_setting_that_is_missing_is_one_sentence(tasks, refused):
-    from vprompt import open_task, registry
+    from vprompt import open_task
+    from vprompt.core import registry
 
     settings = registry.settings("tasks", tasks)
     needed = [key for key, value in settings.items() if value is inspect.Parameter.empty]
@@ -491,6 +497,6 @@ def test_a_required_setting_that_is_missing_is_one_sentence(tasks, refused):
 
 
 def test_a_backbone_needs_no_setting_that_nobody_can_guess(backbones):
-    from vprompt import registry
+    from vprompt.core import registry
 
     assert inspect.Parameter.empty not in registry.settings("backbones", backbones).values()

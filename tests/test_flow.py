@@ -16,7 +16,7 @@ def few(rows=(0, 60), shown=range(10)):
     `rows` and `shown` choose the training images, so that sources learn different tasks.
     """
     from vprompt import open_task
-    from vprompt.task import SealedSplit
+    from vprompt.data.task import SealedSplit
 
     whole = open_task("digits")
     train = [row for row in range(700) if whole.train.labels[row] in shown][slice(*rows)]
@@ -76,8 +76,8 @@ def folder(learned):
 def write_pool(tiny, tmp_path):
     """Return a function that writes prompts as artefacts of a pool, without training."""
     from vprompt import save_artifact
-    from vprompt.artifact import Artifact, make_config
-    from vprompt.heads import Head
+    from vprompt.artifacts.artifact import Artifact, make_config
+    from vprompt.models.heads import Head
 
     def write(prompts, inits=None):
         for index, (name, prompt) in enumerate(prompts.items()):
@@ -110,7 +110,7 @@ def count_images(tiny, monkeypatch):
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_prompt_is_learned_pooled_scored_combined_and_used(learned, kind, tiny, tmp_path):
     from vprompt import combine, load_artifact, predict, score
-    from vprompt.pool import check
+    from vprompt.artifacts.pool import check
 
     folder, _ = learned[kind]
     assert [entry.problem for entry in check(folder, tiny)] == [None] * 3
@@ -595,7 +595,8 @@ def test_an_output_can_be_replaced(tiny, tmp_path):
 
 
 def test_a_run_that_fails_leaves_no_output(tiny, tmp_path, monkeypatch):
-    from vprompt import cards, learn
+    from vprompt import learn
+    from vprompt.artifacts import cards
 
     def fail(*_):
         raise RuntimeError("no card today")
@@ -608,7 +609,7 @@ def test_a_run_that_fails_leaves_no_output(tiny, tmp_path, monkeypatch):
 
 def test_a_stopped_run_continues_when_it_is_called_again(tiny, cache):
     from vprompt import learn
-    from vprompt.progress import Silent
+    from vprompt.core.progress import Silent
 
     class Stop(Silent):
         left = 3  # batches of the second epoch
@@ -645,7 +646,8 @@ def test_the_caller_s_task_and_backbone_are_left_as_they_were(tiny, folder):
 def test_a_run_that_is_saved_leaves_no_checkpoint_and_one_that_is_not_keeps_it(
     tiny, cache, tmp_path, monkeypatch
 ):
-    from vprompt import artifact, learn
+    from vprompt import learn
+    from vprompt.artifacts import artifact
 
     def crash(*_, **__):
         raise KeyboardInterrupt
@@ -671,7 +673,7 @@ def test_overwriting_replaces_an_artefact_and_nothing_else(tiny, tmp_path, refus
 
 
 def test_weights_of_a_method_are_checked(refused):
-    from vprompt.mix import Mix
+    from vprompt.pooling.mix import Mix
 
     Mix(torch.ones(1)).check("x", 1)
     Mix(torch.tensor([1.5, -0.5]), simplex=False).check("x", 2)

@@ -6,50 +6,53 @@ Importing this package imports nothing heavy; torch comes with the first name th
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vprompt.errors import VPromptError
+from vprompt.core import addresses
+from vprompt.core.errors import VPromptError
 
 if TYPE_CHECKING:
-    from vprompt.artifact import Artifact
-    from vprompt.artifact import load as load_artifact
-    from vprompt.artifact import save as save_artifact
-    from vprompt.backbone import Backbone, extract, walk
-    from vprompt.evaluation import evaluate
+    from vprompt.artifacts.artifact import Artifact
+    from vprompt.artifacts.artifact import load as load_artifact
+    from vprompt.artifacts.artifact import save as save_artifact
+    from vprompt.data.task import Split, Task
     from vprompt.flow import combine, learn, score
+    from vprompt.inference.evaluation import evaluate
+    from vprompt.inference.prediction import Prediction, predict, predict_table
+    from vprompt.inference.serving import PromptServer, serve
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.models.backbone import Backbone, extract, walk
     from vprompt.opening import open_backbone, open_task
     from vprompt.outcome import Outcome
-    from vprompt.prediction import Prediction, predict, predict_table
-    from vprompt.prompt import Prompt, PromptBatch
+    from vprompt.prompts.prompt import Prompt, PromptBatch
     from vprompt.report import write_report
-    from vprompt.serving import PromptServer, serve
-    from vprompt.task import Split, Task
-    from vprompt.train_config import TrainConfig
 
 __version__ = "0.1.0"
 
+addresses.answer()
+
 _HOMES = {
-    "Artifact": ("vprompt.artifact", "Artifact"),
-    "Backbone": ("vprompt.backbone", "Backbone"),
+    "Artifact": ("vprompt.artifacts.artifact", "Artifact"),
+    "Backbone": ("vprompt.models.backbone", "Backbone"),
     "Outcome": ("vprompt.outcome", "Outcome"),
-    "Prediction": ("vprompt.prediction", "Prediction"),
-    "Prompt": ("vprompt.prompt", "Prompt"),
-    "PromptBatch": ("vprompt.prompt", "PromptBatch"),
-    "PromptServer": ("vprompt.serving", "PromptServer"),
-    "Split": ("vprompt.task", "Split"),
-    "Task": ("vprompt.task", "Task"),
-    "TrainConfig": ("vprompt.train_config", "TrainConfig"),
+    "Prediction": ("vprompt.inference.prediction", "Prediction"),
+    "Prompt": ("vprompt.prompts.prompt", "Prompt"),
+    "PromptBatch": ("vprompt.prompts.prompt", "PromptBatch"),
+    "PromptServer": ("vprompt.inference.serving", "PromptServer"),
+    "Split": ("vprompt.data.task", "Split"),
+    "Task": ("vprompt.data.task", "Task"),
+    "TrainConfig": ("vprompt.learning.train_config", "TrainConfig"),
     "combine": ("vprompt.flow", "combine"),
-    "evaluate": ("vprompt.evaluation", "evaluate"),
-    "extract": ("vprompt.backbone", "extract"),
+    "evaluate": ("vprompt.inference.evaluation", "evaluate"),
+    "extract": ("vprompt.models.backbone", "extract"),
     "learn": ("vprompt.flow", "learn"),
-    "load_artifact": ("vprompt.artifact", "load"),
+    "load_artifact": ("vprompt.artifacts.artifact", "load"),
     "open_backbone": ("vprompt.opening", "open_backbone"),
     "open_task": ("vprompt.opening", "open_task"),
-    "predict": ("vprompt.prediction", "predict"),
-    "predict_table": ("vprompt.prediction", "predict_table"),
-    "save_artifact": ("vprompt.artifact", "save"),
+    "predict": ("vprompt.inference.prediction", "predict"),
+    "predict_table": ("vprompt.inference.prediction", "predict_table"),
+    "save_artifact": ("vprompt.artifacts.artifact", "save"),
     "score": ("vprompt.flow", "score"),
-    "serve": ("vprompt.serving", "serve"),
-    "walk": ("vprompt.backbone", "walk"),
+    "serve": ("vprompt.inference.serving", "serve"),
+    "walk": ("vprompt.models.backbone", "walk"),
     "write_report": ("vprompt.report", "write_report"),
 }
 

@@ -5,36 +5,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vprompt import (
-    catalogue,
-    combining,
-    comparing,
-    moving,
-    origin,
-    registry,
-    runs,
-    scoring,
-    screening,
-    stages,
-    starting,
-    summing,
-)
-from vprompt.adapter import PromptAdapter
-from vprompt.backbone import Backbone
-from vprompt.catalogue import Pool
-from vprompt.cost import combining_estimate, training_estimate
-from vprompt.errors import VPromptError
-from vprompt.heads import closed_form
-from vprompt.measure import Candidate
-from vprompt.mix import PUBLISHED, plan_of
+from vprompt import stages
+from vprompt.artifacts import catalogue, origin
+from vprompt.artifacts.catalogue import Pool
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.progress import SILENT, Progress
+from vprompt.data.preprocessing import ImageSize
+from vprompt.data.task import Task
+from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.classifier import Candidate
+from vprompt.learning.train_config import TrainConfig, combining_defaults
+from vprompt.models.backbone import Backbone
+from vprompt.models.heads import closed_form
 from vprompt.opening import open_backbone, open_pool_backbone, open_task
 from vprompt.outcome import Outcome, check_output, finish, prompt_init
-from vprompt.preprocessing import ImageSize
-from vprompt.progress import SILENT, Progress
-from vprompt.protocol import Protocol
-from vprompt.scoring import Scores
-from vprompt.task import Task
-from vprompt.train_config import TrainConfig, combining_defaults
+from vprompt.pooling import combining, comparing, moving, scoring, screening, starting, summing
+from vprompt.pooling.mix import PUBLISHED, plan_of
+from vprompt.pooling.scoring import Scores
+from vprompt.results import runs
+from vprompt.results.cost import combining_estimate, training_estimate
+from vprompt.results.protocol import Protocol
 
 
 def learn(

@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 
-from vprompt import catalogue, finding, lists, registry, vtab
-from vprompt.adapter import Adapter
-from vprompt.artifact import Artifact, check_fits
-from vprompt.backbone import Backbone
-from vprompt.catalogue import Pool
-from vprompt.checkpoint import restore
-from vprompt.errors import VPromptError
-from vprompt.preprocessing import ImageSize, checked, size_of
-from vprompt.progress import SILENT, Progress
-from vprompt.prompt import Prompt
-from vprompt.task import Task
+from vprompt.artifacts import catalogue
+from vprompt.artifacts.artifact import Artifact, check_fits
+from vprompt.artifacts.catalogue import Pool
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.progress import SILENT, Progress
+from vprompt.data import finding, lists, vtab
+from vprompt.data.preprocessing import ImageSize, checked, size_of
+from vprompt.data.task import Task
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.checkpoint import restore
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt
 
 _PLAIN_MODEL = re.compile(r"\w+(\.\w+)?|[\w-]+,\w+")  # no place on a hub or on disk
 

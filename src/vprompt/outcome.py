@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 
-from vprompt import artifact, cards, catalogue, measure, origin, registry, runs, stages
-from vprompt.adapter import Adapter
-from vprompt.artifact import Artifact
-from vprompt.errors import VPromptError
-from vprompt.measure import Candidate, Measurement
-from vprompt.precision import resolve
-from vprompt.prompt import Prompt
-from vprompt.train_config import TrainConfig
-from vprompt.tune import Tuned
+from vprompt import stages
+from vprompt.artifacts import artifact, cards, catalogue, origin
+from vprompt.artifacts.artifact import Artifact
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.precision import resolve
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.classifier import Candidate
+from vprompt.learning.train_config import TrainConfig
+from vprompt.learning.tune import Tuned
+from vprompt.prompts.prompt import Prompt
+from vprompt.results import measure, runs
+from vprompt.results.measure import Measurement
 
 RULES = {
     "best": "epoch of best validation accuracy, the start included",

@@ -5,17 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vprompt import artifact, ending, flow, outcome, registry, runs, stages
+from vprompt import flow, outcome, stages
 from vprompt.adapters._bilevel import Bilevel
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
+from vprompt.artifacts import artifact
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.progress import SILENT, Progress
+from vprompt.core.randomness import numpy_stream
+from vprompt.data.task import Task
+from vprompt.learning import ending
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models.backbone import Backbone
 from vprompt.opening import open_backbone, open_task
 from vprompt.outcome import Outcome
-from vprompt.progress import SILENT, Progress
-from vprompt.protocol import Protocol
-from vprompt.randomness import numpy_stream
-from vprompt.task import Task
-from vprompt.train_config import TrainConfig
+from vprompt.results import runs
+from vprompt.results.protocol import Protocol
 
 
 def search(

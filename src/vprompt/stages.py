@@ -6,20 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vprompt import distributed, ending, measure, registry, runs, sentences
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.census import Reading
-from vprompt.checkpoint import Checkpoint
-from vprompt.errors import VPromptError
-from vprompt.files import cache_folder
-from vprompt.heads import Head
-from vprompt.progress import Progress
-from vprompt.task import Examples, Task
-from vprompt.train_config import TrainConfig
-from vprompt.tune import Tuned, tune
-from vprompt.two_tower import TextPrompt, TwoTower, text_head
-from vprompt.types import Features
+from vprompt.core import distributed, registry
+from vprompt.core.clock import Clock
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import cache_folder
+from vprompt.core.progress import Progress
+from vprompt.core.types import Features
+from vprompt.data import sentences
+from vprompt.data.census import Reading
+from vprompt.data.task import Examples, Task
+from vprompt.learning import classifier, ending
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.checkpoint import Checkpoint
+from vprompt.learning.train_config import TrainConfig
+from vprompt.learning.tune import Tuned, tune
+from vprompt.models.backbone import Backbone
+from vprompt.models.heads import Head
+from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 
 _WARNED = 20  # files that the record names, of those that were warned of
 
@@ -33,7 +36,7 @@ class Setting:
     train: Examples
     val: Examples | None
     config: TrainConfig
-    clock: runs.Clock
+    clock: Clock
     progress: Progress
     skip_bad: bool
     keep_states: bool = False
@@ -84,7 +87,7 @@ def prepare(
         progress.say(sentence)
     if config is not None:
         ending.check_patience(config, task.val is not None)
-    clock = runs.Clock()
+    clock = Clock()
     with clock.stage("images"):
         ready = functools.partial(
             task.examples, config=backbone.data_config, skip_bad=skip_bad, progress=progress
@@ -207,6 +210,6 @@ def zero_shot_head(setting: Setting) -> Head:
 def plain_features(setting: Setting) -> Features:
     """Return the prompt-free features of the training images."""
     with setting.clock.stage("head"):
-        return measure.features_of(
+        return classifier.features_of(
             setting.backbone, None, setting.train, precision=setting.config.precision
         )

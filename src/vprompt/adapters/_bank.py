@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vprompt.attention import Attend, gated, mixture, survival
-from vprompt.prompt import Prompt, place
-from vprompt.types import PromptTokens
+from vprompt.core.types import PromptTokens
+from vprompt.models.attention import Attend, gated, mixture, survival
+from vprompt.prompts.prompt import Prompt, place
 
 
 class CandidateBank(nn.Module):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.adapter import Adapter, Training
 from vprompt.adapters._coop_family import PUBLISHED
-from vprompt.errors import VPromptError
-from vprompt.randomness import stream
-from vprompt.registry import suggest
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.core.registry import suggest
+from vprompt.learning.adapter import Adapter, Training
 
 BANKS = ("separate", "nested")
 ORDERS = ("cycle", "first")

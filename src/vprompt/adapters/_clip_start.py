@@ -6,10 +6,10 @@ turns a token of size s by about lr / s^2: the size at the start decides how fas
 
 import torch
 
-from vprompt.errors import VPromptError
-from vprompt.registry import suggest
-from vprompt.text_adapter import normal_rows
-from vprompt.types import PromptTokens
+from vprompt.core.errors import VPromptError
+from vprompt.core.registry import suggest
+from vprompt.core.types import PromptTokens
+from vprompt.learning.text_adapter import normal_rows
 
 INITS = ("unit", "normal", "uniform", "small")
 

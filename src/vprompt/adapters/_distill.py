@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vprompt.adapter import Training
-from vprompt.backbone import extract
-from vprompt.classifier import FeatureExamples
-from vprompt.errors import VPromptError
-from vprompt.features import features_of
-from vprompt.heads import Head
-from vprompt.precision import autocast
-from vprompt.task import Examples
-from vprompt.text_adapter import ReadingAdapter, TextAdapter, TowersAdapter
-from vprompt.train_config import TrainConfig
-from vprompt.two_tower import TextPrompt, TwoTower, text_head
+from vprompt.core.errors import VPromptError
+from vprompt.core.precision import autocast
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import Training
+from vprompt.learning.classifier import FeatureExamples
+from vprompt.learning.text_adapter import ReadingAdapter, TextAdapter, TowersAdapter
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models.backbone import extract
+from vprompt.models.features import features_of
+from vprompt.models.heads import Head
+from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 import torch
 
-from vprompt.errors import VPromptError
-from vprompt.randomness import stream
-from vprompt.sentences import GENERIC
-from vprompt.text_adapter import normal_rows, word_rows
-from vprompt.two_tower import TwoTower
-from vprompt.types import Blocks, PromptTokens
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.core.types import Blocks, PromptTokens
+from vprompt.data.sentences import GENERIC
+from vprompt.learning.text_adapter import normal_rows, word_rows
+from vprompt.models.two_tower import TwoTower
 
 
 def first_blocks(count: int, depth: int | None, available: int, tower: str) -> Blocks:

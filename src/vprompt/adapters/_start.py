@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from vprompt import artifact
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.prompt import Prompt, vpt_uniform
-from vprompt.randomness import stream
-from vprompt.registry import suggest
-from vprompt.types import Blocks, PromptTokens
+from vprompt.artifacts import artifact
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.core.registry import suggest
+from vprompt.core.types import Blocks, PromptTokens
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt, vpt_uniform
 
 PROMPT_INITS = ("blank", "vpt_uniform", "zeros")
 _APART = 0.02  # of the tokens' standard deviation

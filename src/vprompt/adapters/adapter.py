@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.randomness import stream
-from vprompt.registry import suggest
-from vprompt.twin import TwinAdapter
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.core.registry import suggest
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.twin import TwinAdapter
+from vprompt.models.backbone import Backbone
 
 INITS = ("xavier", "vpt_repo")
 

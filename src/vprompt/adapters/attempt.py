@@ -6,11 +6,11 @@ Soft Prompts", EMNLP 2022, arXiv 2205.11961.
 
 import torch
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.mixture import InstanceMixture
-from vprompt.prompt import Prompt, place
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.mixture import InstanceMixture
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt, place
 
 
 def build(

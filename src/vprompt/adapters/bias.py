@@ -6,10 +6,10 @@ Masked Language-models", ACL 2022, arXiv 2106.10199.
 
 from typing import Any
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.twin import TwinAdapter
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.twin import TwinAdapter
+from vprompt.models.backbone import Backbone
 
 
 def build(backbone: Backbone) -> Adapter:

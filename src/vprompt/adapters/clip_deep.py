@@ -9,17 +9,17 @@ arXiv 2501.00457.
 
 from typing import Any, Literal
 
-from vprompt import artifact
-from vprompt.adapter import Adapter
 from vprompt.adapters._clip_start import start_rows
 from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.adapters._distill import DistilledText, DistilledTowers, Teacher
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.prompt import Prompt, place
-from vprompt.randomness import stream
-from vprompt.text_adapter import chosen_templates, two_towers
-from vprompt.two_tower import TwoTower
+from vprompt.artifacts import artifact
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.text_adapter import chosen_templates, two_towers
+from vprompt.models.backbone import Backbone
+from vprompt.models.two_tower import TwoTower
+from vprompt.prompts.prompt import Prompt, place
 
 _PAPER = {**PUBLISHED, "lr": 0.0035, "augment": "crop_flip", "precision": "fp32"}
 

@@ -15,21 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vprompt.adapter import Adapter, FeatureAdapter, Training
 from vprompt.adapters._bank import CandidateBank, bank_size
 from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel
 from vprompt.adapters._budget import priced
 from vprompt.adapters._clip_start import check_init, start_rows
-from vprompt.backbone import Backbone, extract
-from vprompt.configurations import swapped
-from vprompt.errors import VPromptError
-from vprompt.lengths import check_candidates, choose
-from vprompt.randomness import stream
-from vprompt.registry import Spec, suggest
-from vprompt.sentences import GENERIC
-from vprompt.text_adapter import Pair, ReadingAdapter, chosen_templates, two_towers
-from vprompt.two_tower import TwoTower
-from vprompt.types import Features, Images
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.core.registry import Spec, suggest
+from vprompt.core.types import Features, Images
+from vprompt.data.sentences import GENERIC
+from vprompt.learning.adapter import Adapter, FeatureAdapter, Training
+from vprompt.learning.text_adapter import Pair, ReadingAdapter, chosen_templates, two_towers
+from vprompt.models.backbone import Backbone, extract
+from vprompt.models.two_tower import TwoTower
+from vprompt.prompts.configurations import swapped
+from vprompt.prompts.lengths import check_candidates, choose
 
 Towers = Literal["image", "text", "both"]
 PRESETS: dict[str, dict[str, Any]] = {

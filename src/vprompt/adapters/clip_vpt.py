@@ -8,12 +8,12 @@ Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, arXiv 2210.0311
 
 from typing import Any
 
-from vprompt.adapter import Adapter
 from vprompt.adapters._coop_family import PUBLISHED
-from vprompt.backbone import Backbone
-from vprompt.prompt import Prompt, place
-from vprompt.randomness import stream
-from vprompt.text_adapter import TowersAdapter, chosen_templates, normal_rows, two_towers
+from vprompt.core.randomness import stream
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.text_adapter import TowersAdapter, chosen_templates, normal_rows, two_towers
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt, place
 
 
 def build(

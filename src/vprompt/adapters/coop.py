@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from vprompt.adapter import Adapter
 from vprompt.adapters._coop_family import PUBLISHED
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.prompt import Prompt
-from vprompt.randomness import stream
-from vprompt.text_adapter import TextAdapter, normal_rows, two_towers, word_rows
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.text_adapter import TextAdapter, normal_rows, two_towers, word_rows
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt
 
 
 def build(

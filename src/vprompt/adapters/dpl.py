@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.adapter import Adapter, Training
 from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel
 from vprompt.adapters._budget import priced
 from vprompt.adapters._start import start_tokens
-from vprompt.attention import Attend, gated, mixture, survival
-from vprompt.backbone import Backbone, extract
-from vprompt.errors import VPromptError
-from vprompt.lengths import check_candidates, choose
-from vprompt.prompt import Prompt, place
-from vprompt.randomness import stream
-from vprompt.registry import suggest
-from vprompt.types import Features, Images, PromptTokens
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.core.registry import suggest
+from vprompt.core.types import Features, Images, PromptTokens
+from vprompt.learning.adapter import Adapter, Training
+from vprompt.models.attention import Attend, gated, mixture, survival
+from vprompt.models.backbone import Backbone, extract
+from vprompt.prompts.lengths import check_candidates, choose
+from vprompt.prompts.prompt import Prompt, place
 
 BRANCH = "image"
 PRESETS: dict[str, dict[str, Any]] = {

@@ -6,11 +6,11 @@ the members are one pool's sum at several scales (docs/moves.md).
 
 import torch
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.ensemble import Ensemble
-from vprompt.errors import VPromptError
-from vprompt.prompt import Prompt, place
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.ensemble import Ensemble
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt, place
 
 
 def build(

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.twin import TwinAdapter
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.twin import TwinAdapter
+from vprompt.models.backbone import Backbone
 
 
 def build(backbone: Backbone) -> Adapter:

@@ -8,15 +8,15 @@ Reference: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, arXi
 
 from typing import Any
 
-from vprompt.adapter import Adapter
 from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.adapters._slots import first_blocks, text_start
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.prompt import Prompt
-from vprompt.randomness import stream
-from vprompt.sentences import GENERIC
-from vprompt.text_adapter import normal_rows, of_towers, two_towers
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.data.sentences import GENERIC
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.text_adapter import normal_rows, of_towers, two_towers
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt
 
 
 def build(

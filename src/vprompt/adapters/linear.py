@@ -1,7 +1,7 @@
 """Linear: a linear probe on the frozen features, the baseline every prompt must beat."""
 
-from vprompt.adapter import Adapter, NoAdapter
-from vprompt.backbone import Backbone
+from vprompt.learning.adapter import Adapter, NoAdapter
+from vprompt.models.backbone import Backbone
 
 
 def build(backbone: Backbone) -> Adapter:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.twin import TwinAdapter
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.twin import TwinAdapter
+from vprompt.models.backbone import Backbone
 
 
 def build(

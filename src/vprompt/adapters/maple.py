@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vprompt.adapter import Adapter
 from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.adapters._slots import first_blocks, text_start
-from vprompt.backbone import Backbone
-from vprompt.prompt import Prompt
-from vprompt.sentences import GENERIC
-from vprompt.text_adapter import Pair, TowersAdapter, two_towers
-from vprompt.two_tower import TwoTower
+from vprompt.data.sentences import GENERIC
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.text_adapter import Pair, TowersAdapter, two_towers
+from vprompt.models.backbone import Backbone
+from vprompt.models.two_tower import TwoTower
+from vprompt.prompts.prompt import Prompt
 
 
 class Maple(TowersAdapter):

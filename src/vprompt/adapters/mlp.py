@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vprompt.adapter import Adapter, FeatureAdapter
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.randomness import stream
-from vprompt.registry import suggest
-from vprompt.task import Examples
-from vprompt.train_config import TrainConfig
-from vprompt.types import Features
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.core.registry import suggest
+from vprompt.core.types import Features
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import Adapter, FeatureAdapter
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models.backbone import Backbone
 
 NORMS = ("batch", "layer")
 

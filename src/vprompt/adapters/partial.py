@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.twin import TwinAdapter, twin_of
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.twin import TwinAdapter, twin_of
+from vprompt.models.backbone import Backbone
 
 
 def build(backbone: Backbone, *, num_blocks: int = 1) -> Adapter:

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from vprompt.adapter import Adapter
 from vprompt.adapters._placement.allocators import Allocator, Gain, Random, Stay, Thompson
 from vprompt.adapters._placement.moving import MovingPrompt
 from vprompt.adapters._placement.ppo import PPO
 from vprompt.adapters._placement.probe import check_reachable
 from vprompt.adapters._placement.rules import Rules
 from vprompt.adapters._start import start_tokens
-from vprompt.backbone import Backbone
-from vprompt.prompt import Prompt, place
+from vprompt.learning.adapter import Adapter
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt, place
 
 # Tokens per block: the released run has 20.
 LENGTHS = {"paper": 20, "robust": 10}

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone, extract
-from vprompt.errors import VPromptError
-from vprompt.registry import suggest
-from vprompt.types import Features, Images
+from vprompt.core.errors import VPromptError
+from vprompt.core.registry import suggest
+from vprompt.core.types import Features, Images
+from vprompt.learning.adapter import Adapter
+from vprompt.models.backbone import Backbone, extract
 
 _SMALLEST_ALEXNET = 63  # pixels; below, its last pooling has nothing to pool
 

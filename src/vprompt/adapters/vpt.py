@@ -3,10 +3,10 @@
 Reference: Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119.
 """
 
-from vprompt.adapter import Adapter, PromptAdapter
 from vprompt.adapters._start import inherited, start_tokens
-from vprompt.backbone import Backbone
-from vprompt.prompt import Prompt, place
+from vprompt.learning.adapter import Adapter, PromptAdapter
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt, place
 
 
 def build(

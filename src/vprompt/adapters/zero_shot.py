@@ -6,9 +6,9 @@ ICML 2021, arXiv 2103.00020.
 
 from typing import Any
 
-from vprompt.adapter import Adapter
-from vprompt.backbone import Backbone
-from vprompt.text_adapter import TextAdapter, chosen_templates, two_towers
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.text_adapter import TextAdapter, chosen_templates, two_towers
+from vprompt.models.backbone import Backbone
 
 
 def build(backbone: Backbone, *, templates: str | None = None) -> Adapter:

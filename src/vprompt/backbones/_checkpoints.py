@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vprompt.backbones._filling import listed
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 # Where a file holds several sets of weights that fit, the first of these is meant.
 WRAPPERS = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 _HEAD = re.compile(r"(head|head_dist)\.")
 # What a file may not hold in vain: a model without a place for it would compute something else.

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vprompt.errors import VPromptError
-from vprompt.preprocessing import ImageSize, check_filled, pair, sides
+from vprompt.core.errors import VPromptError
+from vprompt.data.preprocessing import ImageSize, check_filled, pair, sides
 
 _ENDS = ("argmax", "eos")  # how a text tower is pooled where its text ends
 

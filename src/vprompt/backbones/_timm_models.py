@@ -17,8 +17,8 @@ from torch import nn
 from vprompt.backbones import _checkpoints
 from vprompt.backbones._filling import filled_whole
 from vprompt.backbones._names import advice
-from vprompt.errors import VPromptError
-from vprompt.preprocessing import ImageSize, check_filled, checked, pair, shown
+from vprompt.core.errors import VPromptError
+from vprompt.data.preprocessing import ImageSize, check_filled, checked, pair, shown
 
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
 

@@ -17,10 +17,10 @@ import timm
 import torch
 from torch import Tensor
 
-from vprompt.backbone import Backbone
 from vprompt.backbones.timm_vit import TimmViT, data_config_of
-from vprompt.errors import VPromptError
-from vprompt.preprocessing import ImageSize, pair
+from vprompt.core.errors import VPromptError
+from vprompt.data.preprocessing import ImageSize, pair
+from vprompt.models.backbone import Backbone
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"

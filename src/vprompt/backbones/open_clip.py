@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.attention import Attend, assigned, hide, joint, keys_and_values, project
 from vprompt.backbones._checkpoints import unwrap
 from vprompt.backbones._filling import filled_whole
 from vprompt.backbones._open_clip_models import (
@@ -23,12 +22,10 @@ from vprompt.backbones._open_clip_models import (
     pooling,
     refusal,
 )
-from vprompt.errors import VPromptError
-from vprompt.precision import steady
-from vprompt.preprocessing import DataConfig, ImageSize, check_filled, checked, pair, sides
-from vprompt.registry import Spec, suggest
-from vprompt.two_tower import TextTower, TwoTower
-from vprompt.types import (
+from vprompt.core.errors import VPromptError
+from vprompt.core.precision import steady
+from vprompt.core.registry import Spec, suggest
+from vprompt.core.types import (
     Features,
     Images,
     Present,
@@ -39,6 +36,9 @@ from vprompt.types import (
     Tokens,
     Which,
 )
+from vprompt.data.preprocessing import DataConfig, ImageSize, check_filled, checked, pair, sides
+from vprompt.models.attention import Attend, assigned, hide, joint, keys_and_values, project
+from vprompt.models.two_tower import TextTower, TwoTower
 
 INSTALL = "pip install 'vprompt[clip]'"
 _CROPS = {"shortest": "center", "squash": "squash"}

@@ -11,7 +11,13 @@ from timm.layers.attention import Attention
 from timm.models import vision_transformer
 from torch import nn
 
-from vprompt.attention import (
+from vprompt.backbones._timm_models import create, patch_size_of
+from vprompt.core.errors import VPromptError
+from vprompt.core.precision import steady
+from vprompt.core.registry import Spec
+from vprompt.core.types import Features, Images, Present, PromptRows, ReadTokens, Tokens, Which
+from vprompt.data.preprocessing import DataConfig, ImageSize
+from vprompt.models.attention import (
     SHORT_SEQUENCE,
     Attend,
     KeyValue,
@@ -21,13 +27,7 @@ from vprompt.attention import (
     keys_and_values,
     project,
 )
-from vprompt.backbone import Backbone
-from vprompt.backbones._timm_models import create, patch_size_of
-from vprompt.errors import VPromptError
-from vprompt.precision import steady
-from vprompt.preprocessing import DataConfig, ImageSize
-from vprompt.registry import Spec
-from vprompt.types import Features, Images, Present, PromptRows, ReadTokens, Tokens, Which
+from vprompt.models.backbone import Backbone
 
 
 class TimmViT(Backbone):

@@ -3,9 +3,9 @@
 Reference: the `test_vit` family of timm, made for tests.
 """
 
-from vprompt.backbone import Backbone
 from vprompt.backbones import timm_vit
-from vprompt.preprocessing import ImageSize
+from vprompt.data.preprocessing import ImageSize
+from vprompt.models.backbone import Backbone
 
 
 def load(*, model: str = "test_vit", image_size: ImageSize = 32, seed: int = 0) -> Backbone:

@@ -6,8 +6,8 @@ Its towers differ in width and depth, so that nothing can rely on their being al
 from typing import Any
 
 from vprompt.backbones import open_clip
-from vprompt.preprocessing import ImageSize
-from vprompt.two_tower import TwoTower
+from vprompt.data.preprocessing import ImageSize
+from vprompt.models.two_tower import TwoTower
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 24,

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vprompt import vtab
 from vprompt.bench import suite
 from vprompt.bench.store import Store
 from vprompt.bench.summary import Row, Spread, summarise
-from vprompt.errors import VPromptError
-from vprompt.preprocessing import shown
+from vprompt.core.errors import VPromptError
+from vprompt.data import vtab
+from vprompt.data.preprocessing import shown
 
 VIT_B16 = "vit_base_patch16_224.orig_in21k"
 # Files whose numbers were all made with one backbone, which their lines do not say.

@@ -9,8 +9,8 @@ from typing import Any
 
 from vprompt.bench.runner import result
 from vprompt.bench.store import MANIFEST, Store
-from vprompt.errors import VPromptError
-from vprompt.files import read_json
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import read_json
 
 # What a field means for a result, most important first; the longest prefix that fits counts.
 REASONS: tuple[tuple[str, str], ...] = (

@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from vprompt import combining, compose, origin, pool, registry
-from vprompt.backbone import Backbone
+from vprompt.artifacts import origin, pool
 from vprompt.bench.jobs import Job, expand
 from vprompt.bench.recipe import check_known
 from vprompt.bench.store import Cell, Store
 from vprompt.bench.work import load_backbone, open_target
-from vprompt.errors import VPromptError
-from vprompt.features import features_of
-from vprompt.progress import SILENT, Progress
-from vprompt.prompt import Prompt
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.progress import SILENT, Progress
+from vprompt.core.types import Features
+from vprompt.models.backbone import Backbone
+from vprompt.models.features import features_of
+from vprompt.pooling import combining
+from vprompt.prompts import compose
+from vprompt.prompts.prompt import Prompt
 from vprompt.report.maps import MOST_CLASSES
-from vprompt.types import Features
 
 FEWEST = 5  # images that make a map
 SHOWN = 3  # single sources beside the sum, as in the paper

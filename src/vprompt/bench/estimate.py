@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vprompt import artifact, pool, registry
-from vprompt.adapter import Adapter, FeatureAdapter, PromptAdapter
-from vprompt.backbone import Backbone
+from vprompt.artifacts import artifact, pool
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
 from vprompt.bench.work import load_backbone
-from vprompt.cost import FORWARD_SHARE, SCALES, images_per_second, judged, words
-from vprompt.errors import VPromptError
-from vprompt.mix import PUBLISHED, plan_of
-from vprompt.precision import autocast
-from vprompt.task import Examples
-from vprompt.train_config import TrainConfig
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.precision import autocast
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import Adapter, FeatureAdapter, PromptAdapter
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models.backbone import Backbone
+from vprompt.pooling.mix import PUBLISHED, plan_of
+from vprompt.results.cost import FORWARD_SHARE, SCALES, images_per_second, judged, words
 
 TRIAL_IMAGES = 16
 FEATURES_ONLY = ("linear", "mlp")  # never look into the backbone: its features are computed once

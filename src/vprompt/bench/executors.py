@@ -24,7 +24,7 @@ from vprompt.bench.calls import (
     use_threads,
 )
 from vprompt.bench.processes import Processes
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 NAMES = ("local", "processes", "ray")
 

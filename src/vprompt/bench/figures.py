@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vprompt import registry
 from vprompt.bench import embedding, suite, sweep
 from vprompt.bench.store import Store
 from vprompt.bench.summary import Row, Run, differences, summarise
-from vprompt.errors import VPromptError
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
 from vprompt.report import comparisons, maps, matrices, pareto, plots
 from vprompt.report.canvas import Drawing
 from vprompt.report.wording import signed

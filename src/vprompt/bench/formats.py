@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from vprompt.bench import suite
 from vprompt.bench.summary import Interval, Spread, Summary
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 Emphasis = Callable[[str, int], str]
 

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from vprompt import artifact, pool, registry
+from vprompt.artifacts import artifact, pool
 from vprompt.bench.recipe import BenchRecipe, Command, MethodEntry, Sources, TaskEntry
-from vprompt.errors import VPromptError
-from vprompt.files import digest
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import digest
+from vprompt.data.task import Split, Task
 from vprompt.opening import open_task
-from vprompt.task import Split, Task
 
 # How a run is called, where it happens, and what follows from the rest.
 PLACES = {"method", "data", "pools", "output", "device", "counts"}

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from vprompt.bench import figures, formats
 from vprompt.bench.store import Store
 from vprompt.bench.summary import Row, Summary, summarise
-from vprompt.errors import VPromptError
-from vprompt.files import write_text
-from vprompt.preprocessing import shown
-from vprompt.progress import SILENT, Progress
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import write_text
+from vprompt.core.progress import SILENT, Progress
+from vprompt.data.preprocessing import shown
 from vprompt.report.html import fill
 from vprompt.report.wording import count, duration, percent, plural, signed
 

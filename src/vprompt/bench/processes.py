@@ -11,7 +11,7 @@ from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from vprompt.bench.calls import RETRIES, Answers, Call, Lost, available_cpus, silent, use_threads
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 _PATIENCE = 5.0  # seconds that a process is given to end
 

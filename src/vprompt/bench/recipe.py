@@ -30,12 +30,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vprompt import ending, registry
-from vprompt import recipe as recipes
-from vprompt.errors import VPromptError
-from vprompt.mix import plan_of
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
+from vprompt.learning import ending
+from vprompt.learning.train_config import TrainConfig, combining_defaults
+from vprompt.pooling import recipe as recipes
+from vprompt.pooling.mix import plan_of
 from vprompt.stages import training_defaults
-from vprompt.train_config import TrainConfig, combining_defaults
 
 SUM = ("align", "scale", "safeguard", "move_scale", "form")
 SEED, DATA = "{seed}", "{data}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vprompt import precision
 from vprompt.bench import shared
 from vprompt.bench.calls import Call, Executor, Lost
 from vprompt.bench.executors import Local
@@ -15,10 +14,11 @@ from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import check_known
 from vprompt.bench.store import Store
 from vprompt.bench.work import choose, run_job
-from vprompt.errors import VPromptError
-from vprompt.files import read_json
+from vprompt.core import precision
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import read_json
+from vprompt.core.progress import SILENT, Progress
 from vprompt.opening import resolve_device
-from vprompt.progress import SILENT, Progress
 
 LOCAL = Local()
 # The candidate that is the method's result.

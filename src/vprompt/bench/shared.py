@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from vprompt import combining, pool, stages
+from vprompt import stages
+from vprompt.artifacts import pool
 from vprompt.bench.calls import Call
 from vprompt.bench.jobs import Job
 from vprompt.bench.work import load_backbone, open_target
-from vprompt.evidence import gather
-from vprompt.files import digest
-from vprompt.mix import Plan, plan_of
-from vprompt.progress import SILENT
-from vprompt.train_config import TrainConfig
+from vprompt.core.files import digest
+from vprompt.core.progress import SILENT
+from vprompt.learning.train_config import TrainConfig
+from vprompt.pooling import combining
+from vprompt.pooling.evidence import gather
+from vprompt.pooling.mix import Plan, plan_of
 
 PARTS = 32  # calls for one pool at most: each reads the whole pool
 _IMAGES = {"data", "shots", "train_on", "model", "image_size", "device", "allow_absent", "skip_bad"}

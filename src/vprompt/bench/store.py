@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprompt import artifact
+from vprompt.artifacts import artifact
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe, check_known, from_values
-from vprompt.errors import VPromptError
-from vprompt.files import read_json, write_json
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import read_json, write_json
 
 MANIFEST = "bench.json"
 

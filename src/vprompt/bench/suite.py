@@ -6,7 +6,7 @@ Adaptation Benchmark", arXiv 1910.04867.
 
 from collections.abc import Iterable, Mapping
 
-from vprompt import vtab
+from vprompt.data import vtab
 
 GROUPS = ("natural", "specialized", "structured")
 _POSITION = {task.id: index for index, task in enumerate(vtab.TASKS)}

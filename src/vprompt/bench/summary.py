@@ -11,7 +11,7 @@ from scipy.stats import rankdata, t
 from vprompt.bench import suite
 from vprompt.bench.runner import result
 from vprompt.bench.store import Cell, Store
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 Run: TypeAlias = tuple[str, str, int]  # method, task, seed
 

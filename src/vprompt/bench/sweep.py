@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vprompt import registry
 from vprompt.bench import suite
 from vprompt.bench.store import Store
 from vprompt.bench.summary import Spread, summarise
-from vprompt.errors import VPromptError
+from vprompt.core import registry
+from vprompt.core.errors import VPromptError
 from vprompt.report.comparisons import Curve
 
 FEWEST = 3  # values of lambda that make a curve

@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vprompt import flow, protocols, searching
-from vprompt.backbone import Backbone
+from vprompt import flow, searching
 from vprompt.bench.jobs import Job
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.progress import SILENT, Progress
+from vprompt.data.preprocessing import ImageSize
+from vprompt.data.task import Task
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models.backbone import Backbone
 from vprompt.opening import open_backbone, open_task
 from vprompt.outcome import Outcome
-from vprompt.preprocessing import ImageSize
-from vprompt.progress import SILENT, Progress
-from vprompt.protocol import Protocol
-from vprompt.task import Task
-from vprompt.train_config import TrainConfig
+from vprompt.results import protocols
+from vprompt.results.protocol import Protocol
 
 
 def run_job(

@@ -12,13 +12,13 @@ from typing import Any
 
 from PIL import Image
 
-from vprompt import files
+from vprompt.core import files
+from vprompt.core.errors import VPromptError
+from vprompt.core.progress import SILENT, Progress
 from vprompt.data.examples import Chosen, choose, seeded_order, tfds_order
 from vprompt.data.source import Example, Source
 from vprompt.data.sources import named_task, open_source
-from vprompt.errors import VPromptError
-from vprompt.progress import SILENT, Progress
-from vprompt.vtab import VtabTask
+from vprompt.data.vtab import VtabTask
 
 _VERSION = "1"  # of what is written
 _OTHER = "the official examples are replaced by others, drawn by a seed"

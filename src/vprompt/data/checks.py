@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from vprompt.data.inspect import LOSSY, ImageFacts
-from vprompt.tasks.vtab import SPLITS, Listed
-from vprompt.vtab import LOSSY as LOSSY_COPY
-from vprompt.vtab import VtabTask
+from vprompt.data.vtab import LOSSY as LOSSY_COPY
+from vprompt.data.vtab import VtabTask
+from vprompt.data.vtab_lists import SPLITS, Listed
 
 UNION = "train800val200"
 _CALTECH = {6_084: "as in task_adaptation", 6_085: "as in the shared folder release"}

@@ -13,8 +13,8 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vprompt.randomness import numpy_stream
-from vprompt.vtab import TRAIN, VAL, Slice, VtabTask
+from vprompt.core.randomness import numpy_stream
+from vprompt.data.vtab import TRAIN, VAL, Slice, VtabTask
 
 Order = Callable[[str, Sequence[str]], list[int]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from vprompt.decoding import collected, read_rgb
-from vprompt.progress import SILENT, Progress
+from vprompt.core.progress import SILENT, Progress
+from vprompt.data.decoding import collected, read_rgb
 
 LOSSY = ("JPEG", "MPO")  # WebP may be either, and nobody ships VTAB in it
 

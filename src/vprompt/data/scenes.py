@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vprompt.core.randomness import numpy_stream
 from vprompt.data.source import Example, Part, Source, files, hidden, open_dataset
-from vprompt.randomness import numpy_stream
 
 _CLEVR_DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0)  # of the closest object, in the scene's own unit
 _KITTI_DISTANCES = (8.0, 20.0)  # of the closest vehicle, in metres

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 
 INSTALL = "pip install 'vprompt[data]'"
 Example = tuple[Path | Image.Image, int]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import numpy_stream
+from vprompt.core.registry import suggest
 from vprompt.data import scenes
 from vprompt.data.source import Part, Source, arrays, files, hidden, open_dataset
-from vprompt.errors import VPromptError
-from vprompt.randomness import numpy_stream
-from vprompt.registry import suggest
-from vprompt.vtab import IDS, VtabTask, find
+from vprompt.data.vtab import IDS, VtabTask, find
 
 Opener = Callable[[Path, bool, int], Source]  # root, download, seed
 

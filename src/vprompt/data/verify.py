@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import digest
+from vprompt.core.progress import SILENT, Progress
 from vprompt.data.checks import CHECKS, UNION, Finding, Folder
 from vprompt.data.inspect import ImageFacts, inspect_images
 from vprompt.data.known import KNOWN_BAD
-from vprompt.errors import VPromptError
-from vprompt.files import digest
-from vprompt.progress import SILENT, Progress
-from vprompt.tasks.vtab import SPLITS, Listed, class_names, read_list
-from vprompt.vtab import VtabTask, find, find_folder, in_order
+from vprompt.data.vtab import VtabTask, find, find_folder, in_order
+from vprompt.data.vtab_lists import SPLITS, Listed, class_names, read_list
 
 
 @dataclass(frozen=True)

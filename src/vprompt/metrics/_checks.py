@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
-from vprompt.types import Labels
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Labels
 
 
 def contiguous(labels: Labels) -> tuple[Tensor, int]:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Labels, SourceProbabilities
 from vprompt.metrics._checks import contiguous
-from vprompt.types import Labels, SourceProbabilities
 
 
 def distributions(probabilities: SourceProbabilities) -> Tensor:

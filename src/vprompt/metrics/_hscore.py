@@ -2,9 +2,9 @@
 
 import torch
 
-from vprompt.errors import VPromptError
-from vprompt.linalg import cholesky, class_means_factor, shrinkage_intensity
-from vprompt.types import Features, Labels
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import cholesky, class_means_factor, shrinkage_intensity
+from vprompt.core.types import Features, Labels
 
 
 def shrunk_hscore(

@@ -11,10 +11,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
-from vprompt.linalg import ledoit_wolf_intensity
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import ledoit_wolf_intensity
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous
-from vprompt.types import Features, Labels
 
 RANGE = (-float("inf"), float("inf"))
 PARTS = ("both", "energy", "lda")

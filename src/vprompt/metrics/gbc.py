@@ -7,9 +7,9 @@ Reference: Pandy et al., "Transferability Estimation using Bhattacharyya Class S
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous, principal
-from vprompt.types import Features, Labels
 
 RANGE = (-float("inf"), float("inf"))
 COVARIANCES = ("spherical", "diagonal", "full")

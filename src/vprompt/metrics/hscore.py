@@ -9,9 +9,9 @@ Learning", ICIP 2019; shrinkage after Ibrahim et al., arXiv 2110.06893.
 
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._hscore import shrunk_hscore
-from vprompt.types import Features, Labels
 
 RANGE = (0.0, float("inf"))
 CONVENTIONS = ("share", "tllib")

@@ -7,8 +7,8 @@ Reference: shrinkage after Ibrahim et al., arXiv 2110.06893; the floor is the ex
 permutations of the labels, derived for this library.
 """
 
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._hscore import shrunk_hscore
-from vprompt.types import Features, Labels
 
 RANGE = (-float("inf"), 1.0)
 

@@ -5,10 +5,10 @@ Reference: "k-NN as a Simple and Effective Estimator of Transferability", arXiv 
 
 import torch
 
-from vprompt.errors import VPromptError
-from vprompt.linalg import unit_rows
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import unit_rows
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous
-from vprompt.types import Features, Labels
 
 RANGE = (0.0, 1.0)
 

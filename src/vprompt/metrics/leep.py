@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Labels, SourceProbabilities
 from vprompt.metrics._empirical import predicted
-from vprompt.types import Labels, SourceProbabilities
 
 RANGE = (-float("inf"), 0.0)
 RULES = ("e_leep", "ms_leep")

@@ -1,9 +1,9 @@
 """Linear probe: held-out accuracy of the closed-form head that `learn` and `combine` start from."""
 
-from vprompt.errors import VPromptError
-from vprompt.heads import closed_form
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous
-from vprompt.types import Features, Labels
+from vprompt.models.heads import closed_form
 
 RANGE = (-float("inf"), 1.0)
 

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous
-from vprompt.types import Features, Labels
 
 RANGE = (-float("inf"), float("inf"))
 _ITERATIONS, _TOLERANCE, _TINY = 100, 1e-3, 1e-12

@@ -9,8 +9,8 @@ Reference: Tran et al., "Transferability and Hardness of Supervised Classificati
 
 import torch
 
+from vprompt.core.types import Labels, SourceProbabilities
 from vprompt.metrics._empirical import distributions, joint, negative_conditional_entropy
-from vprompt.types import Labels, SourceProbabilities
 
 RANGE = (-float("inf"), 0.0)
 

@@ -10,10 +10,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous
 from vprompt.metrics._empirical import predicted
-from vprompt.types import Features, Labels
 
 RANGE = (-float("inf"), 0.0)
 COVARIANCES = ("diag", "full")

@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Features, Labels, OwnFeatures, OwnLabels
 from vprompt.metrics._checks import contiguous
 from vprompt.metrics._empirical import negative_conditional_entropy
-from vprompt.types import Features, Labels, OwnFeatures, OwnLabels
 
 RANGE = (-float("inf"), 0.0)
 VARIANTS = ("f_otce", "jc_nce")

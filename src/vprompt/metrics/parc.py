@@ -7,9 +7,9 @@ NeurIPS 2021, arXiv 2111.06977.
 import torch
 from scipy.stats import spearmanr
 
+from vprompt.core.randomness import stream
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous, principal
-from vprompt.randomness import stream
-from vprompt.types import Features, Labels
 
 RANGE = (-100.0, 100.0)
 

@@ -7,11 +7,11 @@ Reference: Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt 
 Tuning for Natural Language Processing", NAACL 2022, arXiv 2111.06719.
 """
 
-from vprompt.errors import VPromptError
-from vprompt.linalg import unit_rows
-from vprompt.mix import Plan
-from vprompt.registry import suggest
-from vprompt.types import PromptTokens, TargetTokens
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import unit_rows
+from vprompt.core.registry import suggest
+from vprompt.core.types import PromptTokens, TargetTokens
+from vprompt.pooling.mix import Plan
 
 RANGE = (-1.0, 1.0)
 SIMILARITIES = ("tokens", "mean")

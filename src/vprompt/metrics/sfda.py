@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous
-from vprompt.types import Features, Labels
 
 RANGE = (0.0, 1.0)
 _LEAST = 1e-10

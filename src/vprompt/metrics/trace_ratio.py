@@ -7,8 +7,8 @@ Reference: Wu et al., "H-ensemble: An Information Theoretic Approach to Reliable
 Multi-Source-Free Transfer", AAAI 2024, arXiv 2312.12489.
 """
 
-from vprompt.linalg import class_means_factor
-from vprompt.types import Features, Labels
+from vprompt.core.linalg import class_means_factor
+from vprompt.core.types import Features, Labels
 
 RANGE = (0.0, 1.0)
 

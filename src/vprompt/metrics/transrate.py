@@ -7,9 +7,9 @@ arXiv 2106.09362.
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Features, Labels
 from vprompt.metrics._checks import contiguous
-from vprompt.types import Features, Labels
 
 RANGE = (-float("inf"), float("inf"))
 

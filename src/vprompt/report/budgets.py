@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 from vprompt.report import canvas
 from vprompt.report.canvas import ACCENT, MUTED, QUIET, SECOND, WIDTH
 from vprompt.report.wording import Number, count, percent

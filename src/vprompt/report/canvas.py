@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextPath
 
-from vprompt.errors import VPromptError
-from vprompt.files import atomic_file
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import atomic_file
 from vprompt.report.wording import Number, signed
 
 WIDTH = 560  # user units, which are CSS pixels at full size

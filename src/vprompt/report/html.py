@@ -6,8 +6,8 @@ from typing import Any
 
 import jinja2
 
-from vprompt.errors import VPromptError
-from vprompt.files import write_text
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import write_text
 from vprompt.report import view
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy import linspace
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 from vprompt.report import canvas
 from vprompt.report.canvas import ACCENT, CARD, INK, MUTED, QUIET, RULE
 from vprompt.report.wording import plural

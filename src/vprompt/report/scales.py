@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 from vprompt.report import canvas
 from vprompt.report.canvas import ACCENT, INK, MUTED, QUIET, RULE, Drawing
 from vprompt.report.wording import signed

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from vprompt.errors import VPromptError
+from vprompt.core.errors import VPromptError
 from vprompt.report import canvas
 from vprompt.report.canvas import ACCENT, CARD, INK, MUTED, QUIET, WIDTH
 from vprompt.report.wording import plural, signed

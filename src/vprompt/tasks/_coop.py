@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprompt import lists
-from vprompt.errors import VPromptError
-from vprompt.files import digest
-from vprompt.finding import is_hidden, is_image, same_text
-from vprompt.registry import suggest
-from vprompt.sentences import GENERIC
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import digest
+from vprompt.core.registry import suggest
+from vprompt.data import lists
+from vprompt.data.finding import is_hidden, is_image, same_text
+from vprompt.data.sentences import GENERIC
 
 Item = tuple[str, int, str]  # image path below the image folder, label, class name
 SPLITS = ("train", "val", "test")

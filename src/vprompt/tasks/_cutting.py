@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vprompt.census import shares
-from vprompt.errors import VPromptError
-from vprompt.task import Split, split_by_class
+from vprompt.core.errors import VPromptError
+from vprompt.data.census import shares
+from vprompt.data.task import Split, split_by_class
 
 FRACTIONS = (0.64, 0.16, 0.2)
 _VAL_SHARE = 0.2  # of train, where train and test are given and nothing to validate on

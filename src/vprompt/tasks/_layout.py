@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vprompt.census import LeftOut, counted
-from vprompt.errors import VPromptError
-from vprompt.finding import SPLITS, Folder, no_image, same_text
-from vprompt.lists import is_list
+from vprompt.core.errors import VPromptError
+from vprompt.data.census import LeftOut, counted
+from vprompt.data.finding import SPLITS, Folder, no_image, same_text
+from vprompt.data.lists import is_list
 
 _DECORATION = (
     *("set", "sets", "data", "dataset", "images", "image", "imgs", "img", "split", "folder"),

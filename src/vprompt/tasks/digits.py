@@ -6,8 +6,8 @@ Repository, 1998.
 
 import numpy as np
 
-from vprompt.census import Reading
-from vprompt.task import SealedSplit, Split, Task, split_by_sizes
+from vprompt.data.census import Reading
+from vprompt.data.task import SealedSplit, Split, Task, split_by_sizes
 
 _SIZES = {"train": 800, "val": 200, "test": 797}
 

@@ -15,11 +15,11 @@ Reference: Matthey et al., "dSprites: Disentanglement testing Sprites dataset", 
 import numpy as np
 from numpy.typing import NDArray
 
-from vprompt.census import Reading
-from vprompt.errors import VPromptError
-from vprompt.randomness import numpy_stream
-from vprompt.registry import suggest
-from vprompt.task import SealedSplit, Split, Task
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import numpy_stream
+from vprompt.core.registry import suggest
+from vprompt.data.census import Reading
+from vprompt.data.task import SealedSplit, Split, Task
 
 SHAPES = ("square", "ellipse", "heart")
 COUNTS = (len(SHAPES), 6, 40, 32, 32)  # shape, scale, orientation, x, y

@@ -15,11 +15,11 @@ images", Machine Vision and Applications 32, 2021.
 import importlib.util
 from pathlib import Path
 
-from vprompt.census import Reading
-from vprompt.errors import VPromptError
-from vprompt.files import digest
-from vprompt.registry import suggest
-from vprompt.task import SealedSplit, Split, Task, split_by_sizes
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import digest
+from vprompt.core.registry import suggest
+from vprompt.data.census import Reading
+from vprompt.data.task import SealedSplit, Split, Task, split_by_sizes
 
 INSTALL = "pip install --no-deps elpv-dataset==1.0.0.post1"
 CLASSES = {

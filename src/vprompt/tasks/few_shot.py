@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from vprompt import files
-from vprompt.census import Reading
-from vprompt.errors import VPromptError
-from vprompt.task import SealedSplit, Split, Task
+from vprompt.core import files
+from vprompt.core.errors import VPromptError
+from vprompt.data.census import Reading
+from vprompt.data.task import SealedSplit, Split, Task
 from vprompt.tasks import _coop
 from vprompt.tasks._coop import Item, Listing
 

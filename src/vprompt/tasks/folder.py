@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vprompt import finding
-from vprompt.census import Reading
-from vprompt.errors import VPromptError
-from vprompt.task import SealedSplit, Split, Task
+from vprompt.core.errors import VPromptError
+from vprompt.data import finding
+from vprompt.data.census import Reading
+from vprompt.data.task import SealedSplit, Split, Task
 from vprompt.tasks._cutting import FRACTIONS, check_fractions, cut, given
 from vprompt.tasks._cutting import all_test as as_test
 from vprompt.tasks._layout import Layout, class_order, folders_of, read_layout

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vprompt import lists
-from vprompt.census import Reading
-from vprompt.errors import VPromptError
-from vprompt.finding import same_text
-from vprompt.lists import SPLITS, Listing, Row
-from vprompt.registry import suggest
-from vprompt.task import SealedSplit, Split, Task
+from vprompt.core.errors import VPromptError
+from vprompt.core.registry import suggest
+from vprompt.data import lists
+from vprompt.data.census import Reading
+from vprompt.data.finding import same_text
+from vprompt.data.lists import SPLITS, Listing, Row
+from vprompt.data.task import SealedSplit, Split, Task
 from vprompt.tasks._cutting import FRACTIONS, check_fractions, cut, given
 from vprompt.tasks._cutting import all_test as as_test
 

@@ -4,18 +4,14 @@ Reference: Zhai et al., "A Large-scale Study of Representation Learning with the
 Adaptation Benchmark", arXiv 1910.04867.
 """
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from vprompt import vtab
-from vprompt.census import Reading
-from vprompt.errors import VPromptError
-from vprompt.registry import suggest
-from vprompt.task import SealedSplit, Split, Task
-
-SPLITS = ("train800", "val200", "test")
-Listed = tuple[tuple[Path, ...], tuple[int, ...]]  # images and labels
+from vprompt.core.errors import VPromptError
+from vprompt.core.registry import suggest
+from vprompt.data import vtab
+from vprompt.data.census import Reading
+from vprompt.data.task import SealedSplit, Split, Task
+from vprompt.data.vtab_lists import SPLITS, Listed, class_names, read_list
 
 
 def load(*, root: str, name: str = "", prefix: str = "", allow_absent: bool = False) -> Task:
@@ -54,52 +50,6 @@ def load(*, root: str, name: str = "", prefix: str = "", allow_absent: bool = Fa
         },
         allow_absent=allow_absent,
         reading=Reading(f"as listed in {', '.join(f'{start}{split}.txt' for split in lists)}"),
-    )
-
-
-def read_list(folder: Path, file: str) -> Listed:
-    """Read lines of `relative/path label`; a line that cannot be read is named."""
-    paths, labels = [], []
-    for number, line in enumerate((folder / file).read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
-        name, _, label = line.rstrip().rpartition(" ")  # file names may hold spaces
-        if not name or not label.isdecimal():
-            raise VPromptError(
-                f"{folder / file}, line {number}: expected `relative/path label`, got {line!r}."
-            )
-        if "\\" in name and not (folder / name).is_file():
-            name = name.replace("\\", "/")  # written on Windows
-        path = folder / name
-        if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
-            raise VPromptError(f"{folder / file}, line {number}: {name!r} lies outside {folder}.")
-        paths.append(path)
-        labels.append(int(label))
-    if not paths:
-        raise VPromptError(f"{folder / file} lists no images.")
-    return tuple(paths), tuple(labels)
-
-
-def class_names(
-    folder: Path, start: str, lists: Mapping[str, Listed], known: vtab.VtabTask | None = None
-) -> tuple[str, ...]:
-    """Return the names in `classes.txt`; a class without one is called by its number.
-
-    A VTAB task has as many classes as it was published with, even if no list shows them all.
-    """
-    count = 1 + max(max(labels) for _, labels in lists.values())
-    file = folder / f"{start}classes.txt"
-    if not file.is_file():
-        return tuple(str(index) for index in range(max(count, known.classes if known else 0)))
-    names = {}
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
-        number, _, name = line.strip().partition(" ")
-        if number and not number.isdecimal():
-            raise VPromptError(f"{file}: expected `number name` in every line, got {line!r}.")
-        if number:
-            names[int(number)] = name
-    return tuple(
-        names.get(index, str(index)) for index in range(max(count, 1 + max(names, default=-1)))
     )
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
-from vprompt.linalg import cosine_matrix, unit_rows
-from vprompt.types import PromptTokens, SourceGradients, Weights
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import cosine_matrix, unit_rows
+from vprompt.core.types import PromptTokens, SourceGradients, Weights
 
 _SMALLEST = 1e-12  # below this length, gradients cancel and have no common direction
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vprompt.randomness import stream
-from vprompt.transfer._simplex import Objective, maximise
-from vprompt.types import Labels, SourceFeatures, Weights
+from vprompt.core.randomness import stream
+from vprompt.core.types import Labels, SourceFeatures, Weights
+from vprompt.pooling.simplex import Objective, maximise
 
 WIDTH = 64
 

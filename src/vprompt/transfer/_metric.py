@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from vprompt import scoring
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.mix import Plan
+from vprompt.core.errors import VPromptError
+from vprompt.pooling import scoring
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Plan
 
 
 def plan_of(metric: str) -> Plan:

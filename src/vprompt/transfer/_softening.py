@@ -5,8 +5,8 @@ An optimum of a few hundred images is often a single source, and another one for
 
 from torch import Tensor
 
-from vprompt.errors import VPromptError
-from vprompt.types import Weights
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Weights
 
 RULES = ("none", "bagged", "spread")
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from vprompt.adapter import Adapter, PromptAdapter
-from vprompt.errors import VPromptError
-from vprompt.mix import Mix, TuningStart
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter, PromptAdapter
+from vprompt.pooling.mix import Mix, TuningStart
 
 
 def best_once_tuned(

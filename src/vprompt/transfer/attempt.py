@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from vprompt.adapter import Adapter
-from vprompt.compose import check_same_place, combine
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.mix import Mix, Plan, TuningStart
-from vprompt.mixture import InstanceMixture
-from vprompt.registry import suggest
+from vprompt.core.errors import VPromptError
+from vprompt.core.registry import suggest
+from vprompt.learning.adapter import Adapter
+from vprompt.learning.mixture import InstanceMixture
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix, Plan, TuningStart
+from vprompt.prompts.compose import check_same_place, combine
 
 TARGETS = ("first", "mean", "zeros")
 

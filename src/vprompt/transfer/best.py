@@ -2,8 +2,8 @@
 
 import torch
 
-from vprompt.evidence import Evidence
-from vprompt.mix import Mix, Plan
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix, Plan
 from vprompt.transfer._metric import plan_of, scores_of
 
 

@@ -7,11 +7,11 @@ but a line to compare with. It never sees the test split.
 import torch
 from torch.nn import functional
 
-from vprompt.adapter import Adapter
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.heads import closed_form
-from vprompt.mix import EVERY_SOURCE, Mix, Plan, TuningStart
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter
+from vprompt.models.heads import closed_form
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import EVERY_SOURCE, Mix, Plan, TuningStart
 from vprompt.transfer._trial import best_once_tuned
 
 

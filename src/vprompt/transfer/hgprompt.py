@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.linalg import check_shrinkage
-from vprompt.mix import PUBLISHED, Mix, Plan
-from vprompt.registry import suggest
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import check_shrinkage
+from vprompt.core.registry import suggest
+from vprompt.core.types import Labels, SourceFeatures, Weights
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import PUBLISHED, Mix, Plan
+from vprompt.pooling.scores import AdjustedHScore, HScore, Times, TraceRatio
+from vprompt.pooling.simplex import Objective, Optimum, distinct, maximise, starts
+from vprompt.pooling.solvers import SOLVERS
 from vprompt.transfer import _alignment, _bootstrap, _softening
-from vprompt.transfer._scores import AdjustedHScore, HScore, Times, TraceRatio
-from vprompt.transfer._simplex import Objective, Optimum, distinct, maximise, starts
-from vprompt.transfer._solvers import SOLVERS
-from vprompt.types import Labels, SourceFeatures, Weights
 
 PRESETS: dict[str, dict[str, Any]] = {
     "robust": {

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.mix import Mix, Plan
+from vprompt.core.errors import VPromptError
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix, Plan
 
 Given = list[float | list[float]] | None
 

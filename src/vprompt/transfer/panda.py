@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.adapter import Adapter, PromptAdapter
-from vprompt.distilling import Distilled
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.features import features_of
-from vprompt.linalg import unit_rows
-from vprompt.mix import Mix, Plan, TuningStart
-from vprompt.registry import suggest
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import unit_rows
+from vprompt.core.registry import suggest
+from vprompt.learning.adapter import Adapter, PromptAdapter
+from vprompt.learning.distilling import Distilled
+from vprompt.models.features import features_of
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix, Plan, TuningStart
 
 DISTILLATIONS = ("kl", "mse", "published")
 STUDENTS = ("fresh", "source")

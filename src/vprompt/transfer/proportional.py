@@ -6,9 +6,9 @@ Reliable Few-Shot Multi-Source-Free Transfer", AAAI 2024, arXiv 2312.12489.
 
 import torch
 
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.mix import Mix, Plan
+from vprompt.core.errors import VPromptError
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix, Plan
 from vprompt.transfer._metric import plan_of, scores_of
 
 

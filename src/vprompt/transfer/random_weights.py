@@ -2,10 +2,10 @@
 
 import torch
 
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.mix import Mix
-from vprompt.randomness import numpy_stream
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import numpy_stream
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix
 
 
 def weigh(evidence: Evidence, *, seed: int = 0, concentration: float = 1.0) -> Mix:

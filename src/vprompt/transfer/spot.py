@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.adapter import Adapter
-from vprompt.errors import VPromptError
-from vprompt.evidence import Evidence
-from vprompt.linalg import unit_rows
-from vprompt.mix import Mix, Plan, TuningStart
-from vprompt.registry import suggest
+from vprompt.core.errors import VPromptError
+from vprompt.core.linalg import unit_rows
+from vprompt.core.registry import suggest
+from vprompt.core.types import SourceTokens, TargetTokens
+from vprompt.learning.adapter import Adapter
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix, Plan, TuningStart
 from vprompt.transfer._trial import best_once_tuned
-from vprompt.types import SourceTokens, TargetTokens
 
 SIMILARITIES = ("tokens", "mean", "moved")
 USES = ("average", "best")

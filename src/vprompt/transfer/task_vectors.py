@@ -9,8 +9,8 @@ Soft-Prompt Transfer", ECML PKDD 2025, arXiv 2408.01119.
 
 import torch
 
-from vprompt.evidence import Evidence
-from vprompt.mix import Mix, Plan
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix, Plan
 
 
 def plan() -> Plan:

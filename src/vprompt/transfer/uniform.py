@@ -2,8 +2,8 @@
 
 import torch
 
-from vprompt.evidence import Evidence
-from vprompt.mix import Mix
+from vprompt.pooling.evidence import Evidence
+from vprompt.pooling.mix import Mix
 
 
 def weigh(evidence: Evidence) -> Mix:

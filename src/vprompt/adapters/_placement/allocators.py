@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vprompt.randomness import numpy_stream, stream
+from vprompt.core.randomness import numpy_stream, stream
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vprompt.adapters._placement import scores
 from vprompt.adapters._placement.rules import Rules
-from vprompt.types import PromptTokens
+from vprompt.core.types import PromptTokens
 
 
 class Meter:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.adapters._start import blank_patches
-from vprompt.backbone import Backbone
-from vprompt.prompt import vpt_uniform
-from vprompt.randomness import stream
-from vprompt.types import Blocks
+from vprompt.core.randomness import stream
+from vprompt.core.types import Blocks
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import vpt_uniform
 
 
 class Fresh:

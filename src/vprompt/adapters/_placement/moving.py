@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vprompt.adapter import Training
 from vprompt.adapters._placement import scores
 from vprompt.adapters._placement.allocators import Allocator
 from vprompt.adapters._placement.meter import Meter
 from vprompt.adapters._placement.relocation import relocate
 from vprompt.adapters._placement.rules import Rules
 from vprompt.adapters._placement.scored import ScoredPrompt
-from vprompt.backbone import Backbone
-from vprompt.errors import VPromptError
-from vprompt.prompt import Prompt
-from vprompt.randomness import stream
+from vprompt.core.errors import VPromptError
+from vprompt.core.randomness import stream
+from vprompt.learning.adapter import Training
+from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt
 
 
 class MovingPrompt(ScoredPrompt):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vprompt.adapters._placement.allocators import Allocator, Situation
-from vprompt.randomness import stream
+from vprompt.core.randomness import stream
 
 HIDDEN, UPDATE_EVERY, STEPS, CLIP = 64, 2, 60, 0.2
 RATES = (3e-4, 1e-3)  # of the policy and of the critic

@@ -7,11 +7,11 @@ probe computes what a pass without one does, and its ordinary backward pass fill
 import torch
 from torch import Tensor
 
-from vprompt.attention import Attend, KeyValue, gated
-from vprompt.backbone import Backbone, extract
-from vprompt.errors import VPromptError
-from vprompt.prompt import Prompt
-from vprompt.types import Blocks, Images, PromptTokens
+from vprompt.core.errors import VPromptError
+from vprompt.core.types import Blocks, Images, PromptTokens
+from vprompt.models.attention import Attend, KeyValue, gated
+from vprompt.models.backbone import Backbone, extract
+from vprompt.prompts.prompt import Prompt
 
 
 class Probe:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.adapter import Training
 from vprompt.adapters._placement.allocators import Situation
 from vprompt.adapters._placement.moves import forget_row
 from vprompt.adapters._placement.rules import SIGNED
 from vprompt.adapters._placement.scored import ScoredPrompt
-from vprompt.randomness import stream
+from vprompt.core.randomness import stream
+from vprompt.learning.adapter import Training
 
 
 def relocate(prompt: ScoredPrompt, training: Training, place: dict[str, Any]) -> None:

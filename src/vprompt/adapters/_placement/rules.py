@@ -7,8 +7,8 @@ ours. docs/placement.md names the faults and gives the reasons.
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vprompt.errors import VPromptError
-from vprompt.registry import suggest
+from vprompt.core.errors import VPromptError
+from vprompt.core.registry import suggest
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {

@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.adapter import PromptAdapter, Training
 from vprompt.adapters._placement import scores
 from vprompt.adapters._placement.allocators import Allocator
 from vprompt.adapters._placement.moves import Fresh
 from vprompt.adapters._placement.probe import Probe, sorted_prompt
 from vprompt.adapters._placement.rules import LEARNERS, Rules
-from vprompt.backbone import Backbone, Entering, extract
-from vprompt.prompt import Prompt
-from vprompt.types import Features, Images
+from vprompt.core.types import Features, Images
+from vprompt.learning.adapter import PromptAdapter, Training
+from vprompt.models.backbone import Backbone, Entering, extract
+from vprompt.prompts.prompt import Prompt
 
 
 class ScoredPrompt(PromptAdapter):

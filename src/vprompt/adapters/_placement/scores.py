@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vprompt.types import Blocks, PromptTokens
+from vprompt.core.types import Blocks, PromptTokens
 
 
 def taylor(tokens: PromptTokens, gradient: PromptTokens) -> Tensor:

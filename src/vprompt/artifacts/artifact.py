@@ -1,0 +1,261 @@
+"""Artefact: a prompt on disk as PEFT lays it out, written atomically and read as mere data.
+
+    my-prompt/
+      adapter_config.json         what it is, for which backbone and preprocessing, its recipe
+      adapter_model.safetensors   prompt_embeddings.{block}, head.weight, head.bias, task_embedding;
+                                  text_prompt_embeddings.{block} of a text tower;
+                                  adapter.{name} for a method without a prompt;
+                                  start_embeddings.{block} where the start has no name and seed
+      README.md                   the card for people
+      run.json                    the record of the run that made it, where there is one
+
+`header.py` and `codec.py` check a stranger's folder before anything of it is used.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vprompt.artifacts import codec
+from vprompt.artifacts.header import CONFIG, TENSORS, check_folder, read_config
+from vprompt.core import distributed
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import (
+    atomic_folder,
+    read_json,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from vprompt.data.preprocessing import DataConfig
+from vprompt.models.backbone import Backbone
+from vprompt.models.heads import Head
+from vprompt.models.two_tower import TextPrompt, TwoTower
+from vprompt.prompts.prompt import Prompt, prompt_digest
+
+CARD, RUN = "README.md", "run.json"
+LARGEST_RUN = 2**26  # bytes
+_STATE = "adapter."
+_QUICK = "_clip_quickgelu_"  # in timm's names
+_LONGEST = 60  # characters of a value in an error
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A prompt, its head, the task's embedding, and everything its card and config say.
+
+    `config` holds the keys of `adapter_config.json`; `folder` is where it was read from. `state`
+    is what a method without a prompt trained, by name; `config["method"]` says which. `text` is the
+    other half of a prompt for two towers; the head then holds its classes' features. `start` is
+    what the prompt was learned from, where `config["prompt_init"]` does not say how to compute it.
+    """
+
+    prompt: Prompt | None
+    head: Head
+    task_embedding: Tensor
+    config: dict[str, Any]
+    card: str = ""
+    folder: Path | None = field(default=None, compare=False)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    text: TextPrompt | None = None
+    start: Prompt | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or the task's where it was never saved."""
+        return self.folder.name if self.folder else str(self.config.get("task", {}).get("name", ""))
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels in the order of the head's rows."""
+        return list(self.config["label_names"])
+
+    @property
+    def data_config(self) -> DataConfig:
+        """The preprocessing that the prompt was learned with."""
+        return DataConfig.from_json(self.config["data_config"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the image prompt's tokens and placement: what evidence depends on."""
+        return prompt_digest(self.prompt)
+
+
+def make_config(
+    backbone: Backbone,
+    prompt: Prompt | None,
+    classes: tuple[str, ...],
+    text: TextPrompt | None = None,
+    head: Head | None = None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Return the keys of `adapter_config.json`; `facts` are further keys such as the recipe.
+
+    `head_features` is how wide what the head sees is, where that is not the backbone's feature.
+    """
+    cosine = head is not None and head.cosine
+    width = backbone.feature_dim if head is None else head.weight.shape[1]
+    wide = {} if width == backbone.feature_dim else {"head_features": width}
+    config = {
+        "peft_type": "VISUAL_PROMPT",
+        "task_type": "IMAGE_CLASSIFICATION",
+        "peft_version": None,
+        "format_version": 3 if wide else 2 if cosine or text else 1,
+        "base_model_name_or_path": backbone.name,
+        "revision": None,
+        "base_model_fingerprint": backbone.fingerprint,
+        "inference_mode": True,
+        **codec.placement(prompt, backbone.depth, backbone.dim),
+        "feature_dim": backbone.feature_dim,
+        **wide,
+        "insert_position": "after_prefix",
+        "modules_to_save": ["head"],
+        "head_type": "cosine" if cosine else "linear",
+        "num_classes": len(classes),
+        "label_names": list(classes),
+        "data_config": backbone.data_config.to_json(),
+        **facts,
+    }
+    if text is not None:
+        assert isinstance(backbone, TwoTower)
+        tower = backbone.text
+        config["text"] = {
+            "templates": list(text.templates),
+            **codec.placement(text.prompt, tower.depth, tower.dim),
+        }
+    return config
+
+
+def save(
+    artifact: Artifact,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    run: dict[str, Any] | None = None,
+) -> None:
+    """Write the folder, with the record of the run if there is one; complete or not at all.
+
+    Of several processes that share a run, the first alone writes.
+    """
+    if not distributed.is_first():
+        return
+    tensors = {"head.weight": artifact.head.weight, "head.bias": artifact.head.bias}
+    tensors["task_embedding"] = artifact.task_embedding
+    tensors |= codec.prompt_tensors(artifact.prompt, "prompt_embeddings")
+    tensors |= codec.prompt_tensors(artifact.start, "start_embeddings")
+    if artifact.text is not None:
+        tensors |= codec.prompt_tensors(artifact.text.prompt, "text_prompt_embeddings")
+    tensors |= {f"{_STATE}{name}": value for name, value in artifact.state.items()}
+    folder = Path(folder).expanduser()
+    check_replaceable(folder)
+    plain = {key: value.float().cpu().contiguous() for key, value in tensors.items()}
+    with atomic_folder(folder, overwrite=overwrite) as draft:
+        write_tensors(draft / TENSORS, plain, {"format": "pt"})
+        write_json(draft / CONFIG, artifact.config)
+        write_text(draft / CARD, artifact.card)
+        if run is not None:
+            write_json(draft / RUN, run)
+
+
+def read_run(path: Path | str) -> dict[str, Any]:
+    """Return the record of a run, from a `run.json` or from an artefact that holds one."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        check_folder(path)
+        path = path / RUN
+    if path.is_file() and path.stat().st_size > LARGEST_RUN:
+        raise VPromptError(f"{path} is too large to be the record of a run.")
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("tuning"), dict):
+        raise VPromptError(f"{path} is not the record of a run. Give a run.json or an artefact.")
+    return record
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise VPromptError unless the place is free, empty or an artefact; nothing else goes."""
+    occupied = folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()
+    if occupied or folder.is_file():
+        raise VPromptError(
+            f"{folder} holds something that is not an artefact, and it will not be replaced. Name "
+            f"a new folder, such as {folder / 'mine'}."
+        )
+
+
+def load(folder: Path | str) -> Artifact:
+    """Read and check a folder.
+
+    Raises VPromptError with the reason when it is not an artefact, is truncated, holds a pickle,
+    a link that leads out of the folder, or a tensor that is missing, misshapen or not finite.
+    """
+    folder = Path(folder).expanduser()
+    config = read_config(folder)
+    tensors = codec.read_tensors(folder)
+    prompt, text = codec.take_prompt(folder, config, tensors, "prompt_embeddings"), None
+    start = None
+    if any(name.startswith("start_embeddings.") for name in tensors):
+        start = codec.take_prompt(folder, config, tensors, "start_embeddings")
+    if config.get("text") is not None:
+        words = codec.take_prompt(folder, config["text"], tensors, "text_prompt_embeddings")
+        text = TextPrompt(tuple(config["text"]["templates"]), words)
+    classes, width = config["num_classes"], config["feature_dim"]
+    seen = config.get("head_features", width)
+    weight = codec.expect(folder, tensors, "head.weight", (classes, seen))
+    bias = codec.expect(folder, tensors, "head.bias", (classes,))
+    embedding = codec.expect(folder, tensors, "task_embedding", (width,))
+    state = {k.removeprefix(_STATE): tensors.pop(k) for k in [*tensors] if k.startswith(_STATE)}
+    if state and not isinstance(config.get("method"), str):
+        raise VPromptError(f"{folder / CONFIG} does not say which method its tensors belong to.")
+    codec.check_none_left(folder, tensors)
+    card = folder / CARD
+    words_of_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    head = Head(weight, bias, cosine=config.get("head_type") == "cosine")
+    return Artifact(prompt, head, embedding, config, words_of_card, folder, state, text, start)
+
+
+def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The prompt") -> None:
+    """Raise VPromptError naming every field in which artefact and backbone differ."""
+    shown = differences(config, backbone)
+    if shown:
+        raise VPromptError(
+            f"{what} was learned on {config['base_model_name_or_path']!r}, but the backbone is "
+            f"{backbone.name!r}. They differ in {shown}. Load the backbone the prompt names, or "
+            "add --force to use it all the same."
+        )
+
+
+def differences(config: dict[str, Any], backbone: Backbone) -> str:
+    """Return every field in which artefact and backbone differ, with both values, or nothing."""
+    mine = make_config(backbone, None, ())
+    fields = ["token_dim", "feature_dim", "num_layers", "data_config", "base_model_fingerprint"]
+    # The range of values is of the images that were learned from, not of a backbone.
+    seen = replace(DataConfig.from_json(config["data_config"]), values=None)
+    theirs = {**config, "data_config": seen.to_json()}
+    differ = [name for name in fields if theirs[name] != mine[name]]
+    sizes = [entry["data_config"].get("input_size") for entry in (config, mine)]
+    if sizes[0] != sizes[1] and "base_model_fingerprint" in differ:
+        differ.remove("base_model_fingerprint")  # resampled positions change it, not the model
+    if _other_activation(theirs["base_model_name_or_path"], backbone.name):
+        differ.append("base_model_name_or_path")
+    return "; ".join(
+        f"{name}: {_short(theirs[name])} against {_short(mine[name])}" for name in differ
+    )
+
+
+def _other_activation(one: str, other: str) -> bool:
+    """Say whether two names are of the same CLIP weights, one of them under QuickGELU.
+
+    timm has such pairs, and an activation has no weights that a fingerprint would tell apart.
+    """
+    plain = {name.replace(_QUICK, "_clip_") for name in (one, other)}
+    return one != other and len(plain) == 1
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    if text.startswith("sha256:"):
+        return text[:19]
+    # A text may be anything; other values were checked, and their end may be what differs.
+    cut = isinstance(value, str) and len(text) > _LONGEST
+    return f"{text[:_LONGEST]} ..." if cut else text

@@ -1,0 +1,270 @@
+"""Hub: artefacts to and from a model hub, the only module that uses the network for them.
+
+`hf-hub:user/name@revision` names an artefact on the Hugging Face Hub, at the root of a model
+repository. Fetched are the four files of an artefact and nothing else; they are checked as any
+stranger's folder and kept in the cache by commit, so what was fetched once needs no network.
+"""
+
+import atexit
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vprompt.artifacts import artifact, cards
+from vprompt.artifacts.artifact import CARD, CONFIG, LARGEST_RUN, RUN, TENSORS
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import atomic_folder, cache_folder, optional
+from vprompt.core.progress import SILENT, Progress
+
+PREFIX = "hf-hub:"
+FILES = (CONFIG, TENSORS, CARD, RUN)
+LARGEST = {CONFIG: 2**22, TENSORS: 2**31, CARD: 2**22, RUN: LARGEST_RUN}  # bytes
+_SPEC = re.compile(r"hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+_FOR_NOW: list[Path] = []  # where a process keeps what its cache could not, if there is such
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One repository that a search found; `artifact` is what `--artifact` and `--pool` take."""
+
+    artifact: str
+    backbone: str
+    tags: tuple[str, ...]
+    downloads: int
+    updated: str
+
+
+def is_hub(place: Path | str) -> bool:
+    """Say whether a place names an artefact on a hub."""
+    return str(place).startswith(PREFIX)
+
+
+def folder_of(place: Path | str, *, progress: Progress = SILENT) -> Path:
+    """Return the folder that a person names: one on this disk, or one that is pulled first."""
+    return pull(str(place), progress=progress) if is_hub(place) else Path(place).expanduser()
+
+
+def origin(folder: Path) -> str:
+    """Return where a folder comes from: `hf-hub:user/name@commit` if pulled, else its own path."""
+    for root in (_kept(), *_FOR_NOW):
+        if Path(folder).is_relative_to(root):
+            user, commit, name = Path(folder).relative_to(root).parts
+            return f"{PREFIX}{user}/{name}@{commit}"
+    return str(folder)
+
+
+def pull(
+    spec: str,
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Path:
+    """Return the folder of an artefact on the hub, fetched, checked and kept in the cache.
+
+    `output` is a folder to copy it to, which is returned then. Without a network the copy that was
+    fetched last is used, and `progress` says so. Raises VPromptError when there is none, when the
+    repository holds no artefact or too large a file, and with the reason of `artifact.load` when
+    it is not sound.
+    """
+    repo, revision = _parse(spec)
+    if output is not None and overwrite:
+        artifact.check_replaceable(output)
+    commit = revision if revision and _COMMIT.fullmatch(revision) else None
+    if commit is None or not os.path.isdir(_folder(repo, commit)):
+        snapshot = _fetch(spec, repo, revision, progress)
+        commit = snapshot.name
+        if not os.path.isdir(_folder(repo, commit)):
+            with optional():
+                _copy(snapshot, _folder(repo, commit), spec, overwrite=True)
+        if not os.path.isdir(_folder(repo, commit)):
+            _copy(snapshot, _below(_folder_for_now(), repo, commit), spec, overwrite=True)
+    if output is None:
+        return _folder(repo, commit)
+    _copy(_folder(repo, commit), output, spec, overwrite=overwrite)
+    return output
+
+
+def push(
+    folder: Path | str,
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str = "Upload a visual prompt",
+) -> str:
+    """Upload an artefact and return `hf-hub:user/name@commit`.
+
+    It is checked first, as if a stranger had made it. The repository is made if it is not there,
+    private unless told otherwise; `revision` is a branch. The card is uploaded with the tags by
+    which `find` finds it; the folder stays as it is.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    repo, _ = _parse(f"{PREFIX}{repo.removeprefix(PREFIX)}")
+    loaded = artifact.load(folder)
+    card = cards.tagged(loaded.card, loaded.config).encode()
+    contents = {name: Path(folder) / name for name in FILES if (Path(folder) / name).is_file()}
+    operations = [
+        CommitOperationAdd(name, card if name == CARD else path)
+        for name, path in {**contents, CARD: Path(folder) / CARD}.items()
+    ]
+    api = _api()
+    with _explained(f"{folder} cannot be uploaded to {repo}"):
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
+    return f"{PREFIX}{repo}@{commit.oid}"
+
+
+def find(query: str | None = None, *, backbone: str | None = None, limit: int = 50) -> list[Found]:
+    """Return the repositories that hold artefacts, by a word in their name and by backbone.
+
+    `backbone` is a name as artefacts give it, such as `vit_base_patch16_224.augreg_in21k`.
+    """
+    filters = ["vprompt", *([cards.backbone_tag(backbone)] if backbone else [])]
+    with _explained("The hub cannot be searched"):
+        models = list(_api().list_models(filter=filters, search=query, limit=limit))
+    return [
+        Found(
+            f"{PREFIX}{model.id}",
+            cards.backbone_of(model.tags or ()),
+            tuple(model.tags or ()),
+            model.downloads or 0,
+            model.last_modified.date().isoformat() if model.last_modified else "",
+        )
+        for model in models
+    ]
+
+
+def _copy(source: Path, target: Path, spec: str, *, overwrite: bool) -> None:
+    """Copy the four files, links resolved: the library links into a store of its own."""
+    with atomic_folder(target, overwrite=overwrite) as draft:
+        for name in FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, draft / name)
+        try:
+            artifact.load(draft)
+        except VPromptError as error:
+            reason = str(error).replace(str(draft), spec)
+            raise VPromptError(f"What was fetched is refused: {reason}") from None
+
+
+def _fetch(spec: str, repo: str, revision: str | None, progress: Progress) -> Path:
+    """Return the library's snapshot of the four files, its folder named by the commit."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api, wanted = _api(), {"revision": revision, "allow_patterns": list(FILES)}
+    try:
+        info = api.model_info(repo, revision=revision, files_metadata=True)
+    except Exception as error:  # which HTTP library raises here depends on huggingface_hub's age
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, HfHubHTTPError) and status in (401, 403, 404):
+            raise VPromptError(_refusal(spec, error)) from None
+        try:
+            snapshot = Path(api.snapshot_download(repo, local_files_only=True, **wanted))
+        except Exception:
+            raise VPromptError(
+                f"{spec} cannot be fetched ({_short(error)}), and no copy of it is in the cache. "
+                f"Fetch it once with a network: `vprompt share pull {spec}`."
+            ) from None
+        progress.say(f"the hub cannot be reached: used the copy of {spec} at {snapshot.name[:12]}")
+        return snapshot
+    sizes = {each.rfilename: each.size for each in info.siblings or ()}
+    lacks = [name for name in (CONFIG, TENSORS) if name not in sizes]
+    if lacks:
+        raise VPromptError(f"{spec} holds no artefact: it lacks {' and '.join(lacks)}.")
+    for name in FILES:
+        size = sizes.get(name, 0)
+        if size is None or size > LARGEST[name]:
+            raise VPromptError(
+                f"{spec}: {name} has {'an unknown number of' if size is None else size} bytes; no "
+                "artefact's is so large."
+            )
+    with _explained(f"{spec} cannot be fetched"):
+        snapshot = Path(api.snapshot_download(repo, **wanted))
+    if info.sha is not None and snapshot.name != info.sha:  # None: a hub that names no commit
+        raise VPromptError(f"{spec} changed while it was fetched. Run the same command again.")
+    return snapshot
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what the hub's library raises into one sentence, and show no bars for kilobytes."""
+    from huggingface_hub import utils
+
+    shown = not utils.are_progress_bars_disabled()
+    if shown:
+        utils.disable_progress_bars()
+    try:
+        yield
+    except Exception as error:
+        raise VPromptError(_refusal(what, error)) from None
+    finally:
+        if shown:
+            utils.enable_progress_bars()
+
+
+def _refusal(what: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        reason = "you are not logged in, or not allowed to. Log in: `hf auth login`"
+    elif status == 404:
+        reason = "there is no such repository or revision, or it is private and you are not in it"
+    else:
+        reason = _short(error)
+    return f"{what}: {reason}."
+
+
+def _short(error: Exception) -> str:
+    """Return an error's kind and its first line: libraries write pages."""
+    first = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+    return f"{type(error).__name__}: {first}"
+
+
+def _parse(spec: str) -> tuple[str, str | None]:
+    found = _SPEC.fullmatch(spec)
+    if found is None or ".." in spec:
+        raise VPromptError(
+            f"An artefact on the hub is `hf-hub:user/name` or `hf-hub:user/name@revision`, but got "
+            f"{spec!r}."
+        )
+    return f"{found[1]}/{found[2]}", found[3]
+
+
+def _kept() -> Path:
+    return cache_folder() / "hub"
+
+
+def _folder_for_now() -> Path:
+    """Return a folder for this process alone, where the cache cannot be written."""
+    if not _FOR_NOW:
+        _FOR_NOW.append(Path(tempfile.mkdtemp(prefix="vprompt.artifacts.hub.")))
+        atexit.register(shutil.rmtree, _FOR_NOW[0], ignore_errors=True)
+    return _FOR_NOW[0]
+
+
+def _folder(repo: str, commit: str) -> Path:
+    """Return where a commit of an artefact is kept, or would be."""
+    places = [_below(root, repo, commit) for root in (_kept(), *_FOR_NOW)]
+    return next((place for place in places if os.path.isdir(place)), places[0])
+
+
+def _below(root: Path, repo: str, commit: str) -> Path:
+    user, name = repo.split("/")
+    return root / user / commit / name
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi
+
+    # Given here, since the library reads it once, when something else first imports it.
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="vprompt")

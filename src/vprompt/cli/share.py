@@ -1,0 +1,67 @@
+"""Command line of `vprompt share`: artefacts to and from a model hub."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vprompt.cli import terminal
+from vprompt.cli.options import JsonOption, OverwriteOption, QuietOption
+
+app = typer.Typer(help="Send prompts to a model hub, fetch and find them.", no_args_is_help=True)
+
+
+@app.command("push")
+def share_push(
+    artifact: Annotated[Path, typer.Argument(help="Artefact folder.")],
+    repo: Annotated[str, typer.Argument(help="Where to, as user/name; made if not there.")],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Of a repository that is made.")
+    ] = True,
+    revision: Annotated[str | None, typer.Option(help="A branch. Default: main.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload a visual prompt",
+) -> None:
+    """Check an artefact and upload it; the card and run.json tell how it was made."""
+    from vprompt.artifacts import hub
+
+    print(hub.push(artifact, repo, private=private, revision=revision, message=message))
+
+
+@app.command("pull")
+def share_pull(
+    artifact: Annotated[str, typer.Argument(help="hf-hub:user/name, or with @revision.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Copy it to this folder too; default: the cache alone.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fetch an artefact, check it, and print its folder."""
+    from vprompt.artifacts import hub
+
+    with terminal.progress(quiet) as progress:
+        folder = hub.pull(artifact, output=output, overwrite=overwrite, progress=progress)
+    print(folder)
+
+
+@app.command("find")
+def share_find(
+    query: Annotated[str | None, typer.Argument(help="A word in the name.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--model", "--backbone", help="Only prompts for this backbone.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most this many.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List the prompts on the hub, by name and backbone."""
+    from vprompt.artifacts import hub
+
+    found = hub.find(query, backbone=backbone, limit=limit)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    rows = [[each.artifact, each.backbone, str(each.downloads), each.updated] for each in found]
+    heads = ["artefact", "backbone", "downloads", "updated"]
+    terminal.table(heads, [[terminal.printable(cell) for cell in row] for row in rows])

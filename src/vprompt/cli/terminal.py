@@ -1,0 +1,323 @@
+"""Terminal: progress bars, tables and the summary of a run; nothing else prints."""
+
+import json
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vprompt.core.errors import CacheWarning, VPromptError
+from vprompt.core.progress import SILENT, Progress
+
+_STOPPED = 130  # the exit code of a program that Ctrl-C ended
+_FOLDED = 100  # rows up to which a table is folded to the width of its window
+
+
+class _Bars:
+    """Shows a bar per step on standard error, so that standard output stays a result."""
+
+    def __init__(self, display: Any) -> None:
+        self.display = display
+
+    @contextmanager
+    def step(self, description: str, total: int) -> Iterator["_Bar"]:
+        """Open a bar."""
+        bar = self.display.add_task(description, total=total, note="")
+        yield _Bar(self.display, bar)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        # A sentence is not folded: it may name a file, and other programs read it by lines.
+        self.display.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
+class _Bar:
+    def __init__(self, display: Any, bar: Any) -> None:
+        self.display, self.bar = display, bar
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        fields = {"note": note} if note else {}
+        self.display.update(self.bar, advance=amount, **fields)
+
+
+def write_any_text() -> None:
+    """Let every text be printed: what a terminal's encoding lacks is written as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        change = getattr(stream, "reconfigure", None)
+        if change is not None:
+            change(errors="backslashreplace")
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Yield bars with counts, time left and a note; silent when asked."""
+    if quiet:
+        yield SILENT
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = [
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with RichProgress(*columns, console=Console(stderr=True)) as display:
+        yield _Bars(display)
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Show a run's warnings as sentences, and say what Ctrl-C leaves a person with, bars or not."""
+    shown_otherwise = warnings.showwarning
+
+    def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+        if issubclass(category, CacheWarning):
+            print(f"{name}: {printable(str(message))}", file=sys.stderr)
+        else:
+            shown_otherwise(message, category, *where, **more)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CacheWarning)
+            warnings.showwarning = show
+            yield
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # Typer turns Ctrl-C into an exit code, without a word.
+        if isinstance(ended, SystemExit) and ended.code != _STOPPED:
+            raise
+        print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
+        raise SystemExit(_STOPPED) from None
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns; numbers to the right."""
+    numeric = [
+        all(
+            re.sub("[.,]", "", row[column].rstrip(" %")).lstrip("-").isdecimal()
+            for row in rows
+            if row[column]
+        )
+        for column in range(len(heads))
+    ]
+    if len(rows) > _FOLDED:
+        _plain_table(heads, rows, numeric)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for head, right in zip(heads, numeric, strict=True):
+        drawn.add_column(head, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(printable, row))
+    # A pipe gets the whole line, a window gets its own width.
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False, markup=False).print(drawn)
+
+
+def _plain_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]
+) -> None:
+    """Print aligned columns whole, however wide: to fold a thousand rows takes seconds."""
+    from rich.cells import cell_len
+
+    cells = [list(heads), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(heads))]
+    lines = []
+    for row in cells:
+        padding = [" " * (w - cell_len(c)) for c, w in zip(row, widths, strict=True)]
+        columns = zip(row, padding, numeric, strict=True)
+        lines.append("  ".join(p + c if right else c + p for c, p, right in columns).rstrip())
+    print("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Return text without control characters: a stranger's label must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+@contextmanager
+def reading_record(path: Path) -> Iterator[None]:
+    """Say that a record is not whole where something in it is missing or of another kind.
+
+    A record may come from a stranger, and what reads it trusts its form.
+    """
+    try:
+        yield
+    except VPromptError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise VPromptError(
+            f"{path} is not the whole record of a run: {type(error).__name__} {error}."
+        ) from error
+
+
+def _gain(gain: Any) -> str:
+    low, high = 100 * gain.low, 100 * gain.high
+    return f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def show(
+    outcome: Any,
+    output: Path | None,
+    report: Path | None,
+    freeze_report: bool = False,
+    scale_path: Path | None = None,
+) -> None:
+    """Print what a run found, where it is, and, where asked, every tensor that was trained.
+
+    `scale_path` is where the scales of a sum of moves are drawn.
+    """
+    from vprompt.report import write_report
+
+    run = outcome.run
+    if "transfer" in run:
+        sources = sorted(run["transfer"]["sources"], key=lambda source: -source["weight"])
+        sizes = run.get("moves", {}).get("sizes", {})
+        table(
+            ["source", "weight", "H-score", *(["size of its move"] if sizes else [])],
+            [
+                [
+                    s["name"],
+                    f"{s['weight']:.3f}",
+                    f"{s['hscore']:.3f}",
+                    *([f"{sizes[s['name']]:.2f}"] if sizes else []),
+                ]
+                for s in sources
+            ],
+        )
+        print(f"even weights would be {1 / len(sources):.3f}\n")
+    if "moves" in run:
+        _scales(run["moves"])
+    if outcome.test:
+        measurements(run["task"]["name"], outcome.test)
+    tuning = run["tuning"]
+    if "started_from" in run:
+        print(f"\nstarted from: {run['started_from']}", end="")
+    print(f"\n{tuning['kept']}")
+    parameters = tuning["parameters"]
+    parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    trained = sum(parameters.values())
+    whole = trained + tuning["frozen"]
+    print(
+        f"trainable params: {trained:,} ({parts}) || all params: {whole:,} || "
+        f"trainable%: {100 * trained / whole:.4f}"
+    )
+    if run["protocol"]:
+        departures = run["protocol"]["departures"]
+        print(f"departures from protocol {run['protocol']['name']}: {len(departures) or 'none'}")
+        for sentence in departures:
+            print(f"  {sentence}")
+    if freeze_report:
+        _freeze_report(run)
+    if output is not None:
+        print(f"artefact: {output}")
+    if scale_path is not None:
+        from vprompt.report.scales import write_scale_path
+
+        write_scale_path(run, scale_path)
+        print(f"scales:   {scale_path}")
+    if report is not None:
+        write_report(run, report)
+        print(f"report:   {report}")
+
+
+def _scales(moves: Mapping[str, Any]) -> None:
+    """Print the scales that were looked at, which was taken, and what the pool is worth."""
+    rows = []
+    for point in moves["path"]:
+        judged = point["cv_loss"] is not None
+        taken = "members" not in moves and point["name"] == moves["chosen"]
+        rows.append(
+            [
+                point["name"],
+                f"{point['alike']:.2f}",
+                f"{point['cv_loss']:.3f}" if judged else "",
+                f"{100 * point['cv_accuracy']:.1f} %" if judged else point["problem"] or "",
+                "yes" if taken else "",
+            ]
+        )
+    held = moves["held_out"]
+    if "members" in moves:
+        name = f"ensemble of {len(moves['members'])}, x{moves['member_scale']:g}"
+        cells = [f"{held['loss']:.3f}", f"{100 * held['accuracy']:.1f} %"] if held else ["", ""]
+        rows.append([name, "", *cells, "" if moves["unused"] else "yes"])
+    heads = ["scale of the move", "likeness", "held-out loss", "held-out accuracy", "taken"]
+    table(heads, rows)
+    print(f"\n{moves['verdict']}\n")
+
+
+def measurements(task: str, found: dict[str, Any]) -> None:
+    """Print accuracies on a test split, each with its gain over the first."""
+    rows = [
+        [
+            name,
+            f"{100 * m.acc1:.1f} %",
+            f"{100 * m.low:.1f} to {100 * m.high:.1f} %",
+            "" if m.gain is None else _gain(m.gain),
+        ]
+        for name, m in found.items()
+    ]
+    first, images = next((name, m.images) for name, m in found.items())
+    heads = [f"{task}, {images} test images", "accuracy", "95 % interval"]
+    table([*heads, f"over {first}, paired"], rows)
+
+
+def _freeze_report(run: dict[str, Any]) -> None:
+    """Print the shape and size of every tensor that was trained, and what stayed frozen."""
+    tuning, backbone = run["tuning"], run["backbone"]
+    rows = [
+        [name, " x ".join(map(str, shape)) or "1", f"{math.prod(shape):,}"]
+        for name, shape in tuning["trained"].items()
+    ]
+    rows.append(["head", "", f"{tuning['parameters']['head']:,}"])
+    print()
+    table(["trained", "shape", "numbers"], rows)
+    print(f"frozen of {backbone['name']}: {tuning['frozen']:,} numbers")
+
+
+def scores(found: Any, metric: str, as_json: bool) -> None:
+    """Print the sources by one metric, best first, or by several."""
+    if isinstance(found, dict):
+        _rankings(found, as_json)
+    elif as_json:
+        print(json.dumps([{"source": name, "score": value} for name, value in found], indent=2))
+    else:
+        table(["source", metric], [[name, f"{value:.4f}"] for name, value in found])
+
+
+def _rankings(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print every metric's score and rank of every source, and why there is none where not."""
+    if as_json:
+        plain = {
+            name: {"scores": dict(s.ranked), "missing": s.missing, "seconds": round(s.seconds, 4)}
+            for name, s in found.items()
+        }
+        print(json.dumps(plain, indent=2))
+        return
+    order = {source: None for s in found.values() for source, _ in s.ranked}
+    rows = []
+    for source in order:
+        cells = [source]
+        for each in found.values():
+            place = [name for name, _ in each.ranked]
+            held = source in place
+            value = dict(each.ranked)[source] if held else 0.0
+            cells.append(f"{value:.4g} ({place.index(source) + 1})" if held else "")
+        rows.append(cells)
+    table(["source", *found], rows)
+    for metric, each in found.items():
+        reasons: dict[str, list[str]] = {}
+        for source, reason in each.missing.items():
+            reasons.setdefault(reason, []).append(source)
+        for reason, sources in reasons.items():
+            print(printable(f"no {metric} for {', '.join(sources)}: {reason}"))

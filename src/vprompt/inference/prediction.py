@@ -1,0 +1,251 @@
+"""Predict: labels and probabilities for image files, from artefacts alone."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vprompt.artifacts import artifact as artifacts
+from vprompt.artifacts import hub
+from vprompt.artifacts.artifact import Artifact
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import write_text
+from vprompt.core.progress import SILENT, Progress
+from vprompt.data import finding, lists
+from vprompt.data.census import LeftOut, tally
+from vprompt.data.images import Pixels, load_pixels
+from vprompt.data.lists import Listing
+from vprompt.data.preprocessing import Values
+from vprompt.inference.serving import PromptServer, serve
+from vprompt.models.backbone import Backbone
+from vprompt.opening import open_for
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable label of one image, and the probability of every label.
+
+    `artifact` is the one that a table names for the image.
+    """
+
+    image: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    artifact: str | None = None
+
+
+def predict(
+    images: Sequence[Path | str],
+    *,
+    artifact: Artifact | Path | str,
+    model: str | Backbone | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    force: bool = False,
+    skip_bad: bool = False,
+    progress: Progress = SILENT,
+) -> list[Prediction]:
+    """Return one prediction per image; folders are searched, in name order, and lists read.
+
+    The backbone is the one that the artefact names, unless `model` gives another; it is checked
+    against the artefact's fingerprint, unless `force`.
+    """
+    files = find_images(images, progress=progress)
+    if isinstance(artifact, Artifact):
+        loaded = artifact
+    else:
+        loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
+    backbone = open_for(loaded, model, device=device, force=force, progress=progress)
+    server = PromptServer(backbone, {"": loaded}, force)
+    return _label(server, files, [""] * len(files), precision, batch_size, skip_bad, progress)
+
+
+def predict_table(
+    table: Path | str,
+    *,
+    model: str | Backbone | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    force: bool = False,
+    skip_bad: bool = False,
+    progress: Progress = SILENT,
+) -> list[Prediction]:
+    """Return one prediction per row of a list with the columns `image` and `artifact`.
+
+    Paths are relative to the table's folder. All artefacts share one backbone, and images of many
+    of them one batch: see `serving.PromptServer`.
+    """
+    files, names = _read_table(Path(table).expanduser())
+    server = serve(names, model=model, device=device, force=force, progress=progress)
+    return _label(server, files, names, precision, batch_size, skip_bad, progress)
+
+
+def _label(
+    server: PromptServer,
+    files: Sequence[Path],
+    names: Sequence[str],
+    precision: str,
+    batch_size: int,
+    skip_bad: bool,
+    progress: Progress,
+) -> list[Prediction]:
+    """Predict in batches, none of which mixes prompts that stand in different places.
+
+    So an image has one answer whatever else is asked for; docs/concepts.md says how exactly. Rows
+    of one artefact stand together, so that few share a batch.
+    """
+    pixels = _decode(server, files, names, skip_bad, progress)
+    mine = [names[index] for index in pixels.kept]
+    shares: dict[int, Tensor] = {}
+    with progress.step("predict", len(mine)) as step:
+        for rows in _batches(server, mine, batch_size):
+            images = server.backbone.normalise(
+                torch.from_numpy(pixels.array[rows]).to(server.backbone.device)
+            )
+            logits = server.logits(images, [mine[row] for row in rows], precision=precision)
+            shares |= {row: each.softmax(0) for row, each in zip(rows, logits, strict=True)}
+            step.advance(len(rows))
+    found = []
+    for row, index in enumerate(pixels.kept):
+        classes = server.artifacts[names[index]].classes
+        values = dict(zip(classes, shares[row].tolist(), strict=True))
+        best = classes[int(shares[row].argmax())]
+        found.append(
+            Prediction(str(files[index]), best, values[best], values, names[index] or None)
+        )
+    return found
+
+
+def _decode(
+    server: PromptServer,
+    files: Sequence[Path],
+    names: Sequence[str],
+    skip_bad: bool,
+    progress: Progress,
+) -> Pixels:
+    """Return the pixels of all files, each by the range of values of its artefact."""
+    config = next(iter(server.artifacts.values())).data_config
+    ranges = {name: server.artifacts[name].data_config.values for name in dict.fromkeys(names)}
+    if len(set(ranges.values())) == 1:
+        shared = ranges[names[0]] or Values()
+        return load_pixels(files, config, values=shared, skip_bad=skip_bad, progress=progress)
+    parts = []
+    for each in dict.fromkeys(ranges.values()):
+        rows = [row for row, name in enumerate(names) if ranges[name] == each]
+        some = [files[row] for row in rows]
+        found = load_pixels(
+            some, config, values=each or Values(), skip_bad=skip_bad, progress=progress
+        )
+        parts += [(rows[row], found.array[place]) for place, row in enumerate(found.kept)]
+    parts.sort(key=lambda part: part[0])
+    return Pixels(np.stack([array for _, array in parts]), tuple(row for row, _ in parts), "")
+
+
+def _batches(server: PromptServer, names: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Yield the rows of every batch: those of one layout of tokens, sorted by artefact."""
+    layouts = {name: server.layout(name) for name in set(names)}
+    order = sorted(range(len(names)), key=lambda row: (layouts[names[row]], names[row]))
+    for _, group in itertools.groupby(order, key=lambda row: layouts[names[row]]):
+        rows = list(group)
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _read_table(table: Path) -> tuple[list[Path], list[str]]:
+    """Return the image and the artefact of every row."""
+    listing = lists.read(table)
+    columns = [listing.column(role) for role in ("image", "artifact")]
+    if None in columns:
+        raise VPromptError(
+            f"{table} has the columns {list(listing.columns)}, but needs `image` and `artifact`: "
+            "the image files, and the artefact folder to label each with. To label all of them "
+            "with one, add --artifact FOLDER."
+        )
+    image, column = map(str, columns)
+    names = []
+    for row in listing.rows:
+        name = str(listing.cell(row, column))
+        names.append(name if hub.is_hub(name) else str(table.parent / name))
+    return listing.images(image), names
+
+
+def find_images(given: Sequence[Path | str], *, progress: Progress = SILENT) -> list[Path]:
+    """Return the image files of files, folders and lists; a place without any is an error."""
+    found: list[Path] = []
+    left: list[LeftOut] = []
+    for place in (Path(each).expanduser() for each in given):
+        if place.is_dir():
+            folder = finding.find(place)
+            found += folder.all_images()
+            left += folder.all_left_out()
+        elif lists.is_list(place) and place.is_file():
+            found += _listed(lists.read(place))
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise VPromptError(f"No image file or folder at {place}.")
+    if not found:
+        raise VPromptError("There are no images to predict. Name files, folders or lists.")
+    progress.say(f"{len(found)} images")
+    if left:
+        progress.say(f"left out: {'; '.join(map(str, tally(left)))}")
+    return found
+
+
+def _listed(listing: Listing) -> list[Path]:
+    """Return the images of a list; one that names artefacts is not for a single artefact."""
+    if listing.column("artifact") is not None:
+        raise VPromptError(
+            f"{listing.file} names an artefact for every image. Leave out --artifact to use those, "
+            "or the column to use one for all."
+        )
+    column = listing.column("image")
+    if column is None and len(listing.columns) == 1:
+        column = listing.columns[0]  # whatever it is called
+    if column is None:
+        raise VPromptError(
+            f"{listing.file} has the columns {list(listing.columns)}, and none of them is known as "
+            "that of the images. Call it `image`."
+        )
+    return listing.images(column)
+
+
+def write(predictions: Sequence[Prediction], path: Path) -> None:
+    """Write a .csv or a .json file, atomically.
+
+    A .csv has one column per label, unless a table named artefacts, whose labels may differ.
+    """
+    if path.suffix == ".json":
+        write_text(path, as_json(predictions) + "\n")
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if predictions[0].artifact is not None:
+        writer.writerow(["image", "artifact", "label", "probability"])
+        for one in predictions:
+            writer.writerow([one.image, one.artifact, one.label, f"{one.probability:.6f}"])
+        write_text(path, text.getvalue())
+        return
+    labels = list(predictions[0].probabilities)
+    writer.writerow(["image", "label", "probability", *(f"p({label})" for label in labels)])
+    for one in predictions:
+        shares = [f"{one.probabilities[label]:.6f}" for label in labels]
+        writer.writerow([one.image, one.label, f"{one.probability:.6f}", *shares])
+    write_text(path, text.getvalue())
+
+
+def as_json(predictions: Sequence[Prediction]) -> str:
+    """Return a JSON list of objects."""
+    objects = [asdict(one) for one in predictions]
+    return json.dumps(
+        [{k: v for k, v in each.items() if v is not None} for each in objects], indent=2
+    )

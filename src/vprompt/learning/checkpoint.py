@@ -1,0 +1,109 @@
+"""Checkpoint: the whole state of a training run in one file, written atomically, no pickle."""
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from vprompt.core import distributed
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import digest, optional, write_tensors
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known after an epoch; epoch 0 is the start, before any step."""
+
+    epoch: int
+    lr: float
+    train_loss: float | None
+    val_accuracy: float | None
+    val_loss: float | None
+
+
+class Checkpoint:
+    """Where a run saves itself after every epoch; does nothing without a folder that takes it.
+
+    The file is named after everything that determines the run, so a run finds its own state and
+    never another's.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
+        name = digest(json.dumps(identity, sort_keys=True))[:32]
+        self.path = None if folder is None else Path(folder) / f"{name}.safetensors"
+
+    def save(self, loop: Any) -> None:
+        """Write parameters, optimiser state, the best parameters so far and the history."""
+        if self.path is None or not distributed.is_first():
+            return
+        tensors = {f"now.{name}": value for name, value in loop.state().items()}
+        tensors |= {f"best.{name}": value for name, value in loop.best.items()}
+        for index, state in loop.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if value is not None:
+                    tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+        text = {
+            "history": json.dumps([asdict(record) for record in loop.history]),
+            "best_epoch": str(loop.best_epoch),
+            "memory": json.dumps(loop.classifier.adapter.memory),
+        }
+        with optional():
+            write_tensors(self.path, tensors, text)
+
+    def remove(self) -> None:
+        """Forget the state of a run that is finished."""
+        if self.path is not None and distributed.is_first():
+            with optional():
+                self.path.unlink(missing_ok=True)
+
+    def load(self, loop: Any) -> bool:
+        """Continue from the file if there is one, and say whether there was."""
+        if self.path is None:
+            return False
+        kept = None
+        with contextlib.suppress(OSError):  # absent, or in a cache that may not be entered
+            kept = self.path.read_bytes()
+        kept = distributed.bytes_of_first(kept)
+        if kept is None:
+            return False
+        tensors, text = _read(kept, self.path)
+        loop.history = [EpochRecord(**record) for record in json.loads(text["history"])]
+        loop.best_epoch = int(text["best_epoch"])
+        loop.best = _part(tensors, "best.")
+        loop.classifier.adapter.memory = json.loads(text["memory"])
+        restore(loop.classifier, _part(tensors, "now."))
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = value
+        whole = loop.optimizer.state_dict()
+        loop.optimizer.load_state_dict({**whole, "state": states})
+        return True
+
+
+def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy values into the parameters and buffers of their names."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
+
+
+def _read(kept: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, and the text of its header."""
+    try:
+        tensors = load(kept)
+        size = int.from_bytes(kept[:8], "little")
+        return tensors, json.loads(kept[8 : 8 + size]).get("__metadata__", {})
+    except SafetensorError as error:
+        raise VPromptError(f"{path} cannot be read ({error}). Delete it to start afresh.") from None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,363 @@
+"""Tune: the only training loop; adapter and head together, judged on the validation split.
+
+The order of images and every dropout mask follow from the seed and the epoch alone, so a run that
+was stopped continues with the same bits as one that was not.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vprompt.core import distributed
+from vprompt.core.errors import VPromptError
+from vprompt.core.files import digest
+from vprompt.core.precision import resolve
+from vprompt.core.progress import SILENT, Progress, Step
+from vprompt.core.randomness import stream
+from vprompt.data.augment import Cropped
+from vprompt.data.task import Examples
+from vprompt.learning import ending, schedule
+from vprompt.learning.adapter import Adapter, FeatureAdapter, Training
+from vprompt.learning.checkpoint import Checkpoint, EpochRecord, restore
+from vprompt.learning.classifier import (
+    Classifier,
+    batch_features,
+    compute_features,
+    feature_examples,
+    start_features,
+    start_head,
+)
+from vprompt.learning.train_config import TrainConfig
+from vprompt.models import prefix
+from vprompt.models.heads import Head
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A trained adapter and head, the curve that led there, and which epoch was kept.
+
+    `ended` is a reason of `ending`. `checkpoint` holds the run's state until the result is saved
+    elsewhere.
+    """
+
+    adapter: Adapter
+    head: Head
+    history: list[EpochRecord]
+    kept_epoch: int
+    start_head: Head
+    checkpoint: Checkpoint
+    ended: str = ending.ALL_EPOCHS
+
+    def record(self, epoch: int) -> EpochRecord:
+        """Return what was measured after an epoch."""
+        return next(record for record in self.history if record.epoch == epoch)
+
+    @property
+    def sentence(self) -> str:
+        """Say which epoch was kept and why, and where training ended before its last epoch."""
+        return self._kept + self._end
+
+    @property
+    def _kept(self) -> str:
+        kept, last = self.record(self.kept_epoch), self.history[-1]
+        if kept.val_accuracy is None:
+            return f"kept the last epoch ({self.kept_epoch}); no validation images to choose by"
+        what = "the start" if self.kept_epoch == 0 else f"epoch {self.kept_epoch}"
+        text = f"kept {what}, {100 * kept.val_accuracy:.1f} % on validation"
+        if last.val_accuracy is not None and self.kept_epoch != last.epoch:
+            text += f" (last epoch {100 * last.val_accuracy:.1f} %)"
+        return text
+
+    @property
+    def _end(self) -> str:
+        if self.ended != ending.PATIENCE:
+            return ""
+        age = ending.age_of_least_loss(self.history)
+        return (
+            f"; training ended with epoch {self.history[-1].epoch}, because its least validation "
+            f"loss was {age} epoch{'s' * (age > 1)} old"
+        )
+
+
+@dataclass(eq=False)
+class _Loop:
+    """The state of one training run between two epochs; all of it goes into a checkpoint."""
+
+    classifier: Classifier
+    optimizer: torch.optim.Optimizer
+    history: list[EpochRecord] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that training changes, by name."""
+        return self.classifier.state()
+
+
+def tune(
+    adapter: Adapter,
+    train: Examples,
+    val: Examples | None,
+    num_classes: int,
+    config: TrainConfig,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress = SILENT,
+) -> Tuned:
+    """Train adapter and head, and return the better of the start and every epoch.
+
+    "Better" is accuracy on `val`, then its loss; with `config.keep="least_loss"` it is the loss,
+    among epochs that are no less accurate than the start. `"last"` keeps the last epoch as the
+    literature does, and so does a run without `val`. With `config.patience` training ends once the
+    least loss on `val` is so many epochs old, whatever is kept. With `checkpoint`, a folder, the
+    state is written there after every epoch, and the same run started again continues from it,
+    until the caller has saved the result and calls `Tuned.checkpoint.remove`.
+
+    Raises VPromptError when the loss is not finite, naming the step.
+    """
+    ending.check_patience(config, val is not None)
+    if distributed.size() > 1 and not adapter.shares_steps:
+        raise VPromptError(
+            f"{type(adapter).__name__} reads more of a step than its gradient, so several "
+            "processes cannot share it out. Do without torchrun."
+        )
+    pixels, cut = train, config.augment != "none"
+    if isinstance(adapter, FeatureAdapter):
+        once = feature_examples(adapter, train, config)
+        assert once is not None
+        train, val = once, feature_examples(adapter, val, config)
+    elif config.epochs > 1:
+        kept, val = prefix.keep(
+            adapter.backbone,
+            [None if cut else train, val],
+            adapter.constant_blocks,
+            precision=config.precision,
+            limit=config.prefix_cache,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
+        train = kept or train
+    adapter.begin(train, config)
+    first_head, whitening = start_head(adapter, train, num_classes, config)
+    classifier = Classifier(adapter, first_head, whitening)
+    if not any(p.requires_grad for p in classifier.parameters()):
+        config = config.model_copy(update={"epochs": 0})
+    loop = _Loop(classifier, _optimizer(classifier, config))
+    store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
+    resumed = store.load(loop)
+    distributed.copy_from_first(loop.state().values())
+    if not resumed:
+        _finish_epoch(loop, 0, None, 0.0, val, config)
+    steps = math.ceil(len(train) / config.batch_size)
+    training = _training(loop, train, val, config, steps)
+    training.epoch = done = loop.history[-1].epoch
+    with progress.step("tune", steps * config.epochs) as step:
+        step.advance(steps * done, _note(loop))
+        while (ended := ending.reason(loop.history, config, adapter.finished())) is None:
+            epoch = loop.history[-1].epoch + 1
+            seen = train
+            if cut:
+                seen = Cropped.of(pixels, adapter.backbone.data_config, config.seed, epoch)
+            loss, rate = _train_epoch(loop, training, seen, epoch, config, step)
+            _check_finite(loop, epoch, config)
+            _finish_epoch(loop, epoch, loss, rate, val, config)
+            step.advance(0, _note(loop))
+            store.save(loop)
+    adapter.end(training)
+    restore(classifier, loop.best)
+    head = classifier.head()
+    return Tuned(adapter, head, loop.history, loop.best_epoch, first_head, store, ended)
+
+
+def _training(
+    loop: _Loop, train: Examples, val: Examples | None, config: TrainConfig, steps: int
+) -> Training:
+    """Return what the adapter's hooks may see and do."""
+
+    def logits(
+        examples: Examples, rows: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        return _logits(loop.classifier, examples, rows, config, generator)
+
+    def loss(examples: Examples, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        return functional.cross_entropy(*logits(examples, rows, generator))
+
+    return Training(
+        train,
+        val,
+        loop.optimizer,
+        loss,
+        logits,
+        config.seed,
+        config.batch_size,
+        config.epochs,
+        steps,
+    )
+
+
+def _logits(
+    classifier: Classifier,
+    examples: Examples,
+    rows: Tensor,
+    config: TrainConfig,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    inputs, labels = next(examples.batches(len(rows), rows))
+    features = batch_features(classifier.adapter, inputs, config, generator)
+    return classifier.logits(features, generator=generator), labels.to(features.device)
+
+
+def _train_epoch(
+    loop: _Loop, training: Training, seen: Examples, epoch: int, config: TrainConfig, step: Step
+) -> tuple[float, float]:
+    """Train on the images as they are `seen` in this epoch; return the mean loss, the last rate."""
+    whole, adapter, total = training.train, loop.classifier.adapter, 0.0
+    order = torch.randperm(len(seen), generator=stream(config.seed, f"order, epoch {epoch}"))
+    dropout = stream(config.seed, f"dropout, epoch {epoch}")
+    training.epoch, training.step = epoch, (epoch - 1) * training.steps_per_epoch
+    training.train = seen
+    adapter.begin_epoch(training)
+    for rows in order.split(config.batch_size):
+        now = functools.partial(
+            schedule.rate, config, step=training.step, steps_per_epoch=training.steps_per_epoch
+        )
+        for group in loop.optimizer.param_groups:
+            group["lr"] = now(group["peak_lr"])
+        adapter.begin_step(training)
+        value = _backward(loop, seen, rows, config, dropout)
+        if not math.isfinite(value):
+            raise VPromptError(
+                f"The loss became {value} at step {training.step} (epoch {epoch}). Nothing was "
+                f"kept. Use a smaller --lr (it was {config.lr:g}), or --precision fp32."
+            )
+        adapter.after_backward(training)
+        if config.clip_grad:
+            nn.utils.clip_grad_norm_(_optimised(loop), config.clip_grad)
+        loop.optimizer.step()
+        total += value * len(rows)
+        training.step += 1
+        step.advance(1)
+    training.train = whole
+    adapter.end_epoch(training)
+    return total / len(seen), now(config.lr)
+
+
+def _backward(
+    loop: _Loop, train: Examples, rows: Tensor, config: TrainConfig, dropout: torch.Generator
+) -> float:
+    """Leave the gradient of a batch at the parameters, and return its cross-entropy."""
+    own, share = distributed.part(rows)
+    drawn = dropout.get_state()
+    logits, labels = _logits(loop.classifier, train, own, config, dropout)
+    distributed.check_no_draw(drawn, dropout)
+    loss = functional.cross_entropy(logits, labels)
+    extra = loop.classifier.adapter.extra_loss(logits, own)
+    loop.optimizer.zero_grad(set_to_none=True)
+    (share * (loss if extra is None else loss + extra)).backward()
+    return distributed.add_up(share * loss, _optimised(loop))
+
+
+def _optimised(loop: _Loop) -> list[Tensor]:
+    return [p for group in loop.optimizer.param_groups for p in group["params"]]
+
+
+def _check_finite(loop: _Loop, epoch: int, config: TrainConfig) -> None:
+    """Stop where the very last step of an epoch exploded, which no loss has seen yet."""
+    for name, value in loop.state().items():
+        if not torch.isfinite(value).all():
+            raise VPromptError(
+                f"{name!r} is not finite after the last step of epoch {epoch}. Nothing was kept. "
+                f"Use a smaller --lr (it was {config.lr:g}), or --precision fp32."
+            )
+
+
+def _finish_epoch(
+    loop: _Loop,
+    epoch: int,
+    loss: float | None,
+    rate: float,
+    val: Examples | None,
+    config: TrainConfig,
+) -> None:
+    """Judge the epoch on validation and remember its parameters if none were better."""
+    accuracy = val_loss = None
+    last = epoch in (0, config.epochs) or loop.classifier.adapter.finished()
+    if val is not None and (config.keep != "last" or config.patience or last):
+        look = compute_features if epoch else start_features
+        features = look(loop.classifier.adapter, val, config)
+        with torch.no_grad():
+            device = loop.classifier.adapter.backbone.device
+            logits = loop.classifier.logits(features.to(device)).cpu()
+        accuracy = (logits.argmax(1) == val.labels).double().mean().item()
+        val_loss = functional.cross_entropy(logits.double(), val.labels).item()
+    record = EpochRecord(epoch, rate, loss, accuracy, val_loss)
+    if config.keep == "last" or val is None or epoch == 0:
+        better = True
+    else:
+        before = next(r for r in loop.history if r.epoch == loop.best_epoch)
+        better = _is_better(record, before, loop.history[0], config.keep)
+    loop.history.append(record)
+    if better:
+        loop.best = {name: value.clone() for name, value in loop.state().items()}
+        loop.best_epoch = epoch
+
+
+def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: str) -> bool:
+    """Compare by accuracy, then loss; or by loss, among epochs no less accurate than the start."""
+    assert now.val_accuracy is not None and now.val_loss is not None
+    assert before.val_accuracy is not None and before.val_loss is not None
+    assert start.val_accuracy is not None
+    if keep == "least_loss":
+        return now.val_accuracy >= start.val_accuracy and now.val_loss < before.val_loss
+    return (now.val_accuracy, -now.val_loss) > (before.val_accuracy, -before.val_loss)
+
+
+def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
+    """Build one optimiser that honours weight decay everywhere, on the head's bias if asked."""
+    groups: list[dict[str, Any]] = []
+    of_bias = config.weight_decay if config.decay_bias else 0.0
+    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, of_bias)):
+        if parameter is not None:
+            groups.append(
+                {"params": [parameter], "peak_lr": config.rate_of_head, "weight_decay": decay}
+            )
+    for parameters, factor in classifier.adapter.groups():
+        if parameters:
+            rate = config.lr * factor
+            groups.append(
+                {"params": parameters, "peak_lr": rate, "weight_decay": config.weight_decay}
+            )
+    for group in groups:
+        group["lr"] = group["peak_lr"]
+    if not groups:  # nothing is trained, but torch wants something to optimise
+        groups = [{"params": [nn.Parameter(torch.zeros(()))], "peak_lr": 0.0, "lr": 0.0}]
+    if config.opt == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9)
+    return torch.optim.AdamW(groups)
+
+
+def _identity(
+    loop: _Loop, train: Examples, val: Examples | None, config: TrainConfig
+) -> dict[str, Any]:
+    """Return everything that determines the run; its checkpoint is named after it."""
+    return {
+        "config": config.model_dump(),
+        "train": train.digest,
+        "val": val.digest if val is not None else None,
+        "start": digest(*(v.cpu().numpy().tobytes() for v in loop.state().values())),
+        "adapter": loop.classifier.adapter.identity(),
+        "precision": resolve(config.precision, loop.classifier.adapter.backbone.device),
+        "backbone": loop.classifier.adapter.backbone.fingerprint,
+        "data_config": loop.classifier.adapter.backbone.data_config.to_json(),
+    }
+
+
+def _note(loop: _Loop) -> str:
+    accuracy = loop.history[-1].val_accuracy
+    return "" if accuracy is None else f"val {100 * accuracy:.1f} %"

@@ -1,0 +1,52 @@
+"""Twin: a second backbone whose trained parts are its own and whose other tensors are shared.
+
+Methods that change a model from within train a twin. The backbone that was given stays as it is,
+bit for bit, and what is not trained takes no memory twice.
+"""
+
+import copy
+from collections.abc import Collection
+
+import torch
+
+from vprompt.core.types import Features, Images
+from vprompt.learning.adapter import Adapter, count_frozen
+from vprompt.models.backbone import Backbone, Entering, extract
+
+
+def twin_of(backbone: Backbone, trained: Collection[str] = ()) -> Backbone:
+    """Return a twin in which the `trained` parameters are copies that take gradients."""
+    wanted = set(trained)
+    shared = [p for name, p in backbone.named_parameters() if name not in wanted]
+    memo = {id(tensor): tensor for tensor in (*shared, *backbone.buffers())}
+    twin = copy.deepcopy(backbone, memo)
+    twin.__dict__.pop("fingerprint", None)  # computed of the weights before training
+    for name, parameter in twin.named_parameters():
+        if name in wanted:
+            parameter.requires_grad_(True)
+    return twin
+
+
+class TwinAdapter(Adapter):
+    """A method that changes a backbone from within: it trains parts of a twin."""
+
+    def __init__(self, backbone: Backbone, trained: Collection[str] = ()) -> None:
+        super().__init__()
+        # In this order: names of shared tensors are then those of the backbone, not state.
+        self.backbone = backbone
+        self.twin = twin_of(backbone, trained)
+
+    @property
+    def num_frozen(self) -> int:
+        """How many numbers of the twin stay as they were; those that train have left it."""
+        return count_frozen(self.twin)
+
+    def features(
+        self, images: Images | Entering, *, generator: torch.Generator | None = None
+    ) -> Features:
+        """Return the features of the twin."""
+        del generator
+        return extract(self.twin, images)
+
+    def prompt(self) -> None:
+        """Return nothing: no prompt is learned."""

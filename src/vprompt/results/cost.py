@@ -1,0 +1,121 @@
+"""Cost: how long a run will take, told before it starts."""
+
+import math
+import time
+
+import torch
+
+from vprompt.core.precision import autocast
+from vprompt.data.task import Examples
+from vprompt.learning.adapter import Adapter, FeatureAdapter
+from vprompt.learning.train_config import TrainConfig
+from vprompt.pooling.mix import PUBLISHED, Plan
+
+FORWARD_SHARE = 1 / 3  # of a step: a backward pass costs about two forward passes
+SCALES = 5  # looks along a sum of moves: its start, and four scales
+_TRIAL = 16  # images: enough to keep two cores busy, few enough to cost a fraction of a second
+
+
+def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) -> float:
+    """Time one small forward-backward step."""
+    device = adapter.backbone.device
+    pixels, _ = next(train.batches(min(_TRIAL, len(train))))
+    spent = float("inf")
+    for _ in range(2):  # the first step also warms up
+        began = time.perf_counter()
+        with autocast(config.precision, device):
+            images = adapter.backbone.normalise(pixels.to(device))
+            features = adapter.features(images, generator=torch.Generator())
+        total = features.float().sum()
+        if total.requires_grad:
+            total.backward()
+        total.item()  # waits for an accelerator
+        spent = min(spent, time.perf_counter() - began)
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    return len(pixels) / spent
+
+
+def judged(config: TrainConfig, epochs: int | None = None) -> int:
+    """Return how often a training, or trainings of `epochs` in all, look at validation images."""
+    few = config.keep == "last" and not config.patience
+    looks = min(config.epochs, 1) + 1 if few else config.epochs + 1
+    return looks if epochs is None else math.ceil(epochs * looks / max(config.epochs, 1))
+
+
+def training_estimate(
+    adapter: Adapter,
+    train: Examples,
+    config: TrainConfig,
+    *,
+    points: int = 1,
+    val: int = 0,
+    test: int = 0,
+) -> str:
+    """Return a sentence on how long training will take at all points of a grid.
+
+    `val` and `test` are numbers of images; those of the test split are looked at twice, with the
+    frozen features and with the result.
+    """
+    frozen = isinstance(adapter, FeatureAdapter)
+    if frozen and config.augment == "none":
+        return f"one pass over {len(train)} images, then the head alone"
+    speed = images_per_second(adapter, train, config)
+    times = f"{points} x " if points > 1 else ""
+    what = f"{times}{config.epochs} epochs x {len(train)} images"
+    forward = points * judged(config) * val + 2 * test
+    steps = points * config.epochs * len(train)
+    if frozen:  # a step has no backward pass, and images that are not cut are seen once
+        return _sentence(steps, val + test, what, speed, val + test, share=1.0)
+    return _sentence(steps, forward, what, speed, forward)
+
+
+def combining_estimate(
+    adapter: Adapter,
+    train: Examples,
+    config: TrainConfig,
+    *,
+    sources: int,
+    plan: Plan,
+    val: int = 0,
+    test: int = 0,
+) -> str:
+    """Return a sentence on how long evidence and tuning will take, if nothing is cached.
+
+    `val` and `test` are numbers of images; those of the test split are looked at five times:
+    without a prompt, under the best source, the average, the sum, and the result.
+    """
+    speed = images_per_second(adapter, train, config)
+    epochs, looks = plan.epochs(config.epochs, sources), 0
+    if plan.move_scale != PUBLISHED:
+        looks = SCALES + (plan.members if plan.form in ("ensemble", "distil") else 2)
+    passes = sources + 1 + looks
+    what = f"{passes} evidence passes and {epochs} epochs x {len(train)} images"
+    judged_images = judged(config, epochs) * val + 5 * test
+    steps, forward = epochs + plan.climb, judged_images + looks * len(train)
+    if plan.gradient_head is None:
+        forward += (sources + 1) * len(train)
+    else:
+        steps += sources + 1
+    return _sentence(steps * len(train), forward, what, speed, judged_images)
+
+
+def _sentence(
+    steps: int,
+    forward: int,
+    what: str,
+    speed: float,
+    judged_images: int,
+    share: float = FORWARD_SHARE,
+) -> str:
+    """`share` is what a forward pass alone costs of a step."""
+    seconds = (steps + share * forward) / speed
+    looks = f", {judged_images:,} looks at images to validate and test" if judged_images else ""
+    return f"about {words(seconds)}: {what} at {speed:.0f} images/s{looks}"
+
+
+def words(seconds: float) -> str:
+    """Return a duration as a person says it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,142 @@
+"""Measure: the only code that opens a test split, once, for everything that is to be reported."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vprompt.core.errors import VPromptError
+from vprompt.core.progress import SILENT, Progress
+from vprompt.core.types import Labels
+from vprompt.data.task import Task
+from vprompt.learning.classifier import Candidate, features_of
+from vprompt.models.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class PairedGain:
+    """Difference in accuracy to another candidate on the same images, with its 95 % interval.
+
+    Both were right or both wrong on most images, so this interval is narrower than two separate
+    ones. It is the normal approximation from the discordant images.
+    """
+
+    over: str
+    difference: float
+    low: float
+    high: float
+    only_here: int
+    only_there: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Accuracies in [0, 1] on `images` test images; `low` and `high` are Wilson's 95 % interval."""
+
+    images: int
+    acc1: float
+    low: float
+    high: float
+    acc5: float | None
+    mean_per_class_recall: float
+    majority: float
+    gain: "PairedGain | None" = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def test_accuracy(
+    backbone: Backbone,
+    task: Task,
+    candidates: Mapping[str, Candidate],
+    *,
+    precision: str = "auto",
+    skip_bad: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Measurement]:
+    """Open the test split and measure fixed candidates on it, all in one visit.
+
+    The candidates must be finished: nothing may be chosen by what comes back. Each is compared
+    with the first one, image by image.
+    """
+    if task.test is None:
+        raise VPromptError(f"Task {task.name!r} has no test split to measure on.")
+    examples = task.examples(
+        task.test.open(), backbone.data_config, skip_bad=skip_bad, progress=progress
+    )
+    if skipped := len(task.test) - len(examples):
+        progress.say(f"left out {skipped} unreadable test images")
+    found: dict[str, Measurement] = {}
+    first: tuple[str, Tensor] | None = None
+    with progress.step("test", len(candidates) * len(examples)) as step:
+        for name, (adapted, head) in candidates.items():
+            logits = head.logits(features_of(backbone, adapted, examples, precision=precision))
+            right = logits.argmax(1) == examples.labels
+            measured = judge(logits, examples.labels)
+            if first is not None:
+                measured = replace(measured, gain=paired_gain(right, first[1], over=first[0]))
+            first = first or (name, right)
+            found[name] = measured
+            step.advance(len(examples), name)
+    return found
+
+
+test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest: a measurement, not a test
+
+
+def judge(logits: Tensor, labels: Labels) -> Measurement:
+    """Return the measurements of logits `[images, classes]`."""
+    right = logits.argmax(1) == labels
+    count, classes = logits.shape
+    present, counts = labels.unique(return_counts=True)
+    recalls = torch.stack([right[labels == label].double().mean() for label in present])
+    top5 = (logits.topk(5, 1).indices == labels[:, None]).any(1) if classes > 5 else None
+    low, high = wilson_interval(int(right.sum()), count)
+    return Measurement(
+        images=count,
+        acc1=right.double().mean().item(),
+        low=low,
+        high=high,
+        acc5=top5.double().mean().item() if top5 is not None else None,
+        mean_per_class_recall=recalls.mean().item(),
+        majority=counts.max().item() / count,
+    )
+
+
+def paired_gain(right: Tensor, reference: Tensor, *, over: str) -> PairedGain:
+    """Compare two candidates that were right or wrong on the same images.
+
+    Reference: the variance is that of McNemar, "Note on the sampling error of the difference
+    between correlated proportions or percentages", 1947.
+    """
+    count = len(right)
+    here = int((right & ~reference).sum())
+    there = int((~right & reference).sum())
+    difference = (here - there) / count
+    half = 1.959964 * math.sqrt(max(here + there - (here - there) ** 2 / count, 0)) / count
+    return PairedGain(over, difference, difference - half, difference + half, here, there)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """Return `2 b n / (b + n)`, how the base-to-new protocol joins its two accuracies."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion, by default at 95 %.
+
+    Reference: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    share = successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
+    return max(0.0, centre - half), min(1.0, centre + half)

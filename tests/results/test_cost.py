@@ -1,0 +1,64 @@
+"""Cost: what is said before a run counts every image that goes through the network."""
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def train():
+    from vprompt.data.task import Examples
+
+    return Examples(np.zeros((30, 32, 32, 3), np.uint8), torch.arange(30) % 3, "thirty")
+
+
+@pytest.fixture
+def adapter(tiny, monkeypatch):
+    """A prompt whose steps take a tenth of a second per image."""
+    from vprompt.core import registry
+
+    monkeypatch.setattr("vprompt.results.cost.images_per_second", lambda *a: 10.0)
+    return registry.build("adapters", "vpt(num_virtual_tokens=1)")(tiny)
+
+
+def test_learning_looks_at_validation_after_every_epoch_and_at_test_twice(adapter, train):
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.results.cost import training_estimate
+
+    config = TrainConfig(epochs=2, keep="best")
+    said = training_estimate(adapter, train, config, points=2, val=15, test=30)
+    # 2 x 2 x 30 steps; 2 x 3 x 15 + 2 x 30 looks, each a third of a step
+    assert said.startswith("about 17 s: 2 x 2 epochs x 30 images at 10 images/s, 150 looks")
+    assert "looks" not in training_estimate(adapter, train, config)
+    # With patience every epoch is looked at, even where the last one is kept.
+    for settings, looks in (({}, 2), ({"patience": 9}, 6)):
+        last = TrainConfig(epochs=5, keep="last", **settings)
+        assert f" {15 * looks} looks" in training_estimate(adapter, train, last, val=15)
+
+
+def test_combining_adds_evidence_and_looks_at_test_five_times(adapter, train):
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.pooling.mix import Plan
+    from vprompt.results.cost import combining_estimate
+
+    config = TrainConfig(epochs=2, keep="last")
+    counts = {"sources": 4, "val": 15, "test": 24}
+    gradients = Plan(gradient_head="base")
+    said = combining_estimate(adapter, train, config, plan=gradients, **counts)
+    # (4 + 1 + 2) x 30 steps; 2 x 15 + 5 x 24 looks
+    assert said.startswith("about 26 s: 5 evidence passes and 2 epochs x 30 images at 10 images/s")
+    assert said.endswith(", 150 looks at images to validate and test")
+    # Without gradients the 4 + 1 passes over 30 images are looks.
+    said = combining_estimate(adapter, train, config, plan=Plan(), **counts)
+    assert said.startswith("about 16 s: 5 evidence passes and 2 epochs x 30 images at 10 images/s")
+
+
+def test_a_sum_of_moves_adds_its_looks_along_the_scales(adapter, train):
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.pooling.mix import Plan
+    from vprompt.results.cost import combining_estimate
+
+    plan = Plan(move_scale="auto", form="ensemble", members=3)
+    said = combining_estimate(adapter, train, TrainConfig(epochs=0), plan=plan, sources=4)
+    # 4 + 1 sources, 5 scales, 3 members
+    assert said.startswith("about 13 s: 13 evidence passes and 0 epochs x 30 images")
