@@ -28,12 +28,13 @@ class OldAddresses(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         package, _, name = fullname.rpartition(".")
         if package != PACKAGE or name.startswith("_"):
             return None
-        rooms = [
-            Path(p).parent.name for folder in path or () for p in Path(folder).glob(f"*/{name}.py")
-        ]
+        files = [file for folder in path or () for file in Path(folder).glob(f"*/{name}.py")]
+        rooms = {file.parent.name for file in files} - APART
         if len(rooms) != 1:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=f"{PACKAGE}.{rooms[0]}.{name}")
+        return importlib.machinery.ModuleSpec(
+            fullname, self, origin=f"{PACKAGE}.{rooms.pop()}.{name}"
+        )
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """Return the module itself: both addresses are one object."""
