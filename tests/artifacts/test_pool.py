@@ -32,7 +32,9 @@ def change(folder):
 
     def rewrite(**keys):
         path = folder / "birds" / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+        config = json.loads(path.read_text()) | keys
+        config.pop("digests", None)
+        path.write_text(json.dumps(config))
 
     return rewrite
 
