@@ -55,7 +55,7 @@ POOLED: dict[str, tuple[str, dict[str, Any]]] = {
     "SPoT, published": ("spot(epochs=3)", {}),
     "PANDA, published": ("panda", {}),
     "ATTEMPT, published": ("attempt", {}),
-    "moves": ("moves", {"epochs": 0}),
+    "moves, untuned": ("moves", {"epochs": 0}),
     "moves, tuned": ("moves", {}),
     "moves, one sum, tuned": ("moves", {"form": "sum"}),
     "moves, distilled to one prompt": ("moves", {"form": "distil"}),
@@ -148,7 +148,8 @@ def run_row(
         record["accuracy"].setdefault("no prompt", found.test["no prompt"].acc1)
         if "moves" in found.run:
             moves = found.run["moves"]
-            record["accuracy"].setdefault(f"{row}, untuned", found.test["combined, untuned"].acc1)
+            before = found.test["combined, untuned"].acc1
+            record["accuracy"].setdefault(f"{row}, before" if config.epochs else row, before)
             record.setdefault("facts", {})[row] = {
                 "chosen": moves["chosen"],
                 "gain": moves["gain"],
