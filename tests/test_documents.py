@@ -83,7 +83,7 @@ HERE = {
     "elpv": "dsprites(train=64, val=16, test=16)",
     "pools/demo": "pool",
 }
-NOT_HERE = {"data", "evaluate", "share"}  # they need image sets, or a network
+NOT_HERE = {"bench", "data", "evaluate", "share"}  # they need image sets, or a network
 SHORT = {
     "learn": ["--epochs", "1"],
     "search": ["--epochs", "1", "--search-epochs", "2", "--max-prompts", "12"],
