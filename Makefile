@@ -8,7 +8,7 @@ PAGES := build/pages
 POOL := pools/demo
 export VPROMPT_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: help setup demo demo-pool test check docs pages format clean
+.PHONY: help setup demo demo-pool test test-cluster check docs pages format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -38,7 +38,7 @@ demo-pool: setup ## learn the pool of the demo again; DATA names the folder of i
 	$(BIN)/python benchmarks/few_shot_pools_sources.py --data "$(DATA)" --backbone demo \
 		--families unrelated --without elpv4 --epochs 15 --test --output $(POOL)
 
-test: setup ## format, lint, types and the whole test suite
+test: setup ## format, lint, types, documents and the test suite, on all cores
 	$(MAKE) --no-print-directory check
 
 check: ## what `make test` runs, in an environment that exists
@@ -46,7 +46,10 @@ check: ## what `make test` runs, in an environment that exists
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory pages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not cluster"
+
+test-cluster: setup ## the tests that start a cluster on this machine
+	$(BIN)/python -m pytest -m cluster
 
 docs: setup pages ## build the site into build/site; a warning is an error
 
