@@ -286,8 +286,7 @@ def _whole_or_none(target: Path, allowed: tuple[Artifact, ...], must: bool) -> b
     drafts.sweep(target.parent)  # as every command does
     if not target.exists() and not must:
         return True
-    loaded = artifact.load(target)
-    return any(same(loaded, each) for each in allowed)
+    return _one_of(artifact.load(target), allowed)
 
 
 def loads(folder: Path, count: int) -> Counter[str]:
@@ -306,12 +305,16 @@ def loads(folder: Path, count: int) -> Counter[str]:
         os._exit(0)
     try:
         for _ in range(count):
-            found[_outcome(lambda: any(same(artifact.load(target), x) for x in (one, other)))] += 1
+            found[_outcome(lambda: _one_of(artifact.load(target), (one, other)))] += 1
     finally:
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
     found["refused, although it is there"] = found.pop("refused", 0)
     return +found
+
+
+def _one_of(loaded: Artifact, allowed: tuple[Artifact, ...]) -> bool:
+    return any(same(loaded, each) for each in allowed)
 
 
 def main() -> None:

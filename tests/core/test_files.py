@@ -367,7 +367,7 @@ def test_a_killed_process_leaves_a_complete_artefact_or_none(artifact, tmp_path)
     visible = [path.name for path in target.parent.iterdir() if not path.name.startswith(".")]
     assert visible in ([], ["it"])
     save_artifact(artifact, target, overwrite=True)
-    assert json.loads((target / "adapter_config.json").read_text()) == artifact.config
+    assert load_artifact(target).config == artifact.config
 
 
 # Others at the same place, and what dead processes leave

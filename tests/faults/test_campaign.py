@@ -41,7 +41,7 @@ def test_a_kill_at_any_change_of_a_file_leaves_something_whole_and_no_litter(
         monkeypatch.setattr(exchange, "_function", lambda: None)
     found = campaign.kills(tmp_path)
     assert not any(found[bad] for bad in campaign.BAD) and not found["refused"], found
-    assert found["same"] > 20
+    assert found["same"] >= 14
 
 
 def test_no_load_sees_two_artefacts_at_once(campaign, tmp_path):

@@ -4,10 +4,11 @@ The digests stand in the config: of every other file, and of the config itself. 
 not forgery: who changes a file on purpose writes a digest that fits.
 """
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,14 +66,14 @@ def steadily(folder: Path, read: Callable[[], Read]) -> Read:
     """
     drafts.sweep(folder.parent, once=True)
     for _ in range(_ATTEMPTS):
-        before = _identity(folder)
-        try:
-            found = read()
-            if _identity(folder) == before:
-                return found
-        except (VPromptError, OSError) as error:
-            if _identity(folder) == before and not drafts.being_replaced(folder):
-                raise _explained(folder, error) from None
+        with _held(folder) as before:
+            try:
+                found = read()
+                if _identity(folder) == before:
+                    return found
+            except (VPromptError, OSError) as error:
+                if _identity(folder) == before and not drafts.being_replaced(folder):
+                    raise _explained(folder, error) from None
         time.sleep(_PAUSE)
     raise VPromptError(f"{folder} is replaced all the time by another process. Read it later.")
 
@@ -84,11 +85,28 @@ def _explained(folder: Path, error: Exception) -> VPromptError:
     return VPromptError(f"{folder} cannot be read: {reason}.")
 
 
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[tuple[int, ...] | None]:
+    """Yield which folder it is, held open: its number is no other's as long as it is."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # there is none, or a system that opens no folders
+        yield _identity(folder)
+        return
+    try:
+        yield _of_stat(os.fstat(handle))
+    finally:
+        os.close(handle)
+
+
 def _identity(folder: Path) -> tuple[int, ...] | None:
     try:
-        found = os.stat(folder)
+        return _of_stat(os.stat(folder))
     except OSError:
         return None
+
+
+def _of_stat(found: os.stat_result) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_mtime_ns)
 
 
