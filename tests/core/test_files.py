@@ -1,7 +1,6 @@
 """Files: what is on disk is complete, or is not there."""
 
 import contextlib
-import json
 import os
 import random
 import resource
