@@ -7,10 +7,10 @@ was displaced for good is put back where it was.
 
 import contextlib
 import os
+import platform
 import re
 import secrets
 import shutil
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ def _beside(target: Path, kind: str) -> Path:
 def _machine() -> str:
     import hashlib
 
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _lock(path: Path) -> int | None:
