@@ -1,6 +1,6 @@
 """Which metric would have chosen the right source? All metrics against accuracy after tuning.
 
-    python -m benchmarks transfer.metrics collect --data DIR    # scores and tuned accuracies, resumable
+    python -m benchmarks transfer.metrics collect --data DIR    # scores and accuracies, resumable
     python -m benchmarks transfer.metrics table                 # Markdown, of what is collected
 
 Six targets, up to three draws of about 50 training images each, tuned as in
