@@ -4,6 +4,7 @@
 and pools.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ ROOT = Path(__file__).parent
 RECIPES = ROOT / "recipes"
 RESULTS = ROOT / "results"
 POOLS = ROOT.parent / "pools"
+
+
+def new_parser(text: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command whose help is its module's text, as it is written there."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawTextHelpFormatter)
 
 
 def found_in(records: Records, phase: str = "") -> list[dict[str, Any]]:

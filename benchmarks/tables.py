@@ -3,9 +3,7 @@
 python -m benchmarks tables
 """
 
-import argparse
-
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, ROOT, new_parser
 from benchmarks.learning import starts
 from benchmarks.placing.tables import placing_tables
 from benchmarks.pools.demo_table import demo_table
@@ -19,9 +17,7 @@ from benchmarks.transfer.tables import transfer_tables
 
 def main() -> None:
     """Write `RESULTS.md`."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    ).parse_args()
+    new_parser(__doc__).parse_args()
     parts = [
         "# Results\n\nWritten by `python -m benchmarks tables` from `benchmarks/results`.\n",
         demo_table(),

@@ -6,10 +6,9 @@ For every set and start, a closed-form head is fitted on the training features a
 cross-validated log-loss and accuracy on train800 are written; no test split is opened.
 """
 
-import argparse
 from pathlib import Path
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, new_parser
 from vprompt.adapters import vpt
 from vprompt.cli import terminal
 from vprompt.core.files import read_json, write_json
@@ -31,9 +30,7 @@ RESULT = RESULTS / "prompt_start.json"
 
 def main() -> None:
     """Measure every start on every set and write one JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     options = parser.parse_args()
     backbone = open_backbone("demo")

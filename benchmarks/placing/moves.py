@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import new_parser
 from benchmarks.placing import cost as placing_cost
 from benchmarks.placing.scores import look
 from benchmarks.placing.tables import RECORDS
@@ -73,9 +74,7 @@ VARIANTS = {
 
 def main() -> None:
     """Run what is missing, one target and draw after the other."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("phase", choices=tuple(PHASES))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))

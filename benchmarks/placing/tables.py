@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from benchmarks import RESULTS, found_in
-from benchmarks.paired import gap, interval, mean, ranks, spread
+from benchmarks.paired import by_target, gap, interval, ranks, spread
 from vprompt.results.records import Records
 
 RECORDS = Records(RESULTS / "placing")
@@ -119,11 +119,7 @@ def compare_table(results: Records) -> str:
             f"| {NAMES[arm]} | {spread(found, arm)} | {over} | {random} "
             f"| {'' if arm == 'vpt' else loss} | {rank[arm]:.2f} | {moves:.1f} |"
         )
-    rows += ["", "By target, mean over draws:", ""]
-    rows += ["| arm | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
-    for arm in arms:
-        cells = [f"{mean([r for r in found if r['target'] == t], arm):.1f}" for t in targets]
-        rows.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " |")
+    rows += by_target(found, {arm: NAMES[arm] for arm in arms})
     return "\n".join(rows) + "\n"
 
 

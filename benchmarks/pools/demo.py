@@ -12,10 +12,10 @@ one JSON record per run goes into `benchmarks/results`, and what exists there is
 demonstration's own target, ELPV, is not among the sets unless `--sets elpv4` names it.
 """
 
-import argparse
 import json
 from pathlib import Path
 
+from benchmarks import new_parser
 from benchmarks.pools.demo_table import RECORDS
 from vprompt import flow
 from vprompt.artifacts.artifact import save
@@ -43,9 +43,7 @@ EXTRA = "elpv4"
 
 def main() -> None:
     """Run what is missing, one run after the other."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--pool", type=Path, required=True, help="where the artefacts go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

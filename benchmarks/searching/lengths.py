@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import found_in
+from benchmarks import found_in, new_parser
 from benchmarks.placing.moves import RECORDS as PLACED
 from benchmarks.placing.moves import TARGETS, Bench
 from benchmarks.searching.relaxed import PUBLISHED, RELAXATIONS
@@ -54,9 +54,7 @@ JUDGED = 6.0  # seconds to fit a head, validate and test
 
 def main() -> None:
     """Run what is missing, one target and draw after the other."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("phase", choices=("compare", "cost", "rates"))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))

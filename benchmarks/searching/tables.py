@@ -5,7 +5,7 @@ from math import exp
 from typing import Any
 
 from benchmarks import RESULTS, found_in
-from benchmarks.paired import gap, interval, mean, ranks, spread
+from benchmarks.paired import by_target, gap, interval, mean, ranks, spread
 from vprompt.results.records import Records
 
 RECORDS = Records(RESULTS / "searching")
@@ -84,11 +84,7 @@ def compare_table(found: list[dict[str, Any]]) -> str:
             f"| {'' if arm == 'uniform' else interval(losses, 3)} | {tokens:.0f} "
             f"| {f'{rank[arm]:.2f}' if arm in rank else ''} |"
         )
-    rows += ["", "By target, mean over draws:", ""]
-    rows += ["| arm | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
-    for arm in everywhere:
-        cells = [f"{mean([r for r in runs if r['target'] == t], arm):.1f}" for t in targets]
-        rows.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " |")
+    rows += by_target(runs, {arm: NAMES[arm] for arm in everywhere})
     return "\n".join(rows) + "\n"
 
 

@@ -10,7 +10,6 @@ outlines on lighter ground, so that zero-shot is right more often than chance an
 something to learn. Half of the target's classes are learned from, the others are new.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, new_parser
 from vprompt import evaluate, learn
 from vprompt.backbones import open_clip, tiny_clip
 from vprompt.core.files import read_json, write_json, write_tensors
@@ -69,9 +68,7 @@ CANDIDATES = [0, 2, 4, 6]
 
 def main() -> None:
     """Train, search, learn, compare, and write one record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--steps", type=int, default=1500, help="of the contrastive training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=20, help="of every method and of the search")

@@ -10,7 +10,6 @@ counts the images that go through the network: for Table 1 as `vprompt bench run
 from lists of VTAB-1k's sizes; for the pool by the formulas of docs/scale.md.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import RECIPES, RESULTS
+from benchmarks import RECIPES, RESULTS, new_parser
 from benchmarks.speed.timing import median_seconds
 from vprompt.bench import estimate, jobs
 from vprompt.bench import recipe as recipes
@@ -42,9 +41,7 @@ FLOAT = 4  # bytes
 
 def main() -> None:
     """Measure, or derive."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     measuring = parts.add_parser("measure")
     measuring.add_argument("--model", default="vit_base_patch16_224")

@@ -11,7 +11,6 @@ be recovered there; `recovery` therefore plants three sources among 1,000 sets o
 and passes them through the same functions, for ten seeds.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, new_parser
 from benchmarks.speed.timing import machine
 from vprompt.artifacts.artifact import Artifact, make_config, save
 from vprompt.backbones import tiny
@@ -49,9 +48,7 @@ PLANTED = (137, 503, 871)  # sources on which the labels of the commands' images
 
 def main() -> None:
     """Run the parts and write the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("part", nargs="*", default=["recovery", "commands"])
     record = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     for part in parser.parse_args().part:

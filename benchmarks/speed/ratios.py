@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, ROOT, new_parser
 from benchmarks.speed import profile as speed_profile
 from benchmarks.speed import scores as speed_scores
 from benchmarks.speed import steps as speed_steps
@@ -71,8 +71,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line; what `--small` means is decided here alone."""
-    form = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = new_parser(__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--small", action="store_true", help="a tiny model and two rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

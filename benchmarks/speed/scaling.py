@@ -8,7 +8,6 @@ Both sides start from empty caches and with fresh workers, whose start is part o
 results of all runs have to be the same to the last bit.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, new_parser
 from vprompt.bench import executors, jobs, runner
 from vprompt.bench.calls import available_cpus
 from vprompt.bench.recipe import BenchRecipe, from_values
@@ -44,9 +43,7 @@ TINY = {"backbone": {"model": "tiny", "image_size": 32}, "train": {"epochs": 1},
 
 def main() -> None:
     """Time both sides and write the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--executor", choices=("processes", "ray"), default="processes")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path)

@@ -5,7 +5,6 @@ python -m benchmarks speed.solver evidence   # against a bare timm forward and b
 python -m benchmarks speed.solver algorithm  # against features and gradients in every epoch
 """
 
-import argparse
 import resource
 import statistics
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, new_parser
 from benchmarks.speed.timing import median_seconds
 from vprompt.core import registry
 from vprompt.core.files import write_json
@@ -34,9 +33,7 @@ OUTPUT = RESULTS / "solver"
 
 def main() -> None:
     """Run one part and write its record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("part", choices=("solver", "evidence", "algorithm"))
     part = parser.parse_args().part
     found = {"solver": time_solver, "evidence": time_evidence, "algorithm": time_algorithm}[part]()

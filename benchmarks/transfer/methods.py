@@ -15,7 +15,6 @@ its accuracy on val200; `soften` tunes every start first and reads the kept epoc
 every method's start with the same budget. What is in `results/transfer` is not run again.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import POOLS
+from benchmarks import POOLS, new_parser
 from benchmarks.transfer.tables import RECORDS
 from vprompt import stages
 from vprompt.artifacts import artifact
@@ -106,9 +105,7 @@ METHODS = {
 
 def main() -> None:
     """Run what is missing, one target and draw after the other."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("phase", choices=("choose", "settle", "guard", "soften", "compare"))
     parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
     parser.add_argument("--targets", nargs="+", choices=sorted({*TARGETS, *FEW}))

@@ -12,12 +12,11 @@ the test split in one visit. What is in `results/metrics` is not run again; a ta
 stopped half-way continues with the source it was at.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import RESULTS, found_in
+from benchmarks import RESULTS, found_in, new_parser
 from benchmarks.transfer.methods import FEW, SOURCES, TARGETS
 from vprompt import stages
 from vprompt.artifacts import artifact
@@ -46,9 +45,7 @@ EPOCHS = 5
 
 def main() -> None:
     """Collect what is missing, one target and draw after the other, or print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("phase", choices=("collect", "table"))
     parser.add_argument("--data", type=Path, help="folder of image sets, for collect")
     parser.add_argument("--images", type=int, default=50, choices=list(SHOTS))
