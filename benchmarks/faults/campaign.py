@@ -3,7 +3,7 @@
 Every trial ends in one of four ways: `same` (the right result), `refused` (a sentence), `wrong`
 (another result, nothing said) or `traceback`. The last two are what must not happen, nor `litter`.
 
-    python benchmarks/faults/campaign.py --seed 1
+    python -m benchmarks faults.campaign --seed 1
 """
 
 import argparse

@@ -14,8 +14,8 @@ pytestmark = [
 
 @pytest.fixture
 def campaign(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "faults"))
-    import campaign
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    from benchmarks.faults import campaign
 
     return campaign
 
