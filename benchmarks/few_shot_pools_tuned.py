@@ -134,7 +134,7 @@ def run_row(
         config = TrainConfig.checked({**combining_defaults(method, form), **budget, "seed": draw})
         found = flow.combine(
             task,
-            pool_folder=pool,
+            pool=pool,
             model=backbone,
             method=method,
             config=config,

@@ -17,6 +17,7 @@ ROOMS = (
     "learning",
     "opening stages",
     "pooling",
+    "verbs",
     "results",
     "backbones tasks adapters transfer metrics",
     "outcome",

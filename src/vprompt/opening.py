@@ -102,15 +102,19 @@ def open_backbone(
 
 
 def open_named_backbone(
-    config: dict[str, Any], *, device: str = "auto", progress: Progress = SILENT
+    config: dict[str, Any],
+    *,
+    image_size: ImageSize | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
 ) -> Backbone:
-    """Return the backbone that an artefact names.
+    """Return the backbone that an artefact names, at its image size or another.
 
     The name comes from a stranger's file, so it may be a plug-in without settings or a plain timm
     or open_clip name; a place on disk or on a hub has to be allowed by naming it oneself.
     """
     name = config["base_model_name_or_path"]
-    size = size_of(config["data_config"]["input_size"])
+    size = size_of(config["data_config"]["input_size"]) if image_size is None else image_size
     spec = registry.parse(name) if registry.is_spec(name) else None
     settings = {"model": name} if spec is None else spec.settings
     harmless = set(settings) <= {"model", "seed"}
@@ -123,36 +127,41 @@ def open_named_backbone(
 
 
 def open_pool_backbone(
-    pool_folder: Pool,
+    pool: Pool,
     model: str | Backbone | None,
     *,
+    image_size: ImageSize | None = None,
     exclude: tuple[str, ...] = (),
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Backbone:
-    """Return the named backbone, or the one that most prompts of the pool name."""
+    """Return the named backbone, or the one that most prompts of the pool name.
+
+    Its images are of the size that most prompts were learned at, unless `image_size` is another.
+    """
     configs = [
         entry.config
-        for entry in catalogue.entries(pool_folder)
+        for entry in catalogue.entries(pool)
         if entry.config is not None
         and entry.name not in exclude
         and sum(entry.config["num_virtual_tokens"])
     ]
     if not configs:
-        held = catalogue.entries(pool_folder)
+        held = catalogue.entries(pool)
         without = [f"{each.name}: {each.promptless}." for each in held if each.promptless]
         problems = without or [each.problem for each in held if each.problem]
         raise VPromptError(
-            f"The pool {catalogue.describe(pool_folder)} holds no prompt to combine. "
+            f"The pool {catalogue.describe(pool)} holds no prompt to combine. "
             f"{' '.join(problems[:1])}".strip()
         )
     kinds = [
         (c["base_model_name_or_path"], size_of(c["data_config"]["input_size"])) for c in configs
     ]
-    _, size = usual = Counter(kinds).most_common(1)[0][0]
+    _, usual_size = usual = Counter(kinds).most_common(1)[0][0]
+    size = usual_size if image_size is None else image_size
     if model is None:
         named = configs[kinds.index(usual)]
-        return open_named_backbone(named, device=device, progress=progress)
+        return open_named_backbone(named, image_size=size, device=device, progress=progress)
     return open_backbone(model, image_size=size, device=device, progress=progress)
 
 
