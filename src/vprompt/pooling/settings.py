@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 from vprompt.core.settings import ADVANCED, POOL, Flag, Settings
 
-METHOD = "hgprompt"  # the method of `transfer/` that is used unless another is named
+METHOD = "moves"  # the method of `transfer/` that is used unless another is named
 _AS_ASKED = "the method's"
 
 
@@ -44,7 +44,7 @@ class Sum(Settings):
         Flag("auto, published, sources, a number.", POOL, shown=_AS_ASKED),
     ] = None
     form: Annotated[
-        str | None, Flag("sum, side_by_side, ensemble, distil.", POOL, shown=_AS_ASKED)
+        str | None, Flag("auto, sum, side_by_side, ensemble, distil.", POOL, shown=_AS_ASKED)
     ] = None
     safeguard: Annotated[
         bool | None,
