@@ -30,13 +30,13 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     points = stages.grid_points(config, settings.grid or {})
     backbone = opening.open_backbone(
         settings.model,
-        image_size=settings.img_size,
+        image_size=settings.image_size,
         device=settings.device,
         progress=settings.progress,
     )
     setting = stages.prepare(
         backbone,
-        opening.open_task(task, allow_absent=settings.allow_absent),
+        opening.open_task(task, allow_absent=settings.allow_absent, split_seed=settings.split_seed),
         config,
         settings.shots,
         settings.draw,
@@ -125,12 +125,14 @@ def _open_all(
     backbone = opening.open_pool_backbone(
         pool,
         settings.model,
-        image_size=settings.img_size if combines else None,
+        image_size=settings.image_size if combines else None,
         exclude=settings.exclude,
         device=settings.device,
         progress=settings.progress,
     )
-    opened = opening.open_task(task, allow_absent=settings.allow_absent)
+    opened = opening.open_task(
+        task, allow_absent=settings.allow_absent, split_seed=settings.split_seed
+    )
     selection = screening.select(
         pool,
         backbone,

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,33 @@ from vprompt.prompts.prompt import Prompt
 _PLAIN_MODEL = re.compile(r"\w+(\.\w+)?|[\w-]+,\w+")  # no place on a hub or on disk
 
 
-def open_task(text: str | Task, *, allow_absent: bool = False, all_test: bool = False) -> Task:
+def open_task(
+    text: str | Task,
+    *,
+    allow_absent: bool = False,
+    all_test: bool = False,
+    split_seed: int | None = None,
+) -> Task:
     """Return a task from a spec (`elpv(target=module)`), a folder, or a list of images.
 
     A folder with a `train800.txt` is read as VTAB-1k; `folder:prefix` reads `prefix_train800.txt`
     instead; any other folder holds class folders. A VTAB task is found under any of its names:
     `DIR/cifar100` opens `DIR/cifar`. With `all_test` a folder or list without splits is not cut:
-    all of it is the test split.
+    all of it is the test split; else `split_seed` says how it is cut.
     """
     if isinstance(text, Task):
         return text
     path, _, prefix = text.rpartition(":") if ":" in text else (text, "", "")
     plain = Path(text).expanduser()
-    usual = {"allow_absent": allow_absent, "all_test": all_test}
+    usual: dict[str, Any] = {"allow_absent": allow_absent, "all_test": all_test}
+    usual |= {} if split_seed is None else {"split_seed": split_seed}
     if plain.is_file():
         _check_list(plain)
         return registry.build("tasks", "table")(file=str(plain), **usual)
     for typed, variant in ((plain, ""), (Path(path).expanduser(), prefix)):
         folder = vtab.find_folder(typed)
         if folder is not None and any(folder.glob("*train800.txt")):
+            _check_cut("A VTAB-1k folder", split_seed, ())
             return registry.build("tasks", "vtab")(
                 root=str(folder), prefix=variant, allow_absent=allow_absent
             )
@@ -59,9 +68,15 @@ def open_task(text: str | Task, *, allow_absent: bool = False, all_test: bool = 
     build, spec = registry.build("tasks", text), registry.parse(text)
     registry.require("tasks", spec)
     settings = registry.settings("tasks", spec.name)
+    _check_cut(f"The task {spec.name}", split_seed, settings)
     if "fractions" in spec.settings:  # whoever says how to cut wants it cut
         del usual["all_test"]
     return build(**{k: v for k, v in usual.items() if k in settings and k not in spec.settings})
+
+
+def _check_cut(what: str, split_seed: int | None, settings: Container[str]) -> None:
+    if split_seed is not None and "split_seed" not in settings:
+        raise VPromptError(f"{what} comes in splits of its own. Leave --split-seed out.")
 
 
 def _check_list(file: Path) -> None:

@@ -30,9 +30,9 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
     progress, method = settings.progress, settings.method
     build = registry.build("adapters", method)
     backbone = open_backbone(
-        settings.model, image_size=settings.img_size, device=settings.device, progress=progress
+        settings.model, image_size=settings.image_size, device=settings.device, progress=progress
     )
-    opened = open_task(task, allow_absent=settings.allow_absent)
+    opened = open_task(task, allow_absent=settings.allow_absent, split_seed=settings.split_seed)
     adapter = build(backbone)
     if not isinstance(adapter, Bilevel):
         raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")

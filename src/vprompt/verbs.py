@@ -25,7 +25,7 @@ _MODELS = "demo, a timm name, hf-hub:org/name, a spec."
 Model = Annotated[str | Backbone, Flag(_MODELS, WHAT, names=("--model", "--backbone"))]
 PoolModel = Annotated[
     str | Backbone | None,
-    Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the pool's own"),
+    Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the pool's"),
 ]
 
 
@@ -43,16 +43,15 @@ def _read_size(value: Any) -> Any:
 class Verb(Settings):
     """What every verb can be told about the images, where it runs and whom it tells.
 
-    `shots` draws that many images per class with the seed `draw`. `progress` is whoever shows how
-    far it is.
+    `shots` draws that many images per class with the seed `draw`; `split_seed` is that of how
+    images without splits are cut. `progress` is whoever shows how far it is.
     """
 
-    OLD: ClassVar[Mapping[str, str]] = {"image_size": "img_size", "pool_folder": "pool"}
+    OLD: ClassVar[Mapping[str, str]] = {"pool_folder": "pool"}
 
-    shots: Annotated[
-        int | None, Field(ge=1), Flag("Images per class to draw, train and val.", WHAT)
-    ] = None
+    shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed of the draw of shots.", WHAT)] = 0
+    split_seed: Annotated[int | None, Flag("Seed of the cut into splits.", WHAT, shown="0")] = None
     device: Annotated[str, Flag("auto, cpu, cuda, mps.")] = "auto"
     skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
     allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
@@ -63,16 +62,21 @@ class Trained(Verb):
     """What every verb that trains can be told.
 
     `config` is a whole `TrainConfig`, or a mapping of what differs from what the method works best
-    with. `img_size` is the side of a square in pixels, or (height, width). `test=False` leaves the
-    test split closed. `keep_states` keeps the state of the finished training in the cache, so that
-    an equal one costs nothing. `protocol` sets nothing: it is recorded, with every point in which
-    the run departs from it.
+    with. `image_size` is the side of a square in pixels, or (height, width). `test=False` leaves
+    the test split closed. `keep_states` keeps the state of the finished training in the cache, so
+    that an equal one costs nothing. `protocol` sets nothing: it is recorded, with every point in
+    which the run departs from it.
     """
 
-    img_size: Annotated[
+    image_size: Annotated[
         ImageSize | None,
         BeforeValidator(_read_size),
-        Flag("Pixels, or HEIGHTxWIDTH.", WHAT, shown="the model's own"),
+        Flag(
+            "Pixels, or HEIGHTxWIDTH.",
+            WHAT,
+            names=("--image-size", "--img-size"),
+            shown="the model's",
+        ),
     ] = None
     config: Annotated[TrainConfig | Mapping[str, Any] | None, SkipValidation] = None
     output: Annotated[Path | str | None, Flag("Folder to write the artefact to.", OUTPUT)] = None
@@ -82,7 +86,7 @@ class Trained(Verb):
     protocol: Annotated[
         Recorder | None,
         SkipValidation,
-        Flag("Note departures from one of `list protocols`.", OUTPUT),
+        Flag("One of `list protocols`, to compare with.", OUTPUT),
     ] = None
 
 
@@ -112,7 +116,10 @@ class CombineSettings(Trained, Sum, Pooled):
 
     method: Annotated[str, Flag("One of `vprompt list transfer`.", WHAT)] = METHOD
     model: PoolModel = None
-    include_self: Annotated[bool, Flag("Keep sources learned on the target.", POOL)] = False
+    include_self: Annotated[
+        bool,
+        Flag("Keep sources learned on the target.", names=("--include-self/--exclude-self",)),
+    ] = False
     train_digest: str | None = None
 
 

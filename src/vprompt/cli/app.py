@@ -6,6 +6,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vprompt.cli import bench as cli_bench
 from vprompt.cli import combine as cli_combine
@@ -22,7 +23,17 @@ from vprompt.cli import use as cli_use
 from vprompt.cli.options import JsonOption
 from vprompt.core.errors import VPromptError
 
+
+class Verbs(TyperGroup):
+    """The commands; options of an earlier release are understood, with a note."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the words name, and give it the rest in the words of today."""
+        return super().resolve_command(ctx, options.of_today(args))
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Learn, combine and share visual prompts for frozen vision transformers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,14 +1,16 @@
 """Options: what commands have in common that is no setting of a verb, and how it is read."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vprompt.core.errors import VPromptError
+from vprompt.core.errors import Renamed, VPromptError
 from vprompt.core.settings import OUTPUT
 
+OLD = {"--allow-absent-classes": "--allow-absent"}  # options of an earlier release
 LEARNING = "vpt"  # the method of `learn`, where none is named
 TaskArgument = Annotated[
     str,
@@ -51,6 +53,22 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Use prompts of another backbone or preprocessing.")
 ]
+
+
+def of_today(words: list[str]) -> list[str]:
+    """Return what was typed with today's options for those of an earlier release, and say so."""
+    found = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        today = OLD.get(option)
+        if today is not None:
+            warnings.warn(
+                f"{option} is {today} now; the old spelling goes with the next release.",
+                Renamed,
+                stacklevel=2,
+            )
+        found.append(word if today is None else today + equals + value)
+    return found
 
 
 def with_settings(method: str, extra: dict[str, Any]) -> str:

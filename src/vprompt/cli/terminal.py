@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vprompt.core.errors import CacheWarning, VPromptError
+from vprompt.core.errors import CacheWarning, Renamed, VPromptError
 from vprompt.core.progress import SILENT, Progress
 
 _STOPPED = 130  # the exit code of a program that Ctrl-C ended
@@ -80,7 +80,7 @@ def running(name: str) -> Iterator[None]:
     shown_otherwise = warnings.showwarning
 
     def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
-        if issubclass(category, CacheWarning):
+        if issubclass(category, CacheWarning | Renamed):
             print(f"{name}: {printable(str(message))}", file=sys.stderr)
         else:
             shown_otherwise(message, category, *where, **more)
@@ -88,6 +88,7 @@ def running(name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", CacheWarning)
+            warnings.simplefilter("always", Renamed)
             warnings.showwarning = show
             yield
     except (KeyboardInterrupt, SystemExit) as ended:

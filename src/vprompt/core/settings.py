@@ -6,7 +6,6 @@ A class of settings is what Python, the command line, recipes and records share.
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, over
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.renaming import respelled
 
 WHAT, TRAINING, POOL, OUTPUT, ADVANCED = "What", "Training", "Pool", "Output", "Advanced"
 GROUPS = (WHAT, POOL, TRAINING, OUTPUT, ADVANCED)  # in the order of `--help`
@@ -75,25 +75,6 @@ class Settings(BaseModel):
     def given(self) -> dict[str, Any]:
         """Return the settings that are not None, by name."""
         return {name: value for name, value in self if value is not None}
-
-
-def respelled(
-    given: Mapping[str, Any], old: Mapping[str, str], *, depth: int = 3
-) -> dict[str, Any]:
-    """Return values under the names of today; an old spelling is understood, with a warning."""
-    found = {}
-    for name, value in given.items():
-        today = old.get(name, name)
-        if today != name:
-            if today in given:
-                raise VPromptError(f"{name} is {today} now, and both are given. Leave out {name}.")
-            warnings.warn(
-                f"{name} is {today} now; the old spelling goes with the next release.",
-                DeprecationWarning,
-                stacklevel=depth,
-            )
-        found[today] = value
-    return found
 
 
 class takes(Generic[P, S]):  # a decorator
