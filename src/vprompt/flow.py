@@ -120,12 +120,12 @@ def _open_all(
     align: str | None,
 ) -> tuple[Setting, Selection]:
     """Open pool, backbone and images, each once; `align` is as for `screening.select`."""
-    combines = isinstance(settings, CombineSettings)
+    own = settings if isinstance(settings, CombineSettings) else None
     pool = catalogue.listing(settings.pool)
     backbone = opening.open_pool_backbone(
         pool,
         settings.model,
-        image_size=settings.image_size if combines else None,
+        image_size=None if own is None else own.image_size,
         exclude=settings.exclude,
         device=settings.device,
         progress=settings.progress,
@@ -136,7 +136,7 @@ def _open_all(
     selection = screening.select(
         pool,
         backbone,
-        opened if combines and not settings.include_self else None,
+        None if own is None or own.include_self else opened,
         settings.screen,
         exclude=settings.exclude,
         force=settings.force,
@@ -149,9 +149,9 @@ def _open_all(
         config,
         settings.shots,
         settings.draw,
-        digest=settings.train_digest if combines else None,
+        digest=None if own is None else own.train_digest,
         skip_bad=settings.skip_bad,
-        keep_states=settings.keep_states if combines else False,
+        keep_states=own is not None and own.keep_states,
         progress=settings.progress,
     )
     return setting, selection

@@ -46,5 +46,5 @@ def combine(
     if "task" not in arguments or "pool" not in arguments:
         raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
     with terminal.progress(quiet) as progress:
-        outcome = flow.combine(**arguments, progress=progress)
+        outcome = flow.combine(arguments.pop("task"), **arguments, progress=progress)
     terminal.show(outcome, given.get("output"), report, freeze_report, scale_path)

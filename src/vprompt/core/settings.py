@@ -20,7 +20,9 @@ GROUPS = (WHAT, POOL, TRAINING, OUTPUT, ADVANCED)  # in the order of `--help`
 
 P = ParamSpec("P")
 S = TypeVar("S", bound="Settings")
-A, B, R = TypeVar("A"), TypeVar("B"), TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
