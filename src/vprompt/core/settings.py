@@ -118,6 +118,9 @@ class takes(Generic[P, S]):  # a decorator
             before = [bound.pop(parameter.name) for parameter in leading]
             return function(*before, settings.checked(bound))
 
+        told = [kind for kind in settings.__mro__ if issubclass(kind, Settings)]
+        texts = [inspect.getdoc(each) or "" for each in (function, *told[:-1])]
+        called.__doc__ = "\n\n".join(texts)
         called.__dict__["__signature__"] = signature
         called.__annotations__ = {
             name: kind for name, kind in function.__annotations__.items() if name != last.name
