@@ -15,7 +15,7 @@ from vprompt.pooling import comparing, scoring, screening, weighing
 from vprompt.pooling.mix import plan_of
 from vprompt.pooling.scoring import Scores
 from vprompt.pooling.screening import Selection
-from vprompt.results import records
+from vprompt.results import accounts
 from vprompt.results.cost import combining_estimate, training_estimate
 from vprompt.stages import Setting
 from vprompt.verbs import CombineSettings, LearnSettings, ScoreSettings
@@ -52,7 +52,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     setting = replace(setting, config=chosen)
     plain = stages.plain_features(setting)
     candidates = stages.untuned(setting, plain, tuned.adapter)
-    run = records.of_learning(settings, setting, tuned, reached)
+    run = accounts.of_learning(settings, setting, tuned, reached)
     return finish(setting, tuned, plain, candidates, run, settings)
 
 
@@ -74,7 +74,7 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     with setting.clock.stage("tune"):
         tuned = stages.run_tuning(setting, begin.adapter, config)
     candidates = {name: candidate for name, (candidate, _) in begin.candidates.items()}
-    run = records.of_combining(task, settings, setting, weighed, begin, tuned)
+    run = accounts.of_combining(task, settings, setting, weighed, begin, tuned)
     plain = weighed.evidence.plain
     return finish(setting, tuned, plain, candidates, run, settings, begin.origin)
 
