@@ -101,7 +101,7 @@ def test_an_unknown_name_or_setting(fails, learn, images, words, saying):
     "task, saying",
     [
         ("digit", ["no task of that name", "Did you mean 'digits'"]),
-        ("digits(sed=1)", ["digits has no setting 'sed'", "Did you mean 'seed'"]),
+        ("digits(split_sed=1)", ["has no setting 'split_sed'", "Did you mean 'split_seed'"]),
         ("no/such/folder", ["No file or folder at 'no/such/folder'", "folder of class folders"]),
         ("folder(root=nowhere)", ["No folder at nowhere"]),
     ],
