@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.cli.logged import Lines
-from vprompt.core.errors import CacheWarning, VPromptError
+from vprompt.core.errors import CacheWarning, Renamed, VPromptError
 from vprompt.core.plain import printable
 from vprompt.core.progress import SILENT, Progress
 
@@ -89,7 +89,7 @@ def running(name: str) -> Iterator[None]:
     shown_otherwise = warnings.showwarning
 
     def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
-        if issubclass(category, CacheWarning):
+        if issubclass(category, CacheWarning | Renamed):
             print(f"{name}: {printable(str(message))}", file=sys.stderr)
         else:
             shown_otherwise(message, category, *where, **more)
@@ -97,6 +97,7 @@ def running(name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings(), _ending_softly():
             warnings.simplefilter("always", CacheWarning)
+            warnings.simplefilter("always", Renamed)
             warnings.showwarning = show
             yield
     except (KeyboardInterrupt, SystemExit) as ended:
