@@ -20,7 +20,16 @@ from vprompt.models.backbone import Backbone
 from vprompt.models.heads import closed_form
 from vprompt.opening import open_backbone, open_pool_backbone, open_task
 from vprompt.outcome import Outcome, check_output, finish, prompt_init
-from vprompt.pooling import combining, comparing, moving, scoring, screening, starting, summing
+from vprompt.pooling import (
+    combining,
+    comparing,
+    floor,
+    moving,
+    scoring,
+    screening,
+    starting,
+    summing,
+)
 from vprompt.pooling.mix import PUBLISHED, plan_of
 from vprompt.pooling.scoring import Scores
 from vprompt.results import runs
@@ -278,7 +287,7 @@ def score(
     of the images. `source_data` is a folder of the sources' own tasks, by the names they were
     learned under, for metrics that match source with target. `screen` is as for `combine`, and
     leaves those out of the result. Nothing is trained, but the prompt on the target where a metric
-    compares prompts.
+    compares prompts. `progress` says the noise floor, and whether the scores separate the sources.
     """
     named = [metric] if isinstance(metric, str) else list(metric)
     plan = scoring.plan_of(named)
@@ -304,6 +313,9 @@ def score(
         for each in named:
             found[each] = scoring.rank(each, candidates)
             step.advance(1, each)
+    worth = floor.of(metric, candidates, found[metric]) if isinstance(metric, str) else None
+    for sentence in worth.sentences() if worth else ():
+        progress.say(sentence)
     if not isinstance(metric, str):
         return found
     reasons = [found[metric].missing[s.name] for s in sources if s.name in found[metric].missing]

@@ -59,7 +59,7 @@ def open_task(text: str | Task, *, allow_absent: bool = False, all_test: bool = 
     build, spec = registry.build("tasks", text), registry.parse(text)
     registry.require("tasks", spec)
     settings = registry.settings("tasks", spec.name)
-    if "fractions" in spec.settings:  # whoever says how to cut wants it cut
+    if {"fractions", "fold"} & {*spec.settings}:  # whoever says how to cut wants it cut
         del usual["all_test"]
     return build(**{k: v for k, v in usual.items() if k in settings and k not in spec.settings})
 

@@ -1,7 +1,8 @@
 """Searching: the main line of `search`: find a length for every block, then learn with those."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from vprompt.adapters._bilevel import Bilevel
 from vprompt.artifacts import artifact
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
-from vprompt.core.progress import SILENT, Progress
+from vprompt.core.progress import SILENT, Progress, Step
 from vprompt.core.randomness import numpy_stream
 from vprompt.data.task import Task
 from vprompt.learning import ending
@@ -49,9 +50,7 @@ def search(
     the head is learned alone, or zero-shot is left. The record holds both stages; `protocol` is
     that of the second, as for `learn`.
     """
-    output = None if output is None else Path(output).expanduser()
-    if output is not None and not overwrite and output.exists():
-        raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
+    output = outcome.check_output(output, overwrite)
     build = registry.build("adapters", method)
     backbone, opened = open_backbone(model, device=device, progress=progress), open_task(task)
     adapter = build(backbone)
@@ -61,9 +60,11 @@ def search(
     second = config if isinstance(config, TrainConfig) else TrainConfig.checked(config or {})
     ending.check_patience(second, drawn.val is not None)
     moved_on = choose_alpha_data(drawn, alpha_data, method)
+    searched = split_for_alpha(drawn, moved_on, draw)
+    progress = _said_once(drawn, searched, progress)
     setting = stages.prepare(
         backbone,
-        split_for_alpha(drawn, moved_on, draw),
+        searched,
         search_config or TrainConfig.checked(stages.training_defaults(method)),
         None,
         draw,
@@ -105,6 +106,31 @@ def search(
         kept = replace(kept, folder=output)
     setting.forget_checkpoints()
     return Outcome(kept, made.test, run)
+
+
+def _said_once(drawn: Task, searched: Task, progress: Progress) -> Progress:
+    """Say the census of the task, and return a progress that leaves out those of both stages."""
+    whole = drawn.census().sentences()
+    for sentence in whole:
+        progress.say(sentence)
+    return _Heard(progress, frozenset((*whole, *searched.census().sentences())))
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Progress that does not say again what was said."""
+
+    progress: Progress
+    heard: frozenset[str]
+
+    def step(self, description: str, total: int) -> AbstractContextManager[Step]:
+        """Open a piece of work."""
+        return self.progress.step(description, total)
+
+    def say(self, text: str) -> None:
+        """Say what was not said before."""
+        if text not in self.heard:
+            self.progress.say(text)
 
 
 def choose_alpha_data(task: Task, asked: str, method: str) -> str:

@@ -598,3 +598,18 @@ def test_the_recipes_in_the_documents_are_sound():
         found = recipe.from_values(yaml.safe_load(text), where="it")
         recipe.check(found, where="it")
         assert len(found.methods) >= 2
+
+
+def test_a_task_that_needs_no_folder_is_the_built_in_one_unless_a_folder_has_its_name(
+    tmp_path, refused
+):
+    from vprompt.bench.jobs import place_of
+    from vprompt.bench.recipe import TaskEntry
+
+    digits = TaskEntry(name="digits")
+    assert place_of(digits, None) == place_of(digits, tmp_path) == "digits"
+    (tmp_path / "digits").mkdir()
+    assert place_of(digits, tmp_path) == str(tmp_path / "digits")
+    for name in ("cifar", "few_shot"):  # of a folder, and of one that a setting names
+        with refused("is a folder of image sets", "--data DIR"):
+            place_of(TaskEntry(name=name), None)

@@ -50,6 +50,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return found
 
 
+def shapes(data: bytes) -> dict[str, list[int]]:
+    """Return the shape of every tensor of a file's bytes, as its header says."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return {key: each["shape"] for key, each in header.items() if key != "__metadata__"}
+
+
 def _types(path: Path) -> dict[str, str]:
     """Return the type of every tensor as the file's header names it; nothing where it has none.
 

@@ -245,18 +245,34 @@ def _count_sources(pools: Sequence[str], exclude: Sequence[str], target: Task) -
 
 
 def place_of(entry: TaskEntry, data: Path | None) -> str:
-    """Return what opens a task: its `data` as it is, or its folder under the data folder."""
+    """Return what opens a task: its `data` as it is, its folder under the data folder, or itself.
+
+    A name that stands in no folder may be that of a task that needs none, such as `digits`.
+    """
     if entry.data is not None:
         return entry.data
+    name, _, variant = entry.name.partition(":")
+    if (data is None or not (data / name).is_dir()) and _is_built_in(entry.name):
+        return entry.name
     if data is None:
         raise VPromptError(
             f"The task {entry.name!r} is a folder of image sets: say where they are, --data DIR."
         )
-    name, _, variant = entry.name.partition(":")
     if (data / name).is_dir():
         return str(data / entry.name)
     settings = {"root": str(data), "name": name, **({"prefix": variant} if variant else {})}
     return str(registry.Spec("vtab", settings))  # knows the other names of VTAB's tasks
+
+
+def _is_built_in(name: str) -> bool:
+    """Say whether a task of this name opens without a folder or a file."""
+    if name not in registry.names("tasks"):
+        return False
+    try:
+        registry.require("tasks", registry.parse(name))
+    except VPromptError:
+        return False
+    return True
 
 
 def task_digest(task: Task) -> str:
@@ -302,7 +318,7 @@ def pool_digest(pools: Iterable[str], exclude: Iterable[str]) -> str:
     left_out = set(exclude)
     found = []
     for entry in pool.entries(list(pools)) if pools else []:
-        if entry.name in left_out or entry.other:
+        if entry.name in left_out or entry.other or entry.stray:
             continue
         if entry.problem is not None:
             raise VPromptError(entry.problem)

@@ -55,6 +55,7 @@ from vprompt.cli.options import (
     SourceDataOption,
     TaskArgument,
 )
+from vprompt.core import clock
 from vprompt.core.errors import VPromptError
 
 app = typer.Typer(
@@ -144,6 +145,7 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
+    options.check_place(output, overwrite)
     from vprompt import flow, stages
     from vprompt.core import distributed
     from vprompt.data.preprocessing import read_size
@@ -153,6 +155,7 @@ def learn(
     method = options.with_settings(method, extra)
     with distributed.joined(), terminal.progress(quiet or not distributed.is_first()) as progress:
         first = distributed.is_first()
+        options.say_if_not_kept(output, progress)
         outcome = flow.learn(
             task,
             model=model,
@@ -271,6 +274,7 @@ def list_plugins(
 
 def main() -> None:
     """Run the command line; a mistake of the caller is one sentence and exit code 1."""
+    clock.begin()
     terminal.write_any_text()
     process = os.environ.get("RANK", "0") if _several() else "0"
     name = "vprompt" if process == "0" else f"vprompt (process {process})"

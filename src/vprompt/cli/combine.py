@@ -103,6 +103,7 @@ def combine(
     quiet: QuietOption = False,
 ) -> None:
     """Combine a pool's prompts for a new task with few images, then tune the sum."""
+    options.check_place(output, overwrite)
     from vprompt import flow
     from vprompt.pooling import recipe as recipes
     from vprompt.results import protocols
@@ -144,6 +145,7 @@ def combine(
         prefix_cache=prefix_cache,
     )
     with terminal.progress(quiet) as progress:
+        options.say_if_not_kept(output, progress)
         outcome = flow.combine(
             **arguments,
             exclude=tuple(exclude or ()),

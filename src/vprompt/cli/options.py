@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.files import check_free
+from vprompt.core.progress import Progress
 
 TaskArgument = Annotated[
     str,
@@ -140,6 +142,19 @@ AugmentOption = Annotated[
 ClipOption = Annotated[
     float | None, typer.Option("--clip-grad", help="Largest norm of a step's gradient.")
 ]
+
+
+def check_place(output: Path | None, overwrite: bool) -> None:
+    """Refuse a place that is taken at once, before torch is imported, which takes seconds."""
+    check_free(output, overwrite=overwrite)
+
+
+def say_if_not_kept(output: Path | None, progress: Progress) -> None:
+    """Say before a training starts that nothing of it will be left."""
+    if output is None:
+        progress.say(
+            "without --output the prompt is measured and not kept; to keep it, add --output FOLDER"
+        )
 
 
 def training(defaults: Mapping[str, Any], **given: Any) -> Any:

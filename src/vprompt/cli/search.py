@@ -60,6 +60,7 @@ def search(
     quiet: QuietOption = False,
 ) -> None:
     """Search how many prompt tokens each block needs, then learn a prompt of those lengths."""
+    options.check_place(output, overwrite)
     from vprompt import searching, stages
     from vprompt.results import protocols
 
@@ -69,6 +70,7 @@ def search(
     method = options.with_settings(method, short)
     defaults = stages.training_defaults(method)
     with terminal.progress(quiet) as progress:
+        options.say_if_not_kept(output, progress)
         outcome = searching.search(
             task,
             model=model,

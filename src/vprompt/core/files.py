@@ -25,6 +25,14 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("vprompt"))
 
 
+def check_free(place: Path | str | None, *, overwrite: bool = False) -> None:
+    """Raise VPromptError where a result would replace something; looks at nothing else."""
+    if place is not None and not overwrite and Path(place).expanduser().exists():
+        raise VPromptError(
+            f"{place} exists already. Choose another --output, or add --overwrite to replace it."
+        )
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends, and vanishes if it fails.
@@ -142,7 +150,13 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     """Write JSON atomically, keys sorted; NaN is refused because JSON has none."""
-    write_text(target, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(target, as_json(value).decode())
+
+
+def as_json(value: Any) -> bytes:
+    """Return what `write_json` writes."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_tensors(
