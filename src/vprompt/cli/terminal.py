@@ -184,13 +184,15 @@ def show(
     if "transfer" in run:
         sources = sorted(run["transfer"]["sources"], key=lambda source: -source["weight"])
         sizes = run.get("moves", {}).get("sizes", {})
+        scored = sources[0]["hscore"] is not None
+        heads = ["source", "weight", *(["H-score"] if scored else [])]
         table(
-            ["source", "weight", "H-score", *(["size of its move"] if sizes else [])],
+            [*heads, *(["size of its move"] if sizes else [])],
             [
                 [
                     s["name"],
                     f"{s['weight']:.3f}",
-                    f"{s['hscore']:.3f}",
+                    *([f"{s['hscore']:.3f}"] if scored else []),
                     *([f"{sizes[s['name']]:.2f}"] if sizes else []),
                 ]
                 for s in sources
@@ -255,6 +257,8 @@ def _scales(moves: Mapping[str, Any]) -> None:
         name = f"ensemble of {len(moves['members'])}, x{moves['member_scale']:g}"
         cells = [f"{held['loss']:.3f}", f"{100 * held['accuracy']:.1f} %"] if held else ["", ""]
         rows.append([name, "", *cells, "" if moves["unused"] else "yes"])
+    elif moves.get("forms"):
+        rows.append(["ensemble", "", f"{moves['forms']['ensemble']:.3f}", "", ""])
     heads = ["scale of the move", "likeness", "held-out loss", "held-out accuracy", "taken"]
     table(heads, rows)
     print(f"\n{moves['verdict']}\n")

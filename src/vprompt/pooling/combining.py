@@ -20,7 +20,7 @@ from vprompt.learning.adapter import WeightedSum
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models.heads import Head, closed_form
 from vprompt.pooling import scoring
-from vprompt.pooling.evidence import Evidence, gather
+from vprompt.pooling.evidence import Evidence, gather, without_looking
 from vprompt.pooling.mix import Mix, Plan
 from vprompt.pooling.starting import fresh_adapter
 from vprompt.prompts import compose, matching
@@ -98,6 +98,10 @@ def gather_evidence(
 
     `slots` are what is added up, where that is not the prompts themselves.
     """
+    if not plan.looks:
+        precision = setting.config.precision
+        plain = classifier.features_of(setting.backbone, None, setting.train, precision=precision)
+        return without_looking([source.name for source in sources], setting.train, plain)
     filled = None if slots is None else matching.filled(slots)
     if filled is None or bool(filled.all()):
         filled = None
@@ -198,7 +202,7 @@ def weigh_sources(
     The fused features of twins depend on the sum of their weights alone, so each weight by itself
     would mean nothing.
     """
-    twins = duplicates(evidence.features) if merge_twins else {}
+    twins = duplicates(evidence.features) if merge_twins and evidence.looked else {}
     kept = [row for row in range(len(evidence)) if row not in twins]
     mix = weigh(evidence.select(kept))
     mix.check(method, len(kept))

@@ -28,8 +28,8 @@ class Floor:
     """What one metric's scores of a pool are worth.
 
     `shuffled` is the best score of any source under shuffled labels: its mean and its largest over
-    the shuffles, which 20 of them pass by chance once in 21. `ahead` says of every other candidate on which share of random halves the
-    best source is ahead of it.
+    the shuffles; by chance a score passes 20 of them once in 21. `ahead` says of every other
+    candidate on which share of random halves the best source is ahead of it.
     """
 
     metric: str

@@ -109,20 +109,21 @@ def combining_estimate(
     looks once for each of its members, and once without a prompt.
     """
     speed = images_per_second(adapter, train, config)
-    epochs, looks, width, heads = plan.epochs(config.epochs, sources), 0, 1, sources + HEADS
+    epochs, looks, width, heads = plan.epochs(config.epochs, sources), 0, 1, HEADS
     if plan.move_scale != PUBLISHED:
-        looks = SCALES + (plan.members if plan.form in ("ensemble", "distil") else 2)
+        looks = SCALES + (2 if plan.form in ("sum", "side_by_side") else plan.members)
         heads += SCALES * SCALED_HEADS
-        width = plan.members + 1 if plan.form == "ensemble" else 1
-    decoding += heads * head_seconds(adapter, len(train))
-    passes = sources + 1 + looks
+        width = plan.members + 1 if plan.form in ("ensemble", "auto") else 1
+    seen = sources + 1 if plan.looks else 1
+    decoding += (seen + heads) * head_seconds(adapter, len(train))
+    passes = seen + looks
     what = f"{passes} evidence passes and {epochs} epochs x {len(train)} images"
     judged_images = width * judged(config, epochs) * val + (3 + 2 * width) * test
     steps, forward = width * epochs + plan.climb, judged_images + looks * len(train)
     if plan.gradient_head is None:
-        forward += (sources + 1) * len(train)
+        forward += seen * len(train)
     else:
-        steps += sources + 1
+        steps += seen
     return _sentence(steps * len(train), forward, what, speed, judged_images, decoding)
 
 
