@@ -613,3 +613,23 @@ def test_a_task_that_needs_no_folder_is_the_built_in_one_unless_a_folder_has_its
     for name in ("cifar", "few_shot"):  # of a folder, and of one that a setting names
         with refused("is a folder of image sets", "--data DIR"):
             place_of(TaskEntry(name=name), None)
+
+
+def test_sizes_say_how_a_folder_was_cut(tmp_path):
+    from PIL import Image
+
+    from vprompt.bench import jobs, recipe
+
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for row in range(10):
+            Image.new("L", (8, 8), row).save(tmp_path / "pets" / name / f"{row}.png")
+    values = {"name": "it", "backbone": {"model": "tiny"}, "tasks": ["pets", "digits"]}
+    read = recipe.from_values(
+        {**values, "methods": [{"name": "linear", "learn": "linear"}]}, where="it"
+    )
+    every = jobs.expand(read, data=tmp_path, output=tmp_path / "out")
+    pets, digits = jobs.sizes(every)
+    assert pets == "pets: train 12, val 4, test 4: cut 64/16/20 by seed 0"
+    assert digits.startswith("digits: train ")
+    assert "cut" not in every[0].identity()

@@ -85,6 +85,6 @@ def test_a_combination_ends_in_a_decision(vprompt, images, pool, tmp_path):
     assert code == 0, err
     assert "even weights would be 0.500" in out and "the pool helped" in out
     assert f"next: label images: `vprompt predict IMAGES --artifact {place}`" in out, out
-    assert f"`vprompt learn {images} --shots 3 --model tiny`" in out
+    assert f"`vprompt learn {images} --shots 3 --model tiny --img-size 32`" in out
     assert "3 images of each class drawn by seed 0" in err and "not kept" not in err
     assert " in all: " in err  # the time that was announced, with start-up

@@ -8,7 +8,7 @@ def record(low, high, images=200, data="my photos/"):
     return {
         "test": {"no prompt": {"gain": None}, "tuned": {"gain": gain, "images": images}},
         "replay": {"target": {"data": data, "shots": 5}},
-        "backbone": {"name": "demo"},
+        "backbone": {"name": "demo", "data_config": {"input_size": [3, 70, 70]}},
     }
 
 
@@ -26,7 +26,7 @@ def test_whether_the_pool_helped_and_what_next(low, high, images, words):
 
     said = "\n".join(after_combining(record(low, high, images), "prompt"))
     assert all(word in said for word in words), said
-    assert "`vprompt learn 'my photos/' --shots 5 --model demo`" in said
+    assert "`vprompt learn 'my photos/' --shots 5 --model demo --img-size 70`" in said
     assert ("--artifact prompt`" in said) == (high > 0)
 
 

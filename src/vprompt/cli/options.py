@@ -14,8 +14,9 @@ from vprompt.core.progress import Progress
 TaskArgument = Annotated[
     str,
     typer.Argument(
-        help="A folder of class folders, a VTAB-1k folder (`DIR` or `DIR:prefix`), a .csv or "
-        ".jsonl list, or a built-in task such as `elpv` or `digits`."
+        help="A folder of class folders, perhaps below `train/` and `test/`; a VTAB-1k folder "
+        "(`DIR` or `DIR:prefix`); a list (.csv, .jsonl, ...) with the columns image, label and perhaps "
+        "split; or a built-in task such as `elpv` or `digits`. docs/data.md shows every layout."
     ),
 ]
 OptionalTaskArgument = Annotated[

@@ -93,9 +93,9 @@ def check_normalised(images: Tensor, config: DataConfig) -> None:
             return
     raise VPromptError(
         f"The images are floats from {low:.3g} to {high:.3g}, but normalised for this model they "
-        f"lie between {least:.3g} and {most:.3g}, and are not all between 0 and 1. Call "
-        "`classifier.preprocess(images)` first, or `classifier.predict(images)`; for images that "
-        "are right as they are, `vprompt.load(..., check=False)`."
+        f"lie between {least:.3g} and {most:.3g}, and are not all between 0 and 1. "
+        "`artifact.preprocess(images)` normalises images of any kind, and `predict` labels them; "
+        "to use these as they are, open the artefact with `check=False`."
     )
 
 

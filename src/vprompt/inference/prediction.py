@@ -73,7 +73,7 @@ def predict(
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
     backbone = open_for(loaded, model, device=device, force=force, progress=progress)
-    server = PromptServer(backbone, {"": loaded}, force)
+    server = PromptServer(backbone, {"": loaded}, force, check=False)
     return _label(server, given, [""] * len(given), precision, batch_size, skip_bad, progress)
 
 
@@ -107,7 +107,7 @@ def predict_table(
     of them one batch: see `serving.PromptServer`.
     """
     files, names = _read_table(Path(table).expanduser())
-    server = serve(names, model=model, device=device, force=force, progress=progress)
+    server = serve(names, model=model, device=device, force=force, check=False, progress=progress)
     return _label(server, files, names, precision, batch_size, skip_bad, progress)
 
 

@@ -101,8 +101,8 @@ def of(
     halves = []
     for _ in range(looks):
         rows = _half(labels, randomness)
-        found = dict(scoring.rank(metric, {n: _of_rows(kept[n], rows) for n in names}).ranked)
-        halves += [found] if len(found) == len(names) else []
+        half = dict(scoring.rank(metric, {n: _of_rows(kept[n], rows) for n in names}).ranked)
+        halves += [half] if len(half) == len(names) else []
     others = [name for name in names if name != sources[0]] if len(halves) >= FEWEST else []
     ahead = {
         name: float(np.mean([half[sources[0]] > half[name] for half in halves])) for name in others

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vprompt.data.census import FEW_TEST
+from vprompt.data.preprocessing import shown
 
 
 def after_combining(run: Mapping[str, Any], output: str | None) -> list[str]:
@@ -46,7 +47,8 @@ def _next(
     shots = f" --shots {target['shots']}" if target.get("shots") else ""
     model = run["backbone"]["name"]
     task = shlex.quote(target.get("data") or "TASK")
-    learn = f"vprompt learn {task}{shots} --model {shlex.quote(model)}"
+    size = shown(*run["backbone"]["data_config"]["input_size"][1:])
+    learn = f"vprompt learn {task}{shots} --model {shlex.quote(model)} --img-size {size}"
     steps.append(f"compare with a prompt learned without the pool: `{learn}`")
     if helped is None and tested is not None:
         few = f"{tested} test images are few" if tested < FEW_TEST else "the interval is wide"
