@@ -661,7 +661,7 @@ def test_over_all_folds_every_image_is_tested_on_once(fill, census, tmp_path, re
     settings = {"allow_absent": False, "where": "here"}
     tested = []
     for number in range(1, 6):
-        made = _cutting.cut(whole, "ab", (1, 0, 0), 0, fold=f"{number}/5", **settings).splits
+        made = _cutting.cut(whole, "ab", (1.0, 0.0, 0.0), 0, fold=f"{number}/5", **settings).splits
         parts = [{*made[name].images} for name in ("train", "val", "test")]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 20
         assert sorted(made["test"].labels) == [0, 0, 1, 1]

@@ -15,8 +15,8 @@ TaskArgument = Annotated[
     str,
     typer.Argument(
         help="A folder of class folders, perhaps below `train/` and `test/`; a VTAB-1k folder "
-        "(`DIR` or `DIR:prefix`); a list (.csv, .jsonl, ...) with the columns image, label and perhaps "
-        "split; or a built-in task such as `elpv` or `digits`. docs/data.md shows every layout."
+        "(`DIR` or `DIR:prefix`); a list (.csv, .jsonl, ...) with the columns image, label and "
+        "perhaps split; or a built-in task such as `elpv`. docs/data.md shows every layout."
     ),
 ]
 OptionalTaskArgument = Annotated[
