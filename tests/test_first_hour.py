@@ -1,4 +1,4 @@
-"""The first hour: every command of its page runs as it stands, on stand-in photographs."""
+"""The first hour: every command of its page runs on stand-in photographs, for one epoch."""
 
 import csv
 import importlib.util
