@@ -313,8 +313,9 @@ def score(
         for each in named:
             found[each] = scoring.rank(each, candidates)
             step.advance(1, each)
-    worth = floor.of(metric, candidates, found[metric]) if isinstance(metric, str) else None
-    for sentence in worth.sentences() if worth else ():
+    for sentence in (
+        floor.said(metric, candidates, found[metric]) if isinstance(metric, str) else ()
+    ):
         progress.say(sentence)
     if not isinstance(metric, str):
         return found

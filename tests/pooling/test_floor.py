@@ -53,3 +53,9 @@ def test_what_has_no_labels_or_takes_too_long_has_no_floor(monkeypatch):
     assert floor.of("prompt_cosine", tokens, scoring.rank("prompt_cosine", tokens)) is None
     monkeypatch.setattr(floor, "SECONDS", 0.0)
     assert worth({"a": 1.0, "b": 0.0}) is None
+    given = candidates({"a": 1.0, "b": 0.0})
+    scores = scoring.rank("hscore", given)
+    assert floor.said("hscore", given, scores) == [
+        "noise floor of hscore: not looked for, since that would take too long"
+    ]
+    assert floor.said("prompt_cosine", tokens, scoring.rank("prompt_cosine", tokens)) == []

@@ -4,6 +4,7 @@ A metric always puts sources into an order. Whether the order says anything is a
 labels shuffled, which is the noise floor, and on random halves of the images.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,20 +84,21 @@ def of(
     sources = [name for name in names if name != PLAIN]
     if "labels" not in needed or not sources:
         return None
-    once = max(scores.seconds, 1e-6) * len(names) / max(len(candidates), 1)
-    looks = min(LOOKS, int(SECONDS / (2 * once)))
-    if looks < FEWEST:
-        return None
     kept = {name: {key: candidates[name][key] for key in needed} for name in names}
     randomness = numpy_stream(seed, f"noise floor {metric}")
     labels = next(iter(kept.values()))["labels"]
-    best = []
-    for _ in range(looks):
+    best: list[float] = []
+    looks, began = 0, time.process_time()
+    while looks < LOOKS:
+        spent = time.process_time() - began  # of this process: a busy machine changes nothing
+        if looks and spent / looks * max(FEWEST, looks + 1) > SECONDS / 2:
+            break
+        looks += 1
         order = torch.from_numpy(randomness.permutation(len(labels)))
         shuffled = {n: {**kept[n], "labels": labels[order]} for n in sources}
         found = scoring.rank(metric, shuffled).ranked
         best += [found[0][1]] if found else []
-    if not best:
+    if looks < FEWEST or not best:
         return None
     halves = []
     for _ in range(looks):
@@ -110,6 +112,16 @@ def of(
     score = dict(scores.ranked)[sources[0]]
     spread = (float(np.mean(best)), float(np.max(best)))
     return Floor(metric, sources[0], score, spread, ahead)
+
+
+def said(metric: str, candidates: Mapping[str, Mapping[str, Any]], scores: Scores) -> list[str]:
+    """Return what a person should know of the scores, or that it was not looked for."""
+    found = of(metric, candidates, scores)
+    if found is not None:
+        return found.sentences()
+    if "labels" not in scoring.needs(metric) or not scores.ranked:
+        return []
+    return [f"noise floor of {metric}: not looked for, since that would take too long"]
 
 
 def _half(labels: Tensor, randomness: np.random.Generator) -> Tensor:
