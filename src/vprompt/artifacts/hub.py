@@ -19,7 +19,7 @@ from typing import Any
 from vprompt.artifacts import artifact, cards, publishing
 from vprompt.artifacts.artifact import CARD, CONFIG, LARGEST_RUN, RUN, TENSORS
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import as_json, atomic_folder, cache_folder, optional
+from vprompt.core.files import atomic_folder, cache_folder, json_text, optional
 from vprompt.core.progress import SILENT, Progress
 
 PREFIX = "hf-hub:"
@@ -129,13 +129,18 @@ def pack(
         changed = loaded.config != config
         notes += ["places of this disk are left out (--keep-places sends them)"] * changed
     files = {
-        CONFIG: as_json(config),
+        CONFIG: _bytes_of(config),
         TENSORS: (folder / TENSORS).read_bytes(),
         CARD: cards.tagged(card, config).encode(),
     }
     if run is not None:
-        files[RUN] = as_json(run)
+        files[RUN] = _bytes_of(run)
     return Parcel(repo, files, tuple(notes))
+
+
+def _bytes_of(value: dict[str, Any]) -> bytes:
+    """Return what `files.write_json` would write."""
+    return json_text(value).encode("utf-8", "backslashreplace")
 
 
 def push(
