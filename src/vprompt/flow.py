@@ -11,7 +11,7 @@ from vprompt.data.task import Task
 from vprompt.learning.adapter import PromptAdapter
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.outcome import Outcome, check_output, finish
-from vprompt.pooling import comparing, scoring, screening, weighing
+from vprompt.pooling import comparing, floor, scoring, screening, weighing
 from vprompt.pooling.mix import plan_of
 from vprompt.pooling.scoring import Scores
 from vprompt.pooling.screening import Selection
@@ -86,7 +86,8 @@ def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] 
     The entry `(no prompt)` is the score of the frozen features, the line a source has to pass; a
     metric of prompts or heads has none. Several metrics give `Scores` each, by name, from one pass
     of the images. Sources that the screen leaves out are not in the result. Nothing is trained, but
-    the prompt on the target where a metric compares prompts.
+    the prompt on the target where a metric compares prompts. `progress` says the noise floor, and
+    whether the scores separate the sources.
     """
     metric = settings.metric
     named = [metric] if isinstance(metric, str) else list(metric)
@@ -106,6 +107,8 @@ def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] 
             step.advance(1, each)
     if not isinstance(metric, str):
         return found
+    for sentence in floor.said(metric, candidates, found[metric]):
+        settings.progress.say(sentence)
     reasons = [found[metric].missing[s.name] for s in sources if s.name in found[metric].missing]
     if reasons:
         raise VPromptError(reasons[0])

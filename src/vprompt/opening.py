@@ -70,7 +70,7 @@ def open_task(
     registry.require("tasks", spec)
     settings = registry.settings("tasks", spec.name)
     _check_cut(f"The task {spec.name}", split_seed, settings)
-    if "fractions" in spec.settings:  # whoever says how to cut wants it cut
+    if {"fractions", "fold"} & {*spec.settings}:  # whoever says how to cut wants it cut
         del usual["all_test"]
     return build(**{k: v for k, v in usual.items() if k in settings and k not in spec.settings})
 

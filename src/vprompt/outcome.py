@@ -10,8 +10,7 @@ import torch
 from vprompt import stages
 from vprompt.artifacts import artifact, cards, catalogue, origin
 from vprompt.artifacts.artifact import Artifact
-from vprompt.core.errors import VPromptError
-from vprompt.core.files import check_writable
+from vprompt.core.files import check_free, check_writable
 from vprompt.core.precision import resolve
 from vprompt.learning.classifier import Candidate
 from vprompt.learning.tune import Tuned
@@ -100,7 +99,7 @@ def finish(
     config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
     seen = replace(backbone.data_config, values=setting.train.values)
     config_json["data_config"] = seen.to_json()
-    card = cards.render(config_json, run)
+    card = cards.write(config_json, run)
     made = Artifact(
         prompt, head, plain.mean(0), config_json, card, state=state, text=text, start=start
     )
@@ -133,8 +132,5 @@ def check_output(output: Path | str | None, overwrite: bool) -> Path | None:
     check_writable(place, "--output")
     if overwrite:
         artifact.check_replaceable(place)
-    elif place.exists():
-        raise VPromptError(
-            f"{output} exists already. Choose another --output, or add --overwrite to replace it."
-        )
+    check_free(output, overwrite=overwrite)
     return place

@@ -1,6 +1,7 @@
 """Searching: the main line of `search`: find a length for every block, then learn with those."""
 
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vprompt import flow, outcome, stages
@@ -8,6 +9,7 @@ from vprompt.adapters._bilevel import Bilevel
 from vprompt.artifacts import artifact
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
+from vprompt.core.progress import Progress, Step
 from vprompt.core.randomness import numpy_stream
 from vprompt.core.settings import takes
 from vprompt.data.task import Task
@@ -27,10 +29,13 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
     both stages; `protocol` is that of the second.
     """
     output = outcome.check_output(settings.output, settings.overwrite)
-    progress, method = settings.progress, settings.method
+    method = settings.method
     build = registry.build("adapters", method)
     backbone = open_backbone(
-        settings.model, image_size=settings.image_size, device=settings.device, progress=progress
+        settings.model,
+        image_size=settings.image_size,
+        device=settings.device,
+        progress=settings.progress,
     )
     opened = open_task(task, allow_absent=settings.allow_absent, split_seed=settings.split_seed)
     adapter = build(backbone)
@@ -40,9 +45,11 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
     drawn = opened if shots is None else opened.few_shot(shots, draw)
     ending.check_patience(TrainConfig.of(settings.config, {}), drawn.val is not None)
     moved_on = choose_alpha_data(drawn, settings.alpha_data, method)
+    searched = split_for_alpha(drawn, moved_on, draw)
+    progress = _said_once(drawn, searched, settings.progress)
     setting = stages.prepare(
         backbone,
-        split_for_alpha(drawn, moved_on, draw),
+        searched,
         TrainConfig.of(settings.search_config, stages.training_defaults(method)),
         None,
         draw,
@@ -85,6 +92,31 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
         kept = replace(kept, folder=output)
     setting.forget_checkpoints()
     return Outcome(kept, made.test, run)
+
+
+def _said_once(drawn: Task, searched: Task, progress: Progress) -> Progress:
+    """Say the census of the task, and return a progress that leaves out those of both stages."""
+    whole = drawn.census().sentences()
+    for sentence in whole:
+        progress.say(sentence)
+    return _Heard(progress, frozenset((*whole, *searched.census().sentences())))
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Progress that does not say again what was said."""
+
+    progress: Progress
+    heard: frozenset[str]
+
+    def step(self, description: str, total: int) -> AbstractContextManager[Step]:
+        """Open a piece of work."""
+        return self.progress.step(description, total)
+
+    def say(self, text: str) -> None:
+        """Say what was not said before."""
+        if text not in self.heard:
+            self.progress.say(text)
 
 
 def choose_alpha_data(task: Task, asked: str, method: str) -> str:

@@ -44,10 +44,15 @@ class Setting:
     keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
-    def sizes(self, test: bool) -> dict[str, int]:
-        """Return how many images there are to validate and, where it is opened, to test on."""
-        sealed = self.task.test if test else None
-        return {"val": len(self.val or ()), "test": len(sealed or ())}
+    def sizes(self, test: bool) -> dict[str, Any]:
+        """Return how many images there are to validate and, where it is opened, to test on.
+
+        `decoding` is how long the latter take to be read, as far as the others tell.
+        """
+        sealed, val = self.task.test if test else None, len(self.val or ())
+        each = self.clock.seconds.get("images", 0.0) / max(len(self.train) + val, 1)
+        looks = len(sealed or ())
+        return {"val": val, "test": looks, "decoding": each * looks}
 
     def promise(self, result: Path) -> None:
         """Note where the result of all training runs will be, before it is written."""

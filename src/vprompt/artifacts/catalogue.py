@@ -23,6 +23,7 @@ class Entry:
     problem: str | None = None
     start: str = ""  # how the start of its prompt is known, where that was looked at
     other: str = ""  # the kind of another program's adapter
+    stray: bool = False  # neither file of an artefact is in it
 
     @property
     def name(self) -> str:
@@ -34,6 +35,8 @@ class Entry:
         """Why there is no image prompt in it; nothing where there is one, or where it is broken."""
         if self.other:
             return f"an adapter of the type {self.other}, which holds no prompt"
+        if self.stray:
+            return f"no artefact.{foreign.describe_folder(self.folder)}".rstrip(".")
         if self.config is None or sum(self.config["num_virtual_tokens"]):
             return ""
         method = self.config.get("method") or self.config.get("recipe", {}).get("method")
@@ -140,7 +143,8 @@ def _entry(folder: Path) -> Entry:
     try:
         return Entry(folder, read_config(folder))
     except VPromptError as error:
-        return Entry(folder, None, str(error), other=other_method(folder))
+        stray = not any((folder / name).exists() for name in foreign.PARTS[:2])
+        return Entry(folder, None, str(error), other=other_method(folder), stray=stray)
 
 
 def _on_disk(place: Path | str) -> Path:

@@ -12,8 +12,9 @@
       - {name: VPT-Deep, learn: vpt(num_virtual_tokens=10)}
       - {name: HGPrompt, combine: hgprompt, safeguard: false, train: {lr: 0.001}}
 
-A task is a folder of `--data`, or what its `data` says; there `{data}` stands for the folder of
-`--data` and `{seed}` for the run's seed, as it does in a method. `each: {shots: [1, 4]}` in a task
+A task is a folder of `--data`, or else a built-in one such as `digits`, or what its `data` says;
+there `{data}` stands for the folder of `--data` and `{seed}` for the run's seed, as it does in a
+method. `each: {shots: [1, 4]}` in a task
 makes one of every value, or of every combination, with `{shots}` filled into its texts. Where
 `protocol` is a name of `vprompt list protocols`, every record says in which points the run departs
 from it; any other text just stands above the table. With `selection: {grid: {lr: [0.001, 0.01]}}`

@@ -23,7 +23,7 @@ from vprompt.cli import search as cli_search
 from vprompt.cli import share as cli_share
 from vprompt.cli import use as cli_use
 from vprompt.cli.options import JsonOption
-from vprompt.core import threads
+from vprompt.core import clock, threads
 from vprompt.core.errors import VPromptError
 
 
@@ -107,6 +107,7 @@ def list_plugins(
 
 def main() -> None:
     """Run the command line; a mistake of the caller is one sentence and exit code 1."""
+    clock.begin()
     threads.wait_quietly()  # before any command loads torch
     terminal.write_any_text()
     process = os.environ.get("RANK", "0") if _several() else "0"

@@ -37,6 +37,7 @@ def combine(
     quiet: QuietOption = False,
 ) -> None:
     """Combine a pool's prompts for a new task with few images, then tune the sum."""
+    options.check_place(given)
     from vprompt import flow
     from vprompt.pooling import recipe as recipes
 
@@ -47,5 +48,6 @@ def combine(
     if "task" not in arguments or "pool" not in arguments:
         raise VPromptError("combine needs a TASK and a --pool, or a --recipe that names them.")
     with terminal.progress(quiet) as progress:
+        options.say_if_not_kept(given, progress)
         outcome = flow.combine(arguments.pop("task"), **arguments, progress=progress)
     terminal.show(outcome, given.get("output"), report, freeze_report, scale_path)

@@ -42,6 +42,7 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a prompt for a task: a small file that adapts a frozen backbone."""
+    options.check_place(given)
     from vprompt import flow
     from vprompt.core import distributed
 
@@ -50,6 +51,7 @@ def learn(
     given["method"] = options.with_settings(given.get("method", options.LEARNING), extra)
     with distributed.joined(), terminal.progress(quiet or not distributed.is_first()) as progress:
         first = distributed.is_first()
+        options.say_if_not_kept(given, progress)
         outcome = flow.learn(task, **given, grid=options.read_grid(grid or []), progress=progress)
     if first:
         terminal.show(outcome, given.get("output"), report, freeze_report)

@@ -2,12 +2,15 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vprompt.core.errors import Renamed, VPromptError
+from vprompt.core.files import check_free
+from vprompt.core.progress import Progress
 from vprompt.core.settings import OUTPUT
 
 OLD = {"--allow-absent-classes": "--allow-absent"}  # options of an earlier release
@@ -15,8 +18,9 @@ LEARNING = "vpt"  # the method of `learn`, where none is named
 TaskArgument = Annotated[
     str,
     typer.Argument(
-        help="A folder of class folders, a VTAB-1k folder (`DIR` or `DIR:prefix`), a .csv or "
-        ".jsonl list, or a built-in task such as `elpv` or `digits`."
+        help="A folder of class folders, perhaps below `train/` and `test/`; a VTAB-1k folder "
+        "(`DIR` or `DIR:prefix`); a list (.csv, .jsonl, ...) with the columns image, label and "
+        "perhaps split; or a built-in task such as `elpv`. docs/data.md shows every layout."
     ),
 ]
 OptionalTaskArgument = Annotated[
@@ -64,6 +68,19 @@ def check_places(**places: Path | None) -> None:
             if place.is_dir():
                 raise VPromptError(f"--{name.replace('_', '-')} {place} is a folder; name a file.")
             check_writable(place, f"--{name.replace('_', '-')}")
+
+
+def check_place(given: Mapping[str, Any]) -> None:
+    """Refuse a place that is taken at once, before torch is imported, which takes seconds."""
+    check_free(given.get("output"), overwrite=given.get("overwrite", False))
+
+
+def say_if_not_kept(given: Mapping[str, Any], progress: Progress) -> None:
+    """Say before a training starts that nothing of it will be left."""
+    if given.get("output") is None:
+        progress.say(
+            "without --output the prompt is measured and not kept; to keep it, add --output FOLDER"
+        )
 
 
 def of_today(words: list[str]) -> list[str]:

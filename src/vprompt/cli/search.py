@@ -42,6 +42,7 @@ def search(
     quiet: QuietOption = False,
 ) -> None:
     """Search how many prompt tokens each block needs, then learn a prompt of those lengths."""
+    options.check_place(given)
     from vprompt import searching
 
     options.check_places(report=report)
@@ -53,5 +54,6 @@ def search(
     config = given.get("config", {})
     given["search_config"] = own | {name: config[name] for name in BOTH if name in config}
     with terminal.progress(quiet) as progress:
+        options.say_if_not_kept(given, progress)
         outcome = searching.search(task, **given, progress=progress)
     terminal.show(outcome, given.get("output"), report, freeze_report)

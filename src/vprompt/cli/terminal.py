@@ -225,6 +225,7 @@ def show(
     `scale_path` is where the scales of a sum of moves are drawn.
     """
     from vprompt.report import write_report
+    from vprompt.results import advice
 
     run = outcome.run
     if "transfer" in run:
@@ -268,6 +269,9 @@ def show(
             say(f"  {sentence}")
     if freeze_report:
         _freeze_report(run)
+    if run["command"] == "combine":
+        for sentence in advice.after_combining(run, None if output is None else str(output)):
+            print(printable(sentence))
     if output is not None:
         say(f"artefact: {output}")
     if scale_path is not None:

@@ -34,6 +34,7 @@ def load(
     test: str = "",
     split_seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
+    fold: str = "",
     allow_absent: bool = False,
     all_test: bool = False,
 ) -> Task:
@@ -41,9 +42,10 @@ def load(
 
     Class names are the labels, sorted (as numbers where all are integers); 1 and 1.0 are one.
     Without a split column the rows are cut into `fractions` (train, val, test), class by class, by
-    `split_seed`; with one that names no val, 20 % of train becomes val. `val` and `test` are lists
-    of their own, beside `file`. A default column name may also be another of `lists.NAMES`. With
-    `all_test` nothing is cut: all rows are test images, unless the table names splits.
+    `split_seed`, or into a `fold` such as `'2/5'`, the second of five; with one that names no val,
+    20 % of train becomes val. `val` and `test` are lists of their own, beside `file`. A default
+    column name may also be another of `lists.NAMES`. With `all_test` nothing is cut: all rows are
+    test images, unless the table names splits.
     """
     check_fractions(fractions)
     table = Path(file).expanduser()
@@ -76,7 +78,15 @@ def load(
     elif all_test:
         made = as_test(whole)
     else:
-        made = cut(whole, classes, fractions, split_seed, allow_absent=allow_absent, where=table)
+        made = cut(
+            whole,
+            classes,
+            fractions,
+            split_seed,
+            allow_absent=allow_absent,
+            where=table,
+            fold=fold,
+        )
         reading = reading.noting(_beside(table))
     return Task(
         name=table.stem,
