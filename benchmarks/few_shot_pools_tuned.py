@@ -48,17 +48,17 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "adapter": ("adapter", {}),
     "LoRA": ("lora", {}),
 }
-# With a pool: the method, and what it changes of the sum.
+# With a pool: the method, and what it changes of the sum and of its training.
 POOLED: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform, published": ("uniform", {}),
     "HGPrompt, published": ("hgprompt(preset=paper, score=trace_ratio)", {}),
     "SPoT, published": ("spot(epochs=3)", {}),
     "PANDA, published": ("panda", {}),
     "ATTEMPT, published": ("attempt", {}),
-    "sum of moves": ("hgprompt", {"form": "sum"}),
-    "ensemble of scales": ("hgprompt", {"form": "ensemble"}),
-    "ensemble of scales, tuned": ("hgprompt", {"form": "ensemble", "tune": True}),
-    "distilled to one prompt": ("hgprompt", {"form": "distil"}),
+    "moves, untuned": ("moves", {"epochs": 0}),
+    "moves, tuned": ("moves", {}),
+    "moves, one sum, tuned": ("moves", {"form": "sum"}),
+    "moves, distilled to one prompt": ("moves", {"form": "distil"}),
 }
 
 
@@ -129,9 +129,10 @@ def run_row(
         final = "learned"
     else:
         method, own = POOLED[row]
-        form = own.get("form", "sum")
-        budget = {**BUDGET, **({"epochs": 0} if form == "ensemble" and "tune" not in own else {})}
-        config = TrainConfig.checked({**combining_defaults(method, form), **budget, "seed": draw})
+        form = own.get("form")
+        usual = combining_defaults(method, form or "sum")
+        budget = {**BUDGET, **{key: own[key] for key in own if key != "form"}}
+        config = TrainConfig.checked({**usual, **budget, "seed": draw})
         found = flow.combine(
             task,
             pool_folder=pool,
@@ -141,16 +142,18 @@ def run_row(
             shots=shots,
             draw=draw,
             screen="off",
-            form=own.get("form"),
+            form=form,
         )
         final = "tuned"
         record["accuracy"].setdefault("no prompt", found.test["no prompt"].acc1)
         if "moves" in found.run:
             moves = found.run["moves"]
-            record["accuracy"].setdefault(f"{row}, untuned", found.test["combined, untuned"].acc1)
+            before = found.test["combined, untuned"].acc1
+            record["accuracy"].setdefault(f"{row}, before" if config.epochs else row, before)
             record.setdefault("facts", {})[row] = {
                 "chosen": moves["chosen"],
                 "gain": moves["gain"],
+                "form": moves["form"],
                 "unused": moves.get("unused"),
             }
     record["accuracy"][row] = found.test[final].acc1

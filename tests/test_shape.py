@@ -1,6 +1,7 @@
 """Shape of the package: public names, the direction of imports, and what may stand where."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,25 @@ def module_name(path):
 
 
 MODULES = {module_name(path): path for path in FILES}
-every_file = pytest.mark.parametrize(
-    "path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES]
-)
 
 
+def every_file(check):
+    """Make one test of a check that each file has to pass; every file that fails is named."""
+
+    def test():
+        failed = []
+        for path in FILES:
+            try:
+                check(path)
+            except AssertionError as error:
+                failed.append(f"{path.relative_to(ROOT)}: {error}")
+        assert not failed, "\n".join(failed)
+
+    test.__name__ = check.__name__
+    return test
+
+
+@functools.cache
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 

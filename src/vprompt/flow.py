@@ -105,7 +105,7 @@ def combine(
     task: str | Task,
     *,
     pool_folder: Pool,
-    method: str = "hgprompt",
+    method: str = "moves",
     model: str | Backbone | None = None,
     config: TrainConfig | None = None,
     shots: int | None = None,

@@ -37,3 +37,13 @@ def test_a_new_process_imports_names_from_an_old_address():
 def test_what_never_was_there_is_not_found(name):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"vprompt.{name}")
+
+
+def test_other_packages_are_looked_up_as_ever():
+    import google.protobuf  # a part of a namespace package: its path is no list
+
+    import vprompt
+    from vprompt.core.addresses import OldAddresses
+
+    del vprompt
+    assert OldAddresses().find_spec("google.nowhere", google.__path__) is None

@@ -1,12 +1,12 @@
 """Methods: what each of the adapters trains, how much of it, and how it starts."""
 
-import contextlib
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from stopping import StopAfter
 from torch.nn import functional
 
 torch.set_num_threads(1)  # steps this small only wait for a second thread
@@ -117,26 +117,6 @@ def test_a_saved_method_gives_the_same_features(build, run, spec, tiny, tmp_path
     assert torch.equal(features_of(tiny, opened, examples, precision="fp32"), expected)
     assert torch.equal(loaded.head.weight, tuned.head.weight)
     assert not torch.equal(expected, features_of(tiny, build(spec), examples, precision="fp32"))
-
-
-class StopAfter:
-    """A Progress that raises KeyboardInterrupt after so many steps of tuning, as Ctrl-C would."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    @contextlib.contextmanager
-    def step(self, description, total):
-        self.counting = description == "tune"
-        yield self
-
-    def advance(self, amount=1, note=""):
-        self.left -= amount * self.counting
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-    def say(self, text):
-        pass
 
 
 @pytest.mark.parametrize("spec", ["bias", "lora", "mlp"])

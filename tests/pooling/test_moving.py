@@ -86,6 +86,67 @@ def test_the_sum_is_the_start_plus_the_coefficients_times_the_moves(pool_of, com
     assert made["kind"] == "blank" and made["move"] > 0
 
 
+def test_moves_are_summed_without_a_look_at_any_source(pool_of, combine, monkeypatch, tmp_path):
+    from vprompt.pooling import evidence
+
+    def refuse(*_, **__):
+        raise AssertionError("a source was looked at")
+
+    pool = pool_of()
+    monkeypatch.setattr(evidence, "Probe", refuse)
+    outcome, _ = combine(pool, test=True)
+    found = outcome.run["transfer"]
+    assert outcome.run["method"] == "moves"
+    assert [source["weight"] for source in found["sources"]] == [0.5, 0.5]
+    assert {source["hscore"] for source in found["sources"]} == {found["hscore_fused"]} == {None}
+    assert "| one | 0.500 |" in outcome.artifact.card and "H-score" not in outcome.artifact.card
+    import vprompt
+
+    vprompt.write_report(outcome.run, tmp_path / "report.html")
+    assert "Every source has the same weight" in (tmp_path / "report.html").read_text()
+
+
+def test_a_convex_sum_looks_at_the_sources_whatever_the_method(pool_of, combine):
+    outcome, _ = combine(pool_of(), method="moves", move_scale="published")
+    assert outcome.run["transfer"]["hscore_fused"] is not None
+    assert "moves" not in outcome.run
+
+
+def test_of_two_forms_one_sum_is_taken_only_if_it_is_clearly_better(pool_of, combine):
+    outcome, _ = combine(pool_of(), shots=6)
+    moves = outcome.run["moves"]
+    assert set(moves["forms"]) == {"ensemble", "sum"}
+    if moves["form"] == "sum":
+        assert moves["forms"]["sum"] < moves["forms"]["ensemble"]
+    assert moves["held_out"]["loss"] == moves["forms"][moves["form"]]
+
+
+@pytest.mark.parametrize("apart, expected", [(0.0, False), (0.2, False), (2.0, True)])
+def test_clearly_less_is_by_more_than_one_standard_error(generator, apart, expected):
+    from vprompt.models.heldout import HeldOut
+    from vprompt.pooling.moving import clearly_less
+
+    noise = torch.randn(20, generator=generator, dtype=torch.float64)
+    noise = (noise - noise.mean()) / noise.std()  # its error is 1 / sqrt(20), about 0.22
+
+    def held(losses):
+        return HeldOut(losses, torch.ones(20), "ridge", 1.0, 1.0)
+
+    one, other = torch.ones(20).double(), 1 + noise + apart
+    assert clearly_less(held(one), held(other)) == expected
+    assert not clearly_less(held(one), None)
+
+
+def test_a_move_that_is_there_twice_counts_once(pool_of, combine):
+    import shutil
+
+    pool = pool_of()
+    shutil.copytree(pool / "one", pool / "copy")
+    outcome, said = combine(pool)
+    assert any("left out one (that of copy)" in each for each in said)
+    assert set(outcome.run["moves"]["sizes"]) == {"copy", "two"}
+
+
 def test_robust_asks_for_no_gradient_and_an_alignment_does(pool_of, combine):
     outcome, _ = combine(pool_of())
     assert outcome.run["transfer"]["gradient_cosines"] is None
@@ -194,7 +255,7 @@ def test_prompts_of_different_lengths_move_where_they_have_tokens(pool_of, combi
 
 
 def test_a_climb_is_taken_only_if_it_is_clearly_better(pool_of, combine):
-    outcome, _ = combine(pool_of(), method="hgprompt(climb=3)", form="sum", move_scale=2.0)
+    outcome, _ = combine(pool_of(), method="moves(climb=3)", form="sum", move_scale=2.0)
     climbed = outcome.run["moves"]["climb"]
     assert len(climbed["losses"]) == 3
     assert climbed["taken"] == (climbed["gain"] > climbed["error"])

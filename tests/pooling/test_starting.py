@@ -391,7 +391,7 @@ def test_methods_may_want_rates_of_their_own():
 
 @pytest.mark.parametrize("method, before", [("panda", 4), ("attempt", 0)])
 def test_a_stopped_combination_continues_with_the_same_result(combine, method, before, tmp_path):
-    from test_methods import StopAfter
+    from stopping import StopAfter
 
     config = quick(epochs=2, batch_size=32, keep="last")
     whole = combine(method, config=config, output=tmp_path / "whole")

@@ -174,9 +174,13 @@ def _screening(found: dict[str, Any]) -> str:
 
 
 def _sources(sources: list[dict[str, Any]]) -> str:
-    rows = ["| source | weight | H-score on the target |", "|---|---|---|"]
+    scored = any(source["hscore"] is not None for source in sources)
+    rows = ["| source | weight |", "|---|---|"]
+    if scored:
+        rows = ["| source | weight | H-score on the target |", "|---|---|---|"]
     for source in sorted(sources, key=lambda source: -source["weight"]):
-        rows.append(f"| {source['name']} | {source['weight']:.3f} | {source['hscore']:.3f} |")
+        score = f" {source['hscore']:.3f} |" if scored else ""
+        rows.append(f"| {source['name']} | {source['weight']:.3f} |{score}")
     return "\n".join(rows)
 
 

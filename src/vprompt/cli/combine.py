@@ -50,7 +50,7 @@ def combine(
     pool: PoolsOption = None,
     method: Annotated[
         str | None,
-        typer.Option(help="A method of `vprompt list transfer`. Default: hgprompt."),
+        typer.Option(help="A method of `vprompt list transfer`. Default: moves."),
     ] = None,
     recipe: Annotated[
         Path | None,

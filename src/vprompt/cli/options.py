@@ -69,8 +69,8 @@ MoveScaleOption = Annotated[
 FormOption = Annotated[
     str | None,
     typer.Option(
-        help="What the sum of moves becomes: sum, side_by_side, ensemble, distil. Default: as the "
-        "method asks."
+        help="What the sum of moves becomes: sum, side_by_side, ensemble, distil, or auto: an "
+        "ensemble, unless one sum is clearly better. Default: as the method asks."
     ),
 ]
 ScalePathOption = Annotated[
@@ -161,7 +161,7 @@ def usual_combining(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     if "config" in arguments:
         return dict(arguments["config"])
-    method = arguments.get("method", "hgprompt")
+    method = arguments.get("method", "moves")
     chosen = {key: arguments.get(key) for key in ("scale", "move_scale", "form")}
     return combining_defaults(method, plan_of(method, **chosen).form)
 

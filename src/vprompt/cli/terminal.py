@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vprompt.cli.logged import Lines
 from vprompt.core.errors import CacheWarning, VPromptError
 from vprompt.core.progress import SILENT, Progress
 
@@ -55,9 +56,12 @@ def write_any_text() -> None:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Yield bars with counts, time left and a note; silent when asked."""
+    """Yield bars with counts, time left and a note; lines in a log file; silent when asked."""
     if quiet:
         yield SILENT
+        return
+    if not sys.stderr.isatty():
+        yield Lines(printable)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -183,13 +187,15 @@ def show(
     if "transfer" in run:
         sources = sorted(run["transfer"]["sources"], key=lambda source: -source["weight"])
         sizes = run.get("moves", {}).get("sizes", {})
+        scored = sources[0]["hscore"] is not None
+        heads = ["source", "weight", *(["H-score"] if scored else [])]
         table(
-            ["source", "weight", "H-score", *(["size of its move"] if sizes else [])],
+            [*heads, *(["size of its move"] if sizes else [])],
             [
                 [
                     s["name"],
                     f"{s['weight']:.3f}",
-                    f"{s['hscore']:.3f}",
+                    *([f"{s['hscore']:.3f}"] if scored else []),
                     *([f"{sizes[s['name']]:.2f}"] if sizes else []),
                 ]
                 for s in sources
@@ -251,6 +257,8 @@ def _scales(moves: Mapping[str, Any]) -> None:
         name = f"ensemble of {len(moves['members'])}, x{moves['member_scale']:g}"
         cells = [f"{held['loss']:.3f}", f"{100 * held['accuracy']:.1f} %"] if held else ["", ""]
         rows.append([name, "", *cells, "" if moves["unused"] else "yes"])
+    elif moves.get("forms"):
+        rows.append(["ensemble", "", f"{moves['forms']['ensemble']:.3f}", "", ""])
     heads = ["scale of the move", "likeness", "held-out loss", "held-out accuracy", "taken"]
     table(heads, rows)
     print(f"\n{moves['verdict']}\n")

@@ -9,7 +9,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +22,7 @@ class OldAddresses(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds `vprompt.NAME` as the one module of that name in a room; asked after all others."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return where a module of the package went, or None."""
         package, _, name = fullname.rpartition(".")

@@ -28,6 +28,7 @@ Blocks: TypeAlias = Int[Tensor, " count"]
 Weights: TypeAlias = Float[Tensor, " sources"]
 LayerWeights: TypeAlias = Float[Tensor, "layers sources"]
 SourceFeatures: TypeAlias = Float[Tensor, "sources batch feature_dim"]
+SeenFeatures: TypeAlias = Float[Tensor, "sources seen feature_dim"]  # seen is 0 where none were
 SourceTokens: TypeAlias = Float[Tensor, "sources tokens dim"]
 TargetTokens: TypeAlias = Float[Tensor, "tokens dim"]
 SourceEmbeddings: TypeAlias = Float[Tensor, "sources feature_dim"]

@@ -14,7 +14,7 @@ COMBINE = {"lr": 1e-3, "batch_size": 16, "keep": "least_loss"}
 
 
 # An ensemble is as good untuned (docs/moves.md), and its tuning costs that of all its members.
-FORMS = {"ensemble": {"epochs": 0}}
+FORMS = {"auto": {"epochs": 0}, "ensemble": {"epochs": 0}}
 
 
 def combining_defaults(method: str, form: str = "sum") -> dict[str, Any]:

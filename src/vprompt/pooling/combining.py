@@ -13,6 +13,7 @@ from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.linalg import centred_kernel_alignment, cosine_matrix, weighted_sum
 from vprompt.core.progress import Progress
+from vprompt.core.threads import on_one_thread
 from vprompt.core.types import Features, PromptTokens, SourceFeatures, Weights
 from vprompt.data.task import Task
 from vprompt.learning import classifier
@@ -20,7 +21,7 @@ from vprompt.learning.adapter import WeightedSum
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models.heads import Head, closed_form
 from vprompt.pooling import scoring
-from vprompt.pooling.evidence import Evidence, gather
+from vprompt.pooling.evidence import Evidence, gather, without_looking
 from vprompt.pooling.mix import Mix, Plan
 from vprompt.pooling.starting import fresh_adapter
 from vprompt.prompts import compose, matching
@@ -98,6 +99,10 @@ def gather_evidence(
 
     `slots` are what is added up, where that is not the prompts themselves.
     """
+    if not plan.looks:
+        precision = setting.config.precision
+        plain = classifier.features_of(setting.backbone, None, setting.train, precision=precision)
+        return without_looking([source.name for source in sources], setting.train, plain)
     filled = None if slots is None else matching.filled(slots)
     if filled is None or bool(filled.all()):
         filled = None
@@ -190,6 +195,7 @@ def kept_rows(evidence: Evidence, twins: Mapping[str, str]) -> list[int]:
     return [row for row, name in enumerate(evidence.names) if name not in twins]
 
 
+@on_one_thread
 def weigh_sources(
     weigh: Callable[[Evidence], Mix], method: str, evidence: Evidence, *, merge_twins: bool = True
 ) -> tuple[Mix, dict[str, str]]:
@@ -198,7 +204,7 @@ def weigh_sources(
     The fused features of twins depend on the sum of their weights alone, so each weight by itself
     would mean nothing.
     """
-    twins = duplicates(evidence.features) if merge_twins else {}
+    twins = duplicates(evidence.features) if merge_twins and evidence.looked else {}
     kept = [row for row in range(len(evidence)) if row not in twins]
     mix = weigh(evidence.select(kept))
     mix.check(method, len(kept))
@@ -322,6 +328,7 @@ def best_single(
     return evidence.names[best], prompts[best], evidence.features[best]
 
 
+@on_one_thread
 def surrogate_gap(evidence: Evidence, weights: Weights, composed: Features) -> dict[str, float]:
     """Return what adding up prompts lost of what adding up features promised.
 

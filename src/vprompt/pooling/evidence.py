@@ -18,8 +18,8 @@ from vprompt.core.progress import SILENT, Progress
 from vprompt.core.types import (
     Features,
     Labels,
+    SeenFeatures,
     SourceEmbeddings,
-    SourceFeatures,
     SourceGradients,
     SourceProbabilities,
     SourceTokens,
@@ -42,8 +42,8 @@ from vprompt.prompts.prompt import Prompt
 class Evidence:
     """Features and prompt gradients of every source on the same images.
 
-    `gradients` are those of the mean loss over all images, empty where not asked for; `plain` are
-    the prompt-free features. The rest is None unless a method's `Plan` asks for it:
+    `gradients` are those of the mean loss over all images; they and `features` are empty where not
+    asked for. `plain` are the prompt-free features. The rest is None unless a `Plan` asks for it:
     `half_gradients` over the first half of the images, and `reference`, the gradient at the
     sources' plain average over the second; `variances` of single images' gradients; `target`, the
     tokens learned briefly on the target itself, from `target_start`. `prompts` are the sources'
@@ -54,7 +54,7 @@ class Evidence:
     """
 
     names: tuple[str, ...]
-    features: SourceFeatures
+    features: SeenFeatures
     gradients: SourceGradients
     labels: Labels
     plain: Features
@@ -73,6 +73,11 @@ class Evidence:
     def __len__(self) -> int:
         """Count the sources."""
         return len(self.names)
+
+    @property
+    def looked(self) -> bool:
+        """Whether the sources were looked at: whether there are features of theirs."""
+        return self.features.shape[1] > 0
 
     def select(self, rows: Sequence[int]) -> "Evidence":
         """Return the evidence on some of the sources, in this order."""
@@ -93,6 +98,12 @@ class Evidence:
             val_features=pick(self.val_features),
             probabilities=self.probabilities and tuple(self.probabilities[row] for row in rows),
         )
+
+
+def without_looking(names: Sequence[str], examples: Examples, plain: Features) -> Evidence:
+    """Return what is known before any source is looked at: the images' prompt-free features."""
+    none = plain.new_zeros(len(names), 0, plain.shape[1])
+    return Evidence(tuple(names), none, none, examples.labels, plain)
 
 
 def gather(

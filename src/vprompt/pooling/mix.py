@@ -25,13 +25,16 @@ from vprompt.prompts.prompt import Prompt
 
 EVERY_SOURCE = sys.maxsize  # more trainings than any pool has sources
 PUBLISHED = "published"
-FORMS = ("sum", "side_by_side", "ensemble", "distil")
+FORMS = ("auto", "sum", "side_by_side", "ensemble", "distil")
 GRADIENT_HEADS = ("base", "own", "hscore", "ncm", "random", "source")
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a method needs gathered, and how it wants its prompts added up.
+
+    `look` says that the method needs the features of the images under every source; without, only
+    a sum of moves can be made, since a convex sum is compared with single sources.
 
     `gradient_head` is the head under which prompt gradients are taken, one of `GRADIENT_HEADS`, or
     None where the method uses no gradients. `reference` adds the gradient at the plain average of
@@ -47,7 +50,8 @@ class Plan:
     `move_scale` says how the sum is made: `published` is a convex sum of prompts, whatever the
     method's weights; `auto` adds up moves in the direction of the weights at a scale that the
     training images choose, `sources` at their number, so that every move counts in full, a number
-    at that scale (docs/moves.md). `form` is what the sum becomes, one of `FORMS`, `members` how
+    at that scale (docs/moves.md). `form` is what the sum becomes, one of `FORMS`; `auto` is an
+    ensemble, unless one sum is clearly better on held-out images. `members` is how
     many parts of the pool an ensemble has at most, `climb` for how many steps the coefficients
     climb the true loss, `distillation` how much a distilled prompt is drawn towards its teacher.
     """
@@ -68,6 +72,12 @@ class Plan:
     members: int = 4
     climb: int = 0
     distillation: float = 1.0
+    look: bool = True
+
+    @property
+    def looks(self) -> bool:
+        """Whether the sources have to be looked at."""
+        return self.look or self.move_scale == PUBLISHED
 
     def epochs(self, budget: int, sources: int) -> int:
         """Return how many epochs of training it takes in all, where one training takes `budget`."""

@@ -27,6 +27,8 @@ from vprompt.prompts import compose
 from vprompt.prompts.prompt import Prompt
 from vprompt.stages import Setting
 
+TWIN = 1e-3  # distance of two moves, in lengths of theirs, below which they are one
+
 
 @dataclass(frozen=True, eq=False)
 class Summed:
@@ -70,6 +72,11 @@ def measure_moves(
             "again with `--keep last` and more `--epochs`"
         )
         return None
+    twins = _twins(moves.select(kept))
+    if twins:
+        named = ", ".join(f"{name} (that of {other})" for name, other in twins.items())
+        progress.say(f"moves that are in the pool twice count once: left out {named}")
+        kept = [row for row in kept if moves.names[row] not in twins]
     if still:
         verb = "is its start" if len(still) == 1 else "are their start"
         progress.say(f"left out {', '.join(still)}: {verb}, and nothing was learned")
@@ -104,7 +111,7 @@ def add_up(
     climbed: dict[str, Any] = {}
     if (
         plan.climb
-        and plan.form == "sum"
+        and plan.form in ("auto", "sum")
         and path.choice.prompt is not None
         and path.dealt is not None
     ):
@@ -165,21 +172,51 @@ def _finish(
     plan: Plan,
 ) -> Summed:
     """Put what was chosen into its form, with a closed-form head and its gain over no prompt."""
-    labels, classes = setting.train.labels, len(setting.task.classes)
     images = int(path.plain.held.losses.numel()) if path.plain.held is not None else 0
+    if plan.form in ("sum", "side_by_side"):
+        return _one_prompt(setting, moves, path, coefficients, plan.form, images)
+    joined = _several_prompts(setting, moves, path, direction, coefficients, plan, images)
+    if plan.form != "auto":
+        return joined
+    single = _one_prompt(setting, moves, path, coefficients, "sum", images)
+    forms = {made.form: made.held and made.held.loss for made in (joined, single)}
+    better = single.held is not None and clearly_less(single.held, joined.held)
+    made = single if better else joined
+    return replace(made, facts={**made.facts, "forms": forms})
+
+
+def _one_prompt(
+    setting: Setting,
+    moves: Moves,
+    path: ScalePath,
+    coefficients: Weights | LayerWeights,
+    form: str,
+    images: int,
+) -> Summed:
+    """Return the prompt at the chosen scale, with its head."""
     point = path.choice
     begin = point.prompt if point.prompt is not None else moves.start
-    single = PromptAdapter(setting.backbone, begin)
-    if plan.form in ("sum", "side_by_side"):
-        head = closed_form(point.features, labels, classes)
-        gain = scale_path.gain_of_choice(path, seed=setting.config.seed)
-        said = scale_path.verdict(gain, images, unused=point.prompt is None)
-        untuned: Candidate = (point.prompt, head)
-        return Summed(
-            moves, coefficients, path, plan.form, single, untuned, point.held, gain, said, {}
-        )
+    head = closed_form(point.features, setting.train.labels, len(setting.task.classes))
+    gain = scale_path.gain_of_choice(path, seed=setting.config.seed)
+    said = scale_path.verdict(gain, images, unused=point.prompt is None)
+    adapter, untuned = PromptAdapter(setting.backbone, begin), (point.prompt, head)
+    return Summed(moves, coefficients, path, form, adapter, untuned, point.held, gain, said, {})
+
+
+def _several_prompts(
+    setting: Setting,
+    moves: Moves,
+    path: ScalePath,
+    direction: Weights | LayerWeights,
+    coefficients: Weights | LayerWeights,
+    plan: Plan,
+    images: int,
+) -> Summed:
+    """Return no prompt and the sums of parts of the pool side by side, or one that learns of it."""
+    labels, classes = setting.train.labels, len(setting.task.classes)
     members: dict[str, tuple[Prompt | None, Features]] = {"no prompt": (None, path.plain.features)}
-    for name, prompt in group_sums(moves, direction, scale_of_members(path), plan.members).items():
+    scale = scale_of_members(path)
+    for name, prompt in group_sums(moves, direction, scale, plan.members).items():
         features = climbing.look(setting, prompt)
         if bool(torch.isfinite(features).all()):
             members[name] = (prompt, features)
@@ -192,18 +229,19 @@ def _finish(
     head = closed_form(joined, labels, classes)
     held = None if path.dealt is None else heldout.judge(joined, labels, classes, path.dealt)
     gain = scale_path.gain_over(path.plain.held, held)
-    worse = held is not None and _clearly_worse(held, path.plain.held)
+    worse = path.plain.held is not None and clearly_less(path.plain.held, held)
     said = scale_path.verdict(gain, images, unused=worse)
-    untuned = (
-        (None, closed_form(path.plain.features, labels, classes)) if worse else (adapter, head)
-    )
-    facts = {"members": [*members], "unused": worse, "member_scale": scale_of_members(path)}
-    if plan.form == "ensemble":
-        return Summed(
-            moves, coefficients, path, plan.form, adapter, untuned, held, gain, said, facts
-        )
-    student = Distilled(single, head.logits(joined), plan.distillation, "kl", 2.0)
-    return Summed(moves, coefficients, path, plan.form, student, untuned, held, gain, said, facts)
+    facts = {"members": [*members], "unused": worse, "member_scale": scale}
+    made: Adapter = adapter
+    if plan.form == "distil":
+        begin = path.choice.prompt if path.choice.prompt is not None else moves.start
+        single = PromptAdapter(setting.backbone, begin)
+        made = Distilled(single, head.logits(joined), plan.distillation, "kl", 2.0)
+    untuned: Candidate = (adapter, head)
+    if worse:
+        untuned = (None, closed_form(path.plain.features, labels, classes))
+    form = "distil" if plan.form == "distil" else "ensemble"
+    return Summed(moves, coefficients, path, form, made, untuned, held, gain, said, facts)
 
 
 def _sums(moves: Moves, direction: Weights | LayerWeights, form: str) -> Callable[[float], Prompt]:
@@ -271,11 +309,12 @@ def _only(path: ScalePath) -> int:
     return sound[-1] if sound else 1
 
 
-def _clearly_worse(held: HeldOut, plain: HeldOut | None) -> bool:
-    if plain is None:
+def clearly_less(held: HeldOut, other: HeldOut | None) -> bool:
+    """Say whether the held-out loss is less than another's by over one standard error of it."""
+    if other is None:
         return False
-    gain = held.losses - plain.losses
-    return float(gain.mean()) > float(gain.std() / math.sqrt(len(gain)))
+    gain = other.losses - held.losses
+    return len(gain) > 1 and float(gain.mean()) > float(gain.std() / math.sqrt(len(gain)))
 
 
 def _held_facts(held: HeldOut | None) -> dict[str, Any]:
@@ -289,6 +328,18 @@ def _mean_cosine(moves: Moves) -> float | None:
     if count < 2:
         return None
     return float((moves.cosines().sum() - count) / (count * (count - 1)))
+
+
+def _twins(moves: Moves) -> dict[str, str]:
+    """Return the sources whose move is that of an earlier one, with the earlier one's name."""
+    near = torch.cdist(moves.vectors.flatten(1), moves.vectors.flatten(1))
+    found: dict[str, str] = {}
+    for row, length in enumerate(moves.vectors.flatten(1).norm(dim=1).tolist()):
+        for other in range(row):
+            if moves.names[other] not in found and near[row, other] < TWIN * length:
+                found[moves.names[row]] = moves.names[other]
+                break
+    return found
 
 
 def _about_starts(moves: Moves, origins: Sequence[origin.Origin]) -> list[str]:

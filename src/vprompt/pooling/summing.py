@@ -98,15 +98,16 @@ def moved(
     with setting.clock.stage("starts"):
         names = ("no prompt", "start, untuned", combining.MIXED)
         found = moving.candidates(setting, summed, names)
-        best, prompt, features = combining.best_single(evidence, prompts, kept)
-        head = closed_form(features, evidence.labels, len(setting.task.classes))
-        facts = {"cv_loss": head.cv_loss, "cv_accuracy": head.cv_accuracy}
-        single = {f"best single ({best})": ((prompt, head), facts)}
-        last = found.pop(combining.MIXED)
-        found = {**found, **single, combining.MIXED: last}
+        if evidence.looked:
+            best, prompt, features = combining.best_single(evidence, prompts, kept)
+            head = closed_form(features, evidence.labels, len(setting.task.classes))
+            facts = {"cv_loss": head.cv_loss, "cv_accuracy": head.cv_accuracy}
+            single = {f"best single ({best})": ((prompt, head), facts)}
+            last = found.pop(combining.MIXED)
+            found = {**found, **single, combining.MIXED: last}
     begin = summed.path.choice.prompt or moves.start
     adapter, given, own = starting.adapter_of(setting, method, sources, prompts, begin, mix)
-    if own and plan.form != "sum":
+    if own and plan.form not in ("auto", "sum"):
         raise VPromptError(
             f"{registry.parse(method).name} trains something of its own, which has no form. Leave "
             "out --form."

@@ -123,7 +123,7 @@ def transfer(run: Run) -> dict[str, Any]:
     return {
         "sources": sources,
         "total": sum(source["weight"] for source in sources),
-        "weights_plot": Markup(plots.weights(sources, references)),
+        "weights_plot": Markup(plots.weights(sources, references)) if _scored(sources) else None,
         "cosines_plot": Markup(plots.cosines(names, matrix)) if len(matrix) > 1 else None,
         "left_out": max(0, len(sources) - plots.MOST_SOURCES),
         "annotated": len(sources) <= plots.MOST_ANNOTATED,
@@ -133,6 +133,11 @@ def transfer(run: Run) -> dict[str, Any]:
         "optima": _optima(facts),
         "surrogate": _surrogate(run),
     }
+
+
+def _scored(sources: Sequence[Run]) -> bool:
+    """Say whether any source was looked at by itself."""
+    return any(source["hscore"] is not None for source in sources)
 
 
 def moved(run: Run) -> dict[str, Any]:

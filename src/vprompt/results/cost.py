@@ -88,15 +88,16 @@ def combining_estimate(
     speed = images_per_second(adapter, train, config)
     epochs, looks = plan.epochs(config.epochs, sources), 0
     if plan.move_scale != PUBLISHED:
-        looks = SCALES + (plan.members if plan.form in ("ensemble", "distil") else 2)
-    passes = sources + 1 + looks
+        looks = SCALES + (2 if plan.form in ("sum", "side_by_side") else plan.members)
+    seen = sources + 1 if plan.looks else 1
+    passes = seen + looks
     what = f"{passes} evidence passes and {epochs} epochs x {len(train)} images"
     judged_images = judged(config, epochs) * val + 5 * test
     steps, forward = epochs + plan.climb, judged_images + looks * len(train)
     if plan.gradient_head is None:
-        forward += (sources + 1) * len(train)
+        forward += seen * len(train)
     else:
-        steps += sources + 1
+        steps += seen
     return _sentence(steps * len(train), forward, what, speed, judged_images)
 
 

@@ -170,7 +170,7 @@ def describe_transfer(
 ) -> dict[str, Any]:
     """Return weight, score and origin of every source, and how far gradients agree."""
     hscore = registry.build("metrics", "hscore")
-    fused = weighted_sum(weights.float(), evidence.features)
+    fused = weighted_sum(weights.float(), evidence.features) if evidence.looked else None
     cosines = cosine_matrix(evidence.gradients) if evidence.gradients.numel() else None
     facts = dict(mix.facts)
     spans = dict(zip(facts.pop("weighed", ()), facts.pop("intervals", ()), strict=False))
@@ -186,7 +186,7 @@ def describe_transfer(
                 "weight_before_refining": float(solved),
                 "layer_weights": None if mix.layers is None else mix.layers[:, row].tolist(),
                 "interval": None if refined else spans.get(source.name),
-                "hscore": hscore(features, evidence.labels),
+                "hscore": hscore(features, evidence.labels) if evidence.looked else None,
                 "task": source.config.get("task", {}).get("name"),
                 "digest": source.digest,
                 "same_as": twins.get(source.name),
@@ -195,7 +195,7 @@ def describe_transfer(
     return {
         "sources": described,
         "hscore_plain": hscore(evidence.plain, evidence.labels),
-        "hscore_fused": hscore(fused, evidence.labels),
+        "hscore_fused": None if fused is None else hscore(fused, evidence.labels),
         "gradient_cosines": None
         if cosines is None
         else [[round(float(v), 4) for v in row] for row in cosines],
