@@ -18,7 +18,12 @@ KINDS = {
     "Dinov2 gated": {"use_swiglu_ffn": True},
     "Dinov2WithRegisters": {"num_register_tokens": 3},
     "DINOv3ViT": {"num_register_tokens": 3, "image_size": (32, 48)},
-    "DINOv3ViT gated": {"use_gated_mlp": True, "query_bias": False, "value_bias": False},
+    "DINOv3ViT gated": {
+        "use_gated_mlp": True,
+        "hidden_act": "silu",
+        "query_bias": False,
+        "value_bias": False,
+    },
     "SiglipVision": {},
 }
 PROCESSOR = {
@@ -83,7 +88,7 @@ def test_a_folder_is_opened_by_its_name_and_can_be_prompted(tmp_path, generator)
 
     save(tmp_path, "DINOv3ViT", image_size=32)
     backbone = open_backbone(f"hf:{tmp_path}", image_size=32, device="cpu")
-    assert backbone.name == f"hf(model={str(tmp_path)!r})" or "hf(model=" in backbone.name
+    assert backbone.name.startswith("hf(model=")
     again = open_backbone(backbone.name, image_size=32, device="cpu")
     assert again.fingerprint == backbone.fingerprint
     blocks = place(2, backbone.depth, deep=True)
@@ -163,14 +168,14 @@ def test_weights_that_are_too_few_or_of_another_width_are_refused(tmp_path, refu
     save(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
-    left = {key: value for key, value in weights.items() if "fc2" not in key}
+    left = {key: value for key, value in weights.items() if "layer.1." not in key}
     save_file(left, file, {"format": "pt"})
-    with refused("lacks", "fc2", "at random"):
+    with refused("lacks layers.1", "at random"):
         load(tmp_path)
     save_file(weights, file, {"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
-    with refused("could not load"):
+    with refused("another shape", r"\(1, 1, 32\), not \(1, 1, 64\)"):
         load(tmp_path)
 
 

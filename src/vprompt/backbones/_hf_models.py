@@ -138,6 +138,11 @@ def _dinov3(config: Any) -> nn.Module:
             "This DINOv3 has biases on other projections than the published ones, for which timm's "
             "architecture has no place."
         )
+    wanted = "silu" if config.use_gated_mlp else "gelu"
+    if config.hidden_act != wanted:
+        raise VPromptError(
+            f"This DINOv3 has the nonlinearity {config.hidden_act!r}, and timm's has {wanted!r}."
+        )
     return Eva(
         **_sizes(config),
         global_pool="token",
@@ -146,7 +151,6 @@ def _dinov3(config: Any) -> nn.Module:
         qkv_fused=True,
         swiglu_mlp=config.use_gated_mlp,
         swiglu_align_to=1 if config.use_gated_mlp else 0,
-        act_layer=activation(config.hidden_act),
         init_values=1.0,
         num_reg_tokens=config.num_register_tokens,
         use_abs_pos_emb=False,
@@ -216,11 +220,10 @@ def _finish_siglip(state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     found = _joined(state, config)
     found["pos_embed"] = found["pos_embed"][None]
     for kind in ("weight", "bias"):
-        query, both = found.pop(f"head.attention.in_proj_{kind}").tensor_split([config.hidden_size])
+        query, both = found.pop(f"head.attn.in_proj_{kind}").tensor_split([config.hidden_size])
         found[f"attn_pool.q.{kind}"], found[f"attn_pool.kv.{kind}"] = query, both
     for key in [key for key in found if key.startswith("head.")]:
-        there = key.replace("head.attention.out_proj", "attn_pool.proj")
-        there = there.replace("head.attention.proj", "attn_pool.proj")
+        there = key.replace("head.attn.proj", "attn_pool.proj")
         there = there.replace("head.layernorm", "attn_pool.norm").replace(
             "head.mlp", "attn_pool.mlp"
         )

@@ -80,8 +80,8 @@ def _sides(size: Any, model: str) -> tuple[int, int]:
 
 def _three(values: Any) -> tuple[float, float, float]:
     listed = [float(each) for each in (values if isinstance(values, Sequence) else [values])]
-    first, *_, last = listed
-    return first, listed[len(listed) // 2], last
+    red, green, blue = listed * 3 if len(listed) == 1 else listed
+    return red, green, blue
 
 
 def _plain(values: tuple[float, ...]) -> str:

@@ -50,7 +50,7 @@ def load(*, model: str, image_size: ImageSize | None = None) -> Backbone:
     check_fills(vit, state, model, f"The checkpoint of {model!r}", strict=True)
     vit.load_state_dict(state)
     gap = _check_same(vit, original, model)
-    size, data_config, note = data_config_of(processor, config.image_size, model)
+    size, data_config, note = data_config_of(processor, pair(vit.patch_embed.img_size), model)
     wanted = pair(size if image_size is None else checked(image_size))
     check_filled(wanted, patch_size_of(vit), model)
     remarks = [
@@ -127,8 +127,16 @@ def _original(
         output_loading_info=True,
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,
         dtype=torch.float32,
     )
+    other = sorted(report["mismatched_keys"])
+    if other:
+        raise VPromptError(
+            f"The checkpoint of {model!r} holds {other[0][0]} and {len(other) - 1} more in another "
+            f"shape than its config.json says: {tuple(other[0][1])}, not {tuple(other[0][2])}. "
+            "Give the weights that it describes."
+        )
     lacking = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     if lacking:
         raise VPromptError(
@@ -185,12 +193,17 @@ def _explained(model: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's log lines from the terminal; what matters of them is an error here."""
+    """Keep the library's lines and bars from the terminal; what matters of them is an error."""
     before = logging.root.manager.disable
+    bars = importlib.import_module("transformers.utils.logging")
+    shown_before = bars.is_progress_bar_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
+        bars.disable_progress_bar()
         try:
             yield
         finally:
             logging.disable(before)
+            if shown_before:
+                bars.enable_progress_bar()
