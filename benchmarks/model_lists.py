@@ -65,7 +65,8 @@ def open_clip_answer(name):
     import open_clip
 
     try:
-        check_config(open_clip.get_model_config(name), name)
+        with Still():
+            check_config(open_clip.get_model_config(name), name)
     except VPromptError as error:
         return str(error).partition("towers: ")[2].partition(". Use a CLIP")[0]
     return ""

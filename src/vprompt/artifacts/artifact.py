@@ -112,7 +112,7 @@ def make_config(
         **wide,
         "insert_position": "after_prefix",
         "modules_to_save": ["head"],
-        "head_type": "cosine" if cosine else "linear",
+        "head_type": _head_type(head),
         "num_classes": len(classes),
         "label_names": list(classes),
         "data_config": backbone.data_config.to_json(),
@@ -210,8 +210,15 @@ def load(folder: Path | str) -> Artifact:
     codec.check_none_left(folder, tensors)
     card = folder / CARD
     words_of_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    head = Head(weight, bias, cosine=config.get("head_type") == "cosine")
+    kind = config.get("head_type", "linear")
+    head = Head(weight, bias, cosine=kind != "linear", sigmoid=kind == "sigmoid")
     return Artifact(prompt, head, embedding, config, words_of_card, folder, state, text, start)
+
+
+def _head_type(head: Head | None) -> str:
+    if head is None or not head.cosine:
+        return "linear"
+    return "sigmoid" if head.sigmoid else "cosine"
 
 
 def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The prompt") -> None:

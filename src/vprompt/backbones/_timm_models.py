@@ -39,7 +39,7 @@ def create(
             check_supported(vit, model)
             check_image_size(vit, model)
             return vit, ""
-        sketch = _sketch(model, options)
+        sketch = sketched(model, **options)
         if checkpoint is None or "." in model:
             _check_activation(sketch, model)
         file = _weight_file(model, checkpoint)
@@ -121,7 +121,7 @@ def _stride(pixels: int, cells: int) -> int:
     return stride if -(-pixels // stride) == cells else pixels // cells
 
 
-def _sketch(model: str, options: dict[str, Any]) -> Any:
+def sketched(model: str, **options: Any) -> Any:
     """Return the model without its weights, and without memory where this timm can, checked."""
     try:
         with torch.device("meta"):

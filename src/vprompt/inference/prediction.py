@@ -113,7 +113,8 @@ def _label(
                 torch.from_numpy(pixels.array[rows]).to(server.backbone.device)
             )
             logits = server.logits(images, [mine[row] for row in rows], precision=precision)
-            shares |= {row: each.softmax(0) for row, each in zip(rows, logits, strict=True)}
+            for row, each in zip(rows, logits, strict=True):
+                shares[row] = server.artifacts[mine[row]].head.probabilities(each)
             step.advance(len(rows))
     found = []
     for row, index in enumerate(pixels.kept):
