@@ -427,12 +427,21 @@ def test_a_name_with_weights_is_open_clips(refused):
         open_named_backbone({**config, "base_model_name_or_path": "ViT-B-16,/tmp/weights.pt"})
     with refused("convnext_base,laion400m_s13b_b51k", "timm's convnext_base"):
         open_backbone("convnext_base,laion400m_s13b_b51k")
-    with refused("trained with exact GELU", "Use 'ViT-B-32,laion2b_e16'"):
-        open_backbone("ViT-B-32-quickgelu,laion2b_e16")
     with refused("ViT-X-99", "not found"):
         open_backbone("ViT-X-99,openai")
     with refused("names no weights", "openai"):
         open_backbone("open_clip(model='ViT-B-16')")
+
+
+def test_weights_of_exact_gelu_under_a_config_of_quick_gelu_are_refused(refused):
+    from vprompt.backbones._open_clip_models import check_activation
+
+    quick, trained = {"quick_gelu": True}, {"hf_hub": "somewhere"}
+    with refused("trained with exact GELU", "Use 'ViT-B-32,mine'"):
+        check_activation(quick, trained, "ViT-B-32-quickgelu,mine")
+    check_activation(quick, {**trained, "quick_gelu": True}, "ViT-B-32-quickgelu,mine")
+    check_activation({}, trained, "ViT-B-32,mine")
+    check_activation(quick, {}, "local-dir:/mine")
 
 
 def test_other_kinds_of_models_are_refused(refused):

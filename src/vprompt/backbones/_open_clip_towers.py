@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from vprompt.backbones._open_clip_models import pooling
 from vprompt.backbones.timm_vit import TimmViT
 from vprompt.core.precision import steady
-from vprompt.core.types import Features, PromptRows, ReadTokens, TextEnds, TextIds, Tokens
+from vprompt.core.types import (
+    Features,
+    PromptRows,
+    ReadTokens,
+    TextEnds,
+    TextIds,
+    Tokens,
+    WordTokens,
+)
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.attention import Attend, joint, keys_and_values, project
 from vprompt.models.two_tower import TextTower
@@ -44,7 +52,7 @@ class OpenClipText(TextTower):
             return torch.full_like(ids[:, 0], 0 if kind == "first" else ids.shape[1] - 1)
         return ids.argmax(1) if kind == "argmax" else torch.eq(ids, number).int().argmax(1)
 
-    def words(self, ids: TextIds) -> Tokens:
+    def words(self, ids: TextIds) -> WordTokens:
         """Look the tokens up; CoCa's own token is put behind them."""
         words = self.part.token_embedding(ids)
         if not self.added:

@@ -18,7 +18,15 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vprompt.core.errors import VPromptError
-from vprompt.core.types import ClassFeatures, Features, PromptRows, TextEnds, TextIds, Tokens
+from vprompt.core.types import (
+    ClassFeatures,
+    Features,
+    PromptRows,
+    TextEnds,
+    TextIds,
+    Tokens,
+    WordTokens,
+)
 from vprompt.data import sentences
 from vprompt.models.attention import Attend
 from vprompt.models.backbone import Backbone
@@ -52,7 +60,7 @@ class TextTower(abc.ABC):
         """Return the position of every text's feature; its end token where the tower `cuts`."""
 
     @abc.abstractmethod
-    def words(self, ids: TextIds) -> Tokens:
+    def words(self, ids: TextIds) -> WordTokens:
         """Return the embeddings of tokens, without their positions; an added token comes last."""
 
     @abc.abstractmethod
