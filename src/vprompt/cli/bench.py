@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vprompt.cli import figures as cli_figures
+from vprompt.cli import packing as cli_packing
 from vprompt.cli import terminal
 from vprompt.cli.options import DeviceOption, JsonOption, QuietOption
 from vprompt.core.errors import VPromptError
@@ -21,6 +22,8 @@ app = typer.Typer(
 
 app.command("figure")(cli_figures.bench_figure)
 app.command("report")(cli_figures.bench_report)
+app.command("pack")(cli_packing.bench_pack)
+app.command("unpack")(cli_packing.bench_unpack)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A .yaml recipe (docs/benchmarks.md).")]
 FolderArgument = Annotated[Path, typer.Argument(help="The --output of `bench run`.")]
@@ -187,11 +190,10 @@ def bench_metrics(
     as_json: JsonOption = False,
 ) -> None:
     """Judge metrics by the accuracy after tuning: rank correlations, regret and intervals."""
-    from vprompt.core.files import read_json
     from vprompt.results import judging
+    from vprompt.results.records import Records
 
-    found = [read_json(path) for path in sorted(results.glob("*.json"))]
-    records = [record for each in found for record in _records(each)]
+    records = [record for _, each in Records(results).find() for record in _records(each)]
     if not records:
         raise VPromptError(
             f"{results} holds no scored sources. Each .json file there has the key `records`, a "

@@ -142,7 +142,12 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     """Write JSON atomically, keys sorted; NaN is refused because JSON has none."""
-    write_text(target, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(target, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return the text of a JSON file as `write_json` writes it."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_tensors(
@@ -162,13 +167,22 @@ def write_tensors(
 def read_json(path: Path) -> Any:
     """Read a JSON file; a broken one is named."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise VPromptError(f"No file at {path}.") from None
     except OSError as error:
         raise VPromptError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:  # also numbers of too many digits
+    except ValueError as error:  # bytes that are no text
         raise VPromptError(f"{path} is not valid JSON: {error}.") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Return the value of a JSON text; `where` names it if it is broken."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits
+        raise VPromptError(f"{where} is not valid JSON: {error}.") from None
 
 
 def digest(*parts: str | bytes) -> str:
