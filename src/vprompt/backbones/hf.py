@@ -29,7 +29,7 @@ INSTALL = "pip install 'vprompt[transformers]'"
 _TOLERANCE = 1e-3  # of the largest feature: what another order of sums makes in fp32
 
 
-def load(*, model: str, image_size: ImageSize | None = None) -> Backbone:
+def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None = None) -> Backbone:
     """Return a frozen model of transformers: ViT, DeiT, DINOv2, DINOv3, or a SigLIP's image tower.
 
     `model` is a repository (`org/name`, `org/name@revision`) or a folder with `config.json`,

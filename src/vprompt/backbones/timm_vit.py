@@ -121,8 +121,15 @@ class TimmViT(Backbone):
         block: Any = self.vit.blocks[index]
         if not _timm_blocks.is_plain(block):
             return super().prompted_block(index, tokens, prompt, attend)
-        turns = {"rotation": self.rotation(index), "prefix": self.prefix}
-        return _timm_blocks.prompted(block, tokens, prompt, attend, reads=reads, **turns)
+        return _timm_blocks.prompted(
+            block,
+            tokens,
+            prompt,
+            attend,
+            reads=reads,
+            rotation=self.rotation(index),
+            prefix=self.prefix,
+        )
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
         """Return the attention in which every image sees its own prompt's keys, in plain blocks."""
