@@ -1,9 +1,10 @@
 """Write docs/model-lists.md: which of timm's and open_clip's models can be prompted, and why not.
 
 Every name of a family that takes prompts, and one name of every other, is made without weights and
-without memory. Takes a few minutes: `python benchmarks/model_lists.py`.
+without memory. Takes a few minutes: `python -m benchmarks model_lists`.
 """
 
+import argparse
 import collections
 import importlib.metadata
 import warnings
@@ -82,7 +83,7 @@ def page():
     lines = [
         "# Which models can be prompted",
         "",
-        f"Made by `benchmarks/model_lists.py` with {' and '.join(versions)}; tests hold it.",
+        f"Made by `python -m benchmarks model_lists` with {' and '.join(versions)}; tests hold it.",
         "",
         "## timm, by the module that makes a model",
         "",
@@ -103,5 +104,7 @@ def page():
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def main():
+    """Write the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page(), encoding="utf-8")
