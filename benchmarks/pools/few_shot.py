@@ -26,7 +26,6 @@ from vprompt.artifacts.artifact import Artifact
 from vprompt.artifacts.moves import Moves
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import read_json, write_json
 from vprompt.core.linalg import centred_cosine
 from vprompt.core.precision import resolve
 from vprompt.core.progress import SILENT
@@ -47,6 +46,7 @@ from vprompt.pooling.mix import Mix, plan_of
 from vprompt.pooling.scale_path import LADDER, Point, ScalePath
 from vprompt.prompts.prompt import Prompt, prompt_digest
 from vprompt.results import measure, runs
+from vprompt.results.records import Records
 from vprompt.stages import Setting, prepare
 
 HERE = Path(__file__).parents[1]
@@ -88,6 +88,7 @@ def main() -> None:
     torch.set_num_threads(1)
     backbone = data.backbone(options.backbone, options.models)
     part, parts = (int(number) for number in options.part.split("/"))
+    records = Records(options.output / options.backbone)
     for name in options.targets[part::parts]:
         pool = Pool.open(name, backbone, options.pools)
         task = limited(data.task(name, options.data), TESTED)
@@ -95,8 +96,8 @@ def main() -> None:
             if shots >= max(2, smallest_class(task)) and shots > 1:
                 continue
             for draw in range(options.draws):
-                place = options.output / options.backbone / f"{name}_{shots}shots_draw{draw}.json"
-                kept = read_json(place) if place.is_file() else None
+                run = f"{name}_{shots}shots_draw{draw}"
+                kept = records.read(run) if run in records else None
                 if kept is not None and ROBUST in kept["accuracy"]:
                     continue
                 began = time.perf_counter()
@@ -104,8 +105,8 @@ def main() -> None:
                 methods = options.methods if few else ["uniform"]
                 record = run_one(pool, task, shots, draw, methods, controls=few)
                 record |= {"backbone": options.backbone, "seconds": time.perf_counter() - began}
-                write_json(place, record if kept is None else joined(kept, record))
-                print(json.dumps({"run": place.stem, "seconds": round(record["seconds"], 1)}))
+                records.write(run, record if kept is None else joined(kept, record))
+                print(json.dumps({"run": run, "seconds": round(record["seconds"], 1)}), flush=True)
 
 
 def joined(kept: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ python -m benchmarks pools.figure --output docs/moves.png
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -14,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from scipy.stats import t
 
-from benchmarks.pools.table import RESULTS, by_targets
+from benchmarks.pools.table import by_targets, runs_of
 
 ROWS = {
     "uniform, ensemble": ("four parts of the pool and no prompt, side by side", "#0b6e69", "-"),
@@ -38,10 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=RESULTS / "vit_tiny.json")
+    parser.add_argument("--backbone", default="vit_tiny")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    runs = json.loads(options.results.read_text(encoding="utf-8"))["runs"]
+    runs = runs_of(options.backbone)
     figure, panels = pyplot.subplots(1, 2, figsize=(8.2, 3.9), sharey=True)
     for axes, (related, title) in zip(panels, KINDS.items(), strict=True):
         draw(axes, [run for run in runs if run["related"] == related])

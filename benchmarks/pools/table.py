@@ -1,6 +1,6 @@
 """Gather the records of `pools.few_shot` and its tuned sister, and write their tables.
 
-    python -m benchmarks pools.table gather --records DIR   # one compact file for each
+    python -m benchmarks pools.table gather --records DIR   # one packed file for each folder
     python -m benchmarks pools.table table                  # TABLE.md, from those files
 
 A gain is paired: the same target, shots, draw and test images. Intervals are 95 % t-intervals, over
@@ -9,13 +9,13 @@ highest mean in that column, taken after the fact, which flatters it.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paired import interval
+from vprompt.results.records import ENDING, Records
 
 RESULTS = Path(__file__).parents[1] / "results" / "few-shot-pools"
 ALONE = (
@@ -42,17 +42,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "gather":
         for folder in sorted(f for f in options.records.iterdir() if f.is_dir()):
-            gather(folder, RESULTS / f"{folder.name}.json")
+            gather(folder, RESULTS / folder.name)
     else:
         (RESULTS / "TABLE.md").write_text(tables(), encoding="utf-8")
 
 
 def gather(folder: Path, target: Path) -> None:
-    """Write all records of a folder into one file: what tables need, one run a line."""
-    runs, machine = [], None
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        machine = record.pop("machine", machine)
+    """Pack the records of a folder, with what tables need; what was packed before stays."""
+    kept = Records(target)
+    for name, record in Records(folder).find():
         record.pop("seconds", None)
         record["accuracy"] = {k: round(v, 5) for k, v in sorted(record["accuracy"].items())}
         facts = record.get("facts", {})
@@ -62,12 +60,19 @@ def gather(folder: Path, target: Path) -> None:
             for name, row in record.get("weights", {}).items()
         }
         record["sizes"] = [round(float(each), 4) for each in record.get("sizes", [])]
-        runs.append(record)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(run, sort_keys=True) for run in runs)
-    text = f'{{"machine": {json.dumps(machine, sort_keys=True)},\n"runs": [\n{lines}\n]}}\n'
-    target.write_text(text, encoding="utf-8")
-    print(f"{target.name}: {len(runs)} runs")
+        kept.write(name, record)
+    packing = kept.pack()
+    print(f"{packing.packed.name}: {packing.records} runs")
+
+
+def runs_of(name: str) -> Runs:
+    """Return the packed runs of a backbone, in the order of their names."""
+    return [run for _, run in Records(RESULTS / name).find()]
+
+
+def packed() -> list[str]:
+    """Return the names that `runs_of` knows."""
+    return sorted(path.name.removesuffix(ENDING) for path in RESULTS.glob(f"*{ENDING}"))
 
 
 def _short(value: Any) -> Any:
@@ -85,9 +90,9 @@ def tables() -> str:
         "Accuracy on at most 300 test images of each target, mean over runs, in per cent; gains in "
         "points with 95 % intervals.",
     ]
-    for path in sorted(RESULTS.glob("*.json")):
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        parts.append(f"## {path.stem.replace('_', ' ')}")
+    for name in packed():
+        runs = runs_of(name)
+        parts.append(f"## {name.replace('_', ' ')}")
         for related in (True, False):
             for shots in sorted({run["shots"] for run in runs}):
                 found = [r for r in runs if r["related"] == related and r["shots"] == shots]

@@ -18,12 +18,12 @@ import torch
 from benchmarks.pools import data
 from benchmarks.pools.few_shot import TESTED, limited
 from vprompt import flow, stages
-from vprompt.core.files import read_json, write_json
 from vprompt.core.precision import resolve
 from vprompt.data.task import Task
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.models.backbone import Backbone
 from vprompt.results import runs
+from vprompt.results.records import Records
 
 RESULTS = Path(__file__).parents[1] / "results" / "few-shot-pools"
 TARGETS = (
@@ -79,20 +79,20 @@ def main() -> None:
     torch.set_num_threads(1)
     backbone = data.backbone(options.backbone, options.models)
     part, parts = (int(number) for number in options.part.split("/"))
+    records = Records(options.output / f"{options.backbone}_tuned")
     for draw in options.draws:
         for name in options.targets[part::parts]:
             task = limited(data.task(name, options.data), TESTED)
             sources = [m for m in data.family_of(name).members if m != name]
             pool = [options.pools / source for source in sources]
             for shots in SHOTS:
-                folder = options.output / f"{options.backbone}_tuned"
-                place = folder / f"{name}_{shots}shots_draw{draw}.json"
-                record = read_json(place) if place.is_file() else _blank(name, shots, draw)
+                run = f"{name}_{shots}shots_draw{draw}"
+                record = records.read(run) if run in records else _blank(name, shots, draw)
                 for row in [*ALONE, *POOLED]:
                     if row not in record["accuracy"]:
                         run_row(record, row, backbone, task, pool, shots, draw)
-                        write_json(place, record)
-                print(json.dumps({"run": place.stem, "seconds": record["seconds"]}), flush=True)
+                        records.write(run, record)
+                print(json.dumps({"run": run, "seconds": record.get("seconds")}), flush=True)
 
 
 def _blank(name: str, shots: int, draw: int) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def run_row(
         config = TrainConfig.checked({**usual, **budget, "seed": draw})
         found = flow.combine(
             task,
-            pool_folder=pool,
+            pool=pool,
             model=backbone,
             method=method,
             config=config,

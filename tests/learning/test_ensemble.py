@@ -83,7 +83,7 @@ def artefact(tmp_path, tiny):
             output=tmp_path / "pool" / f"source{seed}",
         )
     return flow.combine(
-        "digits", pool_folder=tmp_path / "pool", model=tiny, shots=4, output=tmp_path / "made"
+        "digits", pool=tmp_path / "pool", model=tiny, shots=4, output=tmp_path / "made"
     )
 
 

@@ -48,8 +48,8 @@ def test_a_recipe_is_the_arguments_of_combine(write, folder):
     arguments = recipe.read(path).arguments()
     assert arguments["method"] == "hgprompt(bootstrap=0, score=trace_ratio)"
     assert arguments["scale"] == "none" and arguments["shots"] == 3
-    assert arguments["pool_folder"] == [str(folder)]
-    assert (arguments["config"].epochs, arguments["config"].keep) == (1, "least_loss")
+    assert arguments["pool"] == [str(folder)]
+    assert arguments["config"] == {"epochs": 1}
 
 
 def test_weights_of_models_are_those_of_linear_in_the_order_of_names(write, folder):
@@ -112,7 +112,7 @@ def test_gradients_over_layers_that_mean_nothing_are_refused(folder, tiny, weigh
     with refused(*words):
         flow.combine(
             "digits",
-            pool_folder=folder,
+            pool=folder,
             method=f"linear(weights={weights})",
             model=tiny,
             shots=2,

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 from vprompt.artifacts import foreign
 from vprompt.artifacts.header import CONFIG, other_method, read_config
+from vprompt.core import drafts
 from vprompt.core.errors import VPromptError
 
 STILL = 1e-3  # a move of less than this share of its start is rounding, not learning
-Pool: TypeAlias = Path | str | Sequence[Path | str]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,30 @@ class Entry:
         return f"learned with {method}, without an image prompt" if method else "holds no prompt"
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A pool whose configs have been read: what it is called, and its folders in name order."""
+
+    place: str
+    entries: tuple[Entry, ...]
+
+
+Pool: TypeAlias = Path | str | Sequence[Path | str] | Listing
+
+
+def listing(pool: Pool) -> Listing:
+    """Return a pool with its configs read, for those who would otherwise read them again."""
+    return Listing(describe(pool), tuple(entries(pool)))
+
+
 def entries(pool: Pool) -> list[Entry]:
     """Return every artefact folder of a pool, in name order; reads configs only.
 
     A pool is a folder that holds artefact folders, or several such folders and single artefacts,
     which may be `hf-hub:user/name`.
     """
+    if isinstance(pool, Listing):
+        return list(pool.entries)
     given = [pool] if isinstance(pool, Path | str) else list(pool)
     found = [_entry(folder) for each in given for folder in _folders(_on_disk(each))]
     known: dict[str, Path] = {}
@@ -61,6 +79,8 @@ def entries(pool: Pool) -> list[Entry]:
 
 def describe(pool: Pool) -> str:
     """Return a pool as a person would name it."""
+    if isinstance(pool, Listing):
+        return pool.place
     return str(pool) if isinstance(pool, Path | str) else ", ".join(str(each) for each in pool)
 
 
@@ -71,8 +91,9 @@ def _folders(pool: Path) -> list[Path]:
         raise VPromptError(f"No pool at {pool}. Give a folder that holds artefact folders.")
     if (pool / CONFIG).is_file():
         return [pool]
-    with os.scandir(pool) as listing:
-        names = [f.name for f in listing if f.is_dir() and not f.name.startswith(".")]
+    drafts.sweep(pool)  # and what was displaced for good is back before it is listed
+    with os.scandir(pool) as inside:
+        names = [f.name for f in inside if f.is_dir() and not f.name.startswith(".")]
     found = [pool / name for name in sorted(names)]
     if not found:
         raise VPromptError(
@@ -83,12 +104,12 @@ def _folders(pool: Path) -> list[Path]:
 
 def rows(pool: Pool) -> list[dict[str, Any]]:
     """Return one plain row per artefact, for listing; a broken one has a `problem`."""
-    listing = []
+    found = []
     for entry in entries(pool):
         config = entry.config or {}
         metrics = config.get("metrics") or {}
         accuracy = metrics.get("acc1")
-        listing.append(
+        found.append(
             {
                 "name": entry.name,
                 "task": config.get("task", {}).get("name", ""),
@@ -100,7 +121,7 @@ def rows(pool: Pool) -> list[dict[str, Any]]:
                 "problem": entry.problem or "",
             }
         )
-    return listing
+    return found
 
 
 def move_of(config: dict[str, Any]) -> str:

@@ -178,7 +178,7 @@ def _size_refusal(model: str, size: ImageSize, error: Exception) -> str:
     first = str(error).strip().split("\n")[0].rstrip(".")
     return (
         f"timm cannot make {model!r} for images of {shown(*pair(size))} pixels"
-        f"{f': {first}' if first else ''}. Leave --img-size out, or choose another."
+        f"{f': {first}' if first else ''}. Leave --image-size out, or choose another."
     )
 
 

@@ -36,9 +36,9 @@ from vprompt.learning import ending
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.pooling import recipe as recipes
 from vprompt.pooling.mix import plan_of
+from vprompt.pooling.settings import Sum
 from vprompt.stages import training_defaults
 
-SUM = ("align", "scale", "safeguard", "move_scale", "form")
 SEED, DATA = "{seed}", "{data}"
 Command = Literal["learn", "combine", "search"]
 Side: TypeAlias = Annotated[int, Field(ge=1)]
@@ -78,7 +78,7 @@ class TaskEntry(_Strict):
         return {"name": values} if isinstance(values, str) else values
 
 
-class MethodEntry(_Strict):
+class MethodEntry(Sum):
     """One row of the table: a plug-in of `adapters/` or of `transfer/` with its settings.
 
     `search` is one that looks for lengths first; `train` is then about learning what it found, and
@@ -90,11 +90,6 @@ class MethodEntry(_Strict):
     combine: str | None = None
     search: str | None = None
     search_train: dict[str, Any] = Field(default_factory=dict)
-    align: str | None = None
-    scale: str | None = None
-    safeguard: bool | None = None
-    move_scale: str | float | None = None
-    form: str | None = None
     train: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[float]] | None = None
     group: str | None = None
@@ -104,7 +99,7 @@ class MethodEntry(_Strict):
     def _one_way(self) -> "MethodEntry":
         if sum(verb is not None for verb in (self.learn, self.combine, self.search)) != 1:
             raise ValueError("a method has either `learn` or `combine` or `search`")
-        given = [key for key in SUM if getattr(self, key) is not None]
+        given = list(self.of_sum())
         if self.combine is None and given:
             raise ValueError(f"`{given[0]}` is for methods that combine")
         if self.search is None and self.search_train:
@@ -134,7 +129,7 @@ class MethodEntry(_Strict):
     def options(self) -> dict[str, Any]:
         """Return what is said about the sum of prompts, or about the search."""
         about = {"search_train": self.search_train_of()} if self.search is not None else {}
-        return about | {key: getattr(self, key) for key in SUM if getattr(self, key) is not None}
+        return about | self.of_sum()
 
     def search_train_of(self) -> dict[str, Any]:
         """Return the training settings of the search: what it works best with, and its own."""

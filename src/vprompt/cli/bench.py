@@ -86,16 +86,18 @@ def bench_run(
     )
     finished = store.finished()
     left = [job for job in picked if not store.is_finished(job, finished)]
-    print(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
+    terminal.say(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
     for sentence in benches.sizes(picked):
-        print(sentence)
+        terminal.say(sentence)
     if others := len(finished.keys() - {job.id for job in every}):
-        print(f"{others} runs in {output} are of other recipes, or of this one before it changed")
+        terminal.say(
+            f"{others} runs in {output} are of other recipes, or of this one before it changed"
+        )
     for sentence in (
         *runner.mixed_precision(picked, store, device),
         *estimate.sentences(read, left, dry_run=dry_run, speed=speed),
     ):
-        print(sentence)
+        terminal.say(sentence)
     if dry_run:
         return
     store.start(read, every)
@@ -104,12 +106,14 @@ def bench_run(
             picked, store, retry_failed=retry_failed, executor=chosen, progress=progress
         )
     for sentence in report.failed.values():
-        print(f"failed: {sentence}")
+        terminal.say(f"failed: {sentence}")
     for sentence in report.lost.values():
-        print(f"lost: {sentence}; run the same command again to try it once more")
+        terminal.say(f"lost: {sentence}; run the same command again to try it once more")
     if report.waiting:
-        print(f"{len(report.waiting)} runs wait for others; run the same command again after them")
-    print(f"{len(report.done)} runs done; `vprompt bench table {output}` shows the results")
+        terminal.say(
+            f"{len(report.waiting)} runs wait for others; run the same command again after them"
+        )
+    terminal.say(f"{len(report.done)} runs done; `vprompt bench table {output}` shows the results")
     if report.failed or report.lost or report.waiting:
         raise typer.Exit(1)
 
@@ -131,8 +135,10 @@ def bench_table(
     from vprompt.bench.store import Store
     from vprompt.bench.summary import summarise
 
-    found = summarise(Store(output), baseline=baseline, candidate=candidate)
-    print(terminal.printable(render(found, style)), end="")
+    with terminal.reading_record(output):
+        found = summarise(Store(output), baseline=baseline, candidate=candidate)
+        text = render(found, style)
+    print(terminal.printable(text), end="")
 
 
 @app.command("compare")
@@ -144,14 +150,15 @@ def bench_compare(
     """Say field by field why two numbers differ, what explains most first."""
     from vprompt.bench.compare import compare
 
-    sentences, found = compare(here, there)
+    with terminal.reading_record(Path("One of these")):
+        sentences, found = compare(here, there)
     if as_json:
         print(
             json.dumps({"numbers": sentences, "fields": [vars(each) for each in found]}, indent=2)
         )
         return
     for sentence in sentences:
-        print(sentence)
+        terminal.say(sentence)
     rows = [[each.reason, each.field, each.here, each.there, str(each.pairs)] for each in found]
     if rows:
         terminal.table(["why", "field", str(here), str(there), "runs"], rows)
@@ -169,7 +176,8 @@ def bench_check(
     from vprompt.bench import anchors as published
     from vprompt.bench.store import Store
 
-    found = published.check(Store(output), published.read(anchors))
+    with terminal.reading_record(output):
+        found = published.check(Store(output), published.read(anchors))
     verdicts = [each.verdict for each in found]
     if as_json:
         print(json.dumps([each.to_json() for each in found], indent=2))
@@ -177,7 +185,9 @@ def bench_check(
         heads = ["verdict", "method", "task", "here", "published", "difference", "allowed"]
         terminal.table([*heads, "source or reason"], [_finding(each) for each in found])
         counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
-        print(f"{', '.join(counts) or 'no published number is of a method and task of this table'}")
+        terminal.say(
+            f"{', '.join(counts) or 'no published number is of a method and task of this table'}"
+        )
     if "deviates" in verdicts:
         raise typer.Exit(1)
 

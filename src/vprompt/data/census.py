@@ -109,7 +109,7 @@ def take(
         if reading.cut.startswith("cut"):
             more = (
                 ", or take the mean over several cuts of the same images, in the manner of k-fold: "
-                "`folder(root='...', seed=1)`, seed=2 and so on"
+                "`--split-seed 1`, 2 and so on"
             )
         reading = reading.noting(
             f"{count} test images tell little: each is worth {100 / count:.0f} points. Add "

@@ -52,7 +52,7 @@ def cut(
         raise VPromptError(
             f"{where} has classes with one image only: {', '.join(map(repr, single[:6]))}. One "
             "image cannot be both learned from and tested on; add images or remove the class, give "
-            "splits, or add --allow-absent-classes."
+            "splits, or add --allow-absent."
         )
     parts = zip(_WORDS, split_by_class(whole.labels, fractions, seed), strict=True)
     splits = {name: whole.subset(rows, name) for name, rows in parts if rows or name == "train"}

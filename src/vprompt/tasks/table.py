@@ -32,7 +32,7 @@ def load(
     split_column: str = "split",
     val: str = "",
     test: str = "",
-    seed: int = 0,
+    split_seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
     allow_absent: bool = False,
     all_test: bool = False,
@@ -41,8 +41,8 @@ def load(
 
     Class names are the labels, sorted (as numbers where all are integers); 1 and 1.0 are one.
     Without a split column the rows are cut into `fractions` (train, val, test), class by class, by
-    `seed`; with one that names no val, 20 % of train becomes val. `val` and `test` are lists of
-    their own, beside `file`. A default column name may also be another of `lists.NAMES`. With
+    `split_seed`; with one that names no val, 20 % of train becomes val. `val` and `test` are lists
+    of their own, beside `file`. A default column name may also be another of `lists.NAMES`. With
     `all_test` nothing is cut: all rows are test images, unless the table names splits.
     """
     check_fractions(fractions)
@@ -72,11 +72,11 @@ def load(
             raise VPromptError(
                 f"{table} has no row whose {columns.get('split', 'split')!r} is 'train'."
             )
-        made = given(splits, seed, f"given by {source}", f"given by {source}")
+        made = given(splits, split_seed, f"given by {source}", f"given by {source}")
     elif all_test:
         made = as_test(whole)
     else:
-        made = cut(whole, classes, fractions, seed, allow_absent=allow_absent, where=table)
+        made = cut(whole, classes, fractions, split_seed, allow_absent=allow_absent, where=table)
         reading = reading.noting(_beside(table))
     return Task(
         name=table.stem,
@@ -89,7 +89,7 @@ def load(
             "file": table.name,
             "columns": columns,
             "splits": made.how,
-            "split_seed": seed,
+            "split_seed": split_seed,
             "sizes": {name: len(split) for name, split in made.splits.items()},
         },
         allow_absent=allow_absent,
