@@ -61,6 +61,7 @@ class Adapter(nn.Module, abc.ABC):
     backbone: Backbone
     shares_steps: bool = True  # nothing but its gradient is read of a step, so it can be shared out
     cosine: bool = False  # where true, the adapter's own head sees features at unit length
+    sigmoid: bool = False  # where true, its logits are answers of yes or no, class by class
     of_prompt: bool = False  # where true, features outside training are those under `prompt()`
     opens_as: str | None = None
 
