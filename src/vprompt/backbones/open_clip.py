@@ -37,7 +37,7 @@ from vprompt.core.types import (
     Which,
 )
 from vprompt.data.preprocessing import DataConfig, ImageSize, check_filled, checked, pair, sides
-from vprompt.models.attention import Attend, assigned, hide, joint, keys_and_values, project
+from vprompt.models.attention import Attend, assigned, hide, joint, keys_and_values, logits, project
 from vprompt.models.two_tower import TextTower, TwoTower
 
 INSTALL = "pip install 'vprompt[clip]'"
@@ -135,6 +135,14 @@ class OpenClip(TwoTower):
         """Run one block with the prompt, and tokens that are not read, in keys and values alone."""
         block = self.clip.visual.transformer.resblocks[index]
         return _prompted(block, tokens, prompt, attend, None, reads)
+
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return the weights of a block of the image tower."""
+        block = self.clip.visual.transformer.resblocks[index]
+        attention = block.attn
+        joined = (attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
+        query, own = project(block.ln_1(tokens), *joined, None)
+        return logits(query, own.key, attention.head_dim**-0.5).softmax(-1)
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend:
         """Return the attention in which every image sees its own prompt's keys."""

@@ -9,7 +9,7 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.layers.attention import Attention
 from timm.models import vision_transformer
-from torch import nn
+from torch import Tensor, nn
 
 from vprompt.backbones._timm_models import create, patch_size_of
 from vprompt.core.errors import VPromptError
@@ -25,6 +25,7 @@ from vprompt.models.attention import (
     hide,
     joint,
     keys_and_values,
+    logits,
     project,
 )
 from vprompt.models.backbone import Backbone
@@ -100,6 +101,17 @@ class TimmViT(Backbone):
             tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
         tokens = tokens + block.ls1(attention.proj(mixed))
         return (tokens + block.ls2(block.mlp(block.norm2(tokens))))[:count]
+
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return the weights of a plain block; registers and class token are among the tokens."""
+        block: Any = self.vit.blocks[index]
+        if not _is_plain(block):
+            return super().attention_of(index, tokens)
+        attention = block.attn
+        joined = (attention.qkv.weight, attention.qkv.bias, attention.num_heads)
+        query, own = project(block.norm1(tokens), *joined, None)
+        key = attention.k_norm(own.key)
+        return logits(attention.q_norm(query), key, attention.scale).softmax(-1)
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
         """Return the attention in which every image sees its own prompt's keys, in plain blocks."""

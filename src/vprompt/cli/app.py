@@ -10,13 +10,16 @@ import typer
 from vprompt.cli import bench as cli_bench
 from vprompt.cli import combine as cli_combine
 from vprompt.cli import data as cli_data
+from vprompt.cli import exchange as cli_exchange
 from vprompt.cli import lengths as cli_lengths
+from vprompt.cli import look as cli_look
 from vprompt.cli import options, terminal
 from vprompt.cli import place as cli_place
 from vprompt.cli import pool as cli_pool
 from vprompt.cli import search as cli_search
 from vprompt.cli import share as cli_share
 from vprompt.cli import use as cli_use
+from vprompt.cli import web as cli_web
 from vprompt.cli.options import (
     AbsentOption,
     AugmentOption,
@@ -244,6 +247,11 @@ def score(
 app.command()(cli_search.search)
 app.command()(cli_use.predict)
 app.command()(cli_use.evaluate)
+app.command()(cli_look.attention)
+app.command("import")(cli_exchange.import_prompt)
+app.command()(cli_exchange.export)
+app.command()(cli_web.serve)
+app.command("ui")(cli_web.page)
 
 
 @app.command("list")
