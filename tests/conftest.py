@@ -1,8 +1,14 @@
 """Fixtures: tiny real models and prompts; `vprompt` is imported inside, after the import hook."""
 
+import os
 import sys
 
 import pytest
+
+# Before torch is loaded, here and in the processes that tests start: threads that wait without a
+# pause take the cores from the workers beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain

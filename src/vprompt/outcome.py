@@ -113,7 +113,11 @@ def finish(
 
 def _still(tuned: Tuned) -> str:
     """Say that a prompt ended where it began, why, and what to do about it."""
-    why = "no epoch was better on validation" if tuned.history[-1].epoch else "there was no epoch"
+    why = "no epoch was better on validation"
+    if tuned.kept_epoch:
+        why = "its training loss left nothing to learn, or the rate was too small"
+    elif not tuned.history[-1].epoch:
+        why = "there was no epoch"
     return (
         f"the prompt is still its start ({why}): it carries nothing that others could use. For a "
         "pool, learn it with `--keep last` and as many `--epochs` as the training loss falls"

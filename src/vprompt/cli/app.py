@@ -58,6 +58,7 @@ from vprompt.cli.options import (
     SourceDataOption,
     TaskArgument,
 )
+from vprompt.core import threads
 from vprompt.core.errors import VPromptError
 
 app = typer.Typer(
@@ -279,6 +280,7 @@ def list_plugins(
 
 def main() -> None:
     """Run the command line; a mistake of the caller is one sentence and exit code 1."""
+    threads.wait_quietly()  # before any command loads torch
     terminal.write_any_text()
     process = os.environ.get("RANK", "0") if _several() else "0"
     name = "vprompt" if process == "0" else f"vprompt (process {process})"

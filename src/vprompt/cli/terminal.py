@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vprompt.cli.logged import Lines
 from vprompt.core.errors import CacheWarning, VPromptError
 from vprompt.core.progress import SILENT, Progress
 
@@ -55,9 +56,12 @@ def write_any_text() -> None:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Yield bars with counts, time left and a note; silent when asked."""
+    """Yield bars with counts, time left and a note; lines in a log file; silent when asked."""
     if quiet:
         yield SILENT
+        return
+    if not sys.stderr.isatty():
+        yield Lines(printable)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from vprompt.core.errors import VPromptError
 from vprompt.core.precision import steady_linear
+from vprompt.core.threads import on_one_thread
 from vprompt.core.types import Features, Labels
 
 RIDGE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -46,6 +47,7 @@ class Head:
         return steady_linear(features, self.weight.to(features), self.bias.to(features))
 
 
+@on_one_thread
 def closed_form(
     features: Features,
     labels: Labels,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vprompt.core.randomness import stream
+from vprompt.core.threads import on_one_thread
 from vprompt.core.types import Features, Labels
 from vprompt.models.heads import FAMILIES, Span, calibrated, head_path, strengths
 
@@ -63,6 +64,7 @@ def deals(labels: Labels, *, repeats: int = REPEATS, folds: int = FOLDS, seed: i
     return dealt
 
 
+@on_one_thread
 def judge(
     features: Features,
     labels: Labels,

@@ -13,6 +13,7 @@ from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.linalg import centred_kernel_alignment, cosine_matrix, weighted_sum
 from vprompt.core.progress import Progress
+from vprompt.core.threads import on_one_thread
 from vprompt.core.types import Features, PromptTokens, SourceFeatures, Weights
 from vprompt.data.task import Task
 from vprompt.learning import classifier
@@ -194,6 +195,7 @@ def kept_rows(evidence: Evidence, twins: Mapping[str, str]) -> list[int]:
     return [row for row, name in enumerate(evidence.names) if name not in twins]
 
 
+@on_one_thread
 def weigh_sources(
     weigh: Callable[[Evidence], Mix], method: str, evidence: Evidence, *, merge_twins: bool = True
 ) -> tuple[Mix, dict[str, str]]:
@@ -326,6 +328,7 @@ def best_single(
     return evidence.names[best], prompts[best], evidence.features[best]
 
 
+@on_one_thread
 def surrogate_gap(evidence: Evidence, weights: Weights, composed: Features) -> dict[str, float]:
     """Return what adding up prompts lost of what adding up features promised.
 

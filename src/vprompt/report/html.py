@@ -11,7 +11,7 @@ from vprompt.core.files import write_text
 from vprompt.report import view
 
 
-def write_report(run: Mapping[str, Any], path: Path) -> None:
+def write_report(run: Mapping[str, Any], path: Path | str) -> None:
     """Write the report of a run record; the file appears whole or stays as it was.
 
     Raises VPromptError when the record lacks something that every run has.

@@ -1,0 +1,47 @@
+"""Threads: small work on one of them, and waiting that leaves the cores to others.
+
+torch's OpenMP threads spin at the end of every operation until the last one is there. Beside
+another busy process that last one may not be running, and thousands of small operations then take
+ten times as long. Nothing here imports torch before it is needed.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def wait_quietly() -> None:
+    """Let threads that wait sleep, unless the person has said how they wait.
+
+    It has to be said before torch is loaded: OpenMP reads its settings once.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: what follows is many small operations."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def on_one_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function of many small operations run on one thread."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with one_thread():
+            return function(*args, **kwargs)
+
+    return run

@@ -1,0 +1,148 @@
+"""Documents: every command and every Python block of the README and of docs/ is tried.
+
+Commands that need nothing but images of one's own are run from top to bottom, on drawn images, with
+the tiny backbone in place of a real one; of the others the command line is read, so that no option
+is shown that does not exist. Python blocks are run the same way, where they stand on their own.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+
+
+def blocks(path, language):
+    return [text for kind, text in FENCE.findall(path.read_text("utf-8")) if kind == language]
+
+
+def commands(path):
+    """Return the words of every `vprompt` command of a page, without comments and placeholders."""
+    found = []
+    for text in blocks(path, "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            for part in line.split(";"):
+                words = shlex.split(re.sub(r"\[[^\]]*\]", "", part), comments=True)
+                if "vprompt" in words:
+                    found.append(words[words.index("vprompt") + 1 :])
+    return [words for words in found if words]
+
+
+ALL = [(path, words) for path in PAGES for words in commands(path)]
+
+
+@pytest.mark.parametrize("path, words", ALL, ids=[" ".join(w)[:60] for _, w in ALL])
+def test_a_command_is_one_that_exists_with_these_options(path, words):
+    """Read it as the command line would, down to the function that it would call."""
+    import click
+    import typer
+
+    from vprompt.cli.app import app
+
+    command, context = typer.main.get_command(app), None
+    rest = [word for word in words if word != "..."]
+    while isinstance(command, click.Group):
+        name, *rest = rest
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, f"{path.name}: no command {name!r}"
+        command = found
+    context = command.make_context(" ".join(words[:1]), rest, resilient_parsing=False)
+    assert context is not None
+
+
+def test_there_are_commands_on_many_pages():
+    assert len({path for path, _ in ALL}) >= 8 and len(ALL) >= 40
+
+
+PYTHON = [(path, n, text) for path in PAGES for n, text in enumerate(blocks(path, "python"))]
+
+
+@pytest.mark.parametrize("path, number, text", PYTHON, ids=[f"{p.stem}-{n}" for p, n, _ in PYTHON])
+def test_a_python_block_names_only_what_exists(path, number, text):
+    """Compile it, make its imports, and look every `vprompt.NAME` up."""
+    import ast
+
+    import vprompt
+
+    tree = ast.parse(text.replace(", ...)", ")"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), str(path), "exec"), {})
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "vprompt":
+            assert hasattr(vprompt, node.attr), f"{path.name}: vprompt.{node.attr}"
+
+
+# What is run. The README's names of things, and what stands for them here.
+HERE = {
+    "vit_base_patch14_reg4_dinov2.lvd142m": "tiny",
+    "demo": "tiny",
+    "elpv": "dsprites(train=64, val=16, test=16)",
+    "pools/demo": "pool",
+}
+NOT_HERE = {"bench", "data", "evaluate", "share"}  # they need image sets, or a network
+SHORT = {
+    "learn": ["--epochs", "1"],
+    "search": ["--epochs", "1", "--search-epochs", "2", "--max-prompts", "12"],
+}
+
+
+def draw_photographs(folder, count):
+    """Write a class of light and one of dark images, as many of each."""
+    import numpy as np
+    from PIL import Image
+
+    randomness = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 8)):
+        (folder / name).mkdir(parents=True)
+        for row in range(count):
+            pixels = randomness.integers(low, low + 240, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{row}.png")
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with everything that the README's commands speak of, to type them in."""
+    monkeypatch.chdir(tmp_path)
+    draw_photographs(tmp_path / "my_images", 12)
+    draw_photographs(tmp_path / "new_task", 10)
+    (tmp_path / "photos").mkdir()
+    for path in (tmp_path / "new_task" / "dark").iterdir():
+        path.rename(tmp_path / "photos" / path.name) if path.stem == "9" else None
+    (tmp_path / "requests.csv").write_text("image,artifact\nphotos/9.png,prompt\n")
+    (tmp_path / "recipe.yml").write_text(
+        "merge_method: moves\nmodels: [{model: pool/mine}]\ntarget: {data: new_task, shots: 4}\n"
+    )
+    return tmp_path
+
+
+def test_the_commands_of_the_readme_run_from_top_to_bottom(desk, vprompt):
+    ran = []
+    for words in commands(ROOT / "README.md"):
+        verb = words[0]
+        if verb in NOT_HERE or "few_shot(root" in " ".join(words):
+            continue
+        own = [HERE.get(word, word) for word in words]
+        quiet = [] if verb in ("placement", "lengths", "pool", "list") else ["-q"]
+        again = ["--overwrite"] if "--output" in own and verb in ("learn", "combine") else []
+        code, _, err = vprompt(*own, *SHORT.get(verb, []), *quiet, *again)
+        assert code == 0, f"{' '.join(words)}: {err}"
+        ran.append(verb)
+    assert {"learn", "score", "combine", "placement", "search", "lengths", "predict"} <= set(ran)
+
+
+def test_the_python_of_the_readme_runs(desk, vprompt):
+    import torch
+
+    assert vprompt("learn", "my_images", "--model", "tiny", "--epochs", 3, "-q", "--keep", "last",
+                   "--output", "pool/first")[0] == 0  # fmt: skip
+    for text in blocks(ROOT / "README.md", "python"):
+        for name, stand_in in HERE.items():
+            text = text.replace(f'"{name}"', f'"{stand_in}"')
+        space = {"images": torch.randn(2, 3, 32, 32)}
+        exec(compile(text, "README.md", "exec"), space)
+        assert space["features"].shape == (2, 64)
+    assert (desk / "report.html").is_file()
