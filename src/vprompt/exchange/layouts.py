@@ -117,9 +117,8 @@ def coop(names: Names) -> Found | None:
             "The file is of CoCoOp, whose context is another one for every image (meta_net). Here "
             "all images share one. Train CoOp."
         )
-    if any(
-        key.endswith(("compound_prompts_text.0", "proj.weight", "VPT")) for key in names.tensors
-    ):
+    others = [names.get(name) for name in ("proj.weight", "image_encoder.VPT")]
+    if any(each is not None for each in others):
         raise VPromptError(
             "The file holds image prompts beside its context, so it is of MaPLe or IVLP. Read it "
             "with --from maple."
