@@ -23,6 +23,7 @@ class Whole(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    tokens: Tensor
 
     def __init__(self, artifact: Artifact, backbone: Backbone, *, preprocess: bool) -> None:
         super().__init__()

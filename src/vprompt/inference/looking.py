@@ -108,7 +108,7 @@ class _Flow:
         size = len(weights) - count
         if self.tokens is None:
             self.tokens = torch.eye(size)
-        if fresh or len(self.rows) != count:
+        if fresh or self.rows.shape != (count, size):
             self.rows = torch.zeros(count, size)  # nothing of the image is in them yet
         mixed = 0.5 * weights + 0.5 * torch.eye(len(weights))
         both = mixed @ torch.cat([self.tokens, self.rows])

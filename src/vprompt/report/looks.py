@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,8 @@ def _tile(grey: NDArray[np.uint8], values: Map, size: tuple[int, int]) -> Image.
     spread = float(values.max() - values.min())
     scaled = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
     large = Image.fromarray((255 * scaled).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    coloured = (255 * colormaps[_COLOURS](np.asarray(large))[..., :3]).astype(np.float32)
+    colours: Any = colormaps[_COLOURS](np.asarray(large))
+    coloured = 255 * colours[..., :3].astype(np.float32)
     return Image.fromarray((0.35 * grey + 0.65 * coloured).astype(np.uint8))
 
 

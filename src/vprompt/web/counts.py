@@ -11,23 +11,25 @@ class Counts:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        shared = {"registry": self.registry}
-        self.requests = Counter("vprompt_requests", "Requests to /predict.", ["status"], **shared)
+        own = self.registry
+        self.requests = Counter(
+            "vprompt_requests", "Requests to /predict.", ["status"], registry=own
+        )
         self.images = Counter(
-            "vprompt_images", "Images by artefact and status.", ["artifact", "status"], **shared
+            "vprompt_images", "Images by artefact and status.", ["artifact", "status"], registry=own
         )
         self.seconds = Histogram(
-            "vprompt_request_seconds", "Time of a request.", buckets=_SECONDS, **shared
+            "vprompt_request_seconds", "Time of a request.", buckets=_SECONDS, registry=own
         )
         self.batch = Histogram(
-            "vprompt_batch_images", "Images in a batch.", buckets=_BATCHES, **shared
+            "vprompt_batch_images", "Images in a batch.", buckets=_BATCHES, registry=own
         )
         self.forward = Histogram(
-            "vprompt_batch_seconds", "Time of a batch.", buckets=_SECONDS, **shared
+            "vprompt_batch_seconds", "Time of a batch.", buckets=_SECONDS, registry=own
         )
-        self.waiting = Gauge("vprompt_waiting_images", "Images that wait.", **shared)
-        self.artifacts = Gauge("vprompt_artifacts", "Artefacts that are served.", **shared)
-        self.problems = Gauge("vprompt_artifact_problems", "Folders with a problem.", **shared)
+        self.waiting = Gauge("vprompt_waiting_images", "Images that wait.", registry=own)
+        self.artifacts = Gauge("vprompt_artifacts", "Artefacts that are served.", registry=own)
+        self.problems = Gauge("vprompt_artifact_problems", "Folders with a problem.", registry=own)
 
     def batched(self, images: int, seconds: float) -> None:
         """Count a batch."""

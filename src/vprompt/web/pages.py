@@ -1,6 +1,6 @@
 """Pages: the one local page, cards, and HTML reports that lie beside a pool."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def add(app: FastAPI, places: Sequence[Path]) -> None:
         return HTMLResponse(text, headers={"Content-Security-Policy": _STILL})
 
 
-def _file(name: str, kind: str) -> object:
+def _file(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
     text = (resources.files("vprompt.web") / "page" / name).read_text(encoding="utf-8")
 
     async def answer() -> Response:
