@@ -81,7 +81,7 @@ def test_a_dropped_image_is_labelled(page, served):
     assert first.locator("span").first.inner_text() == wanted["label"]
     assert first.locator(".number").inner_text() == f"{100 * wanted['probability']:.1f} %"
     assert page.locator(".answer h3").inner_text() == "ash"
-    assert page.locator("#results img").get_attribute("alt") == "cat.png"
+    assert page.locator("#results figcaption").inner_text() == "cat.png"
 
 
 def test_two_artefacts_are_compared_on_the_same_images(page):

@@ -169,9 +169,11 @@ function take(files) {
     const picture = make("img");
     const address = URL.createObjectURL(file);
     picture.src = address;
-    picture.alt = file.name;
+    picture.alt = "";  // its name stands below
+    const shown = make("figure");
+    shown.append(picture, make("figcaption", file.name));
     const answers = make("div", undefined, "answers");
-    item.append(picture, answers);
+    item.append(shown, answers);
     $("results").append(item);
     kept.push({ file, answers, address });
   }
@@ -203,6 +205,7 @@ $("drop").addEventListener("dragleave", () => $("drop").classList.remove("over")
 $("drop").addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
+  $("files").files = event.dataTransfer.files;
   take([...event.dataTransfer.files]);
 });
 // A file that misses the place must not replace the page.
