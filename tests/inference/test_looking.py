@@ -109,7 +109,7 @@ def test_the_command_writes_a_page_a_picture_or_into_a_report(folder, vprompt, f
     text = (folder / "r.html").read_text()
     assert text.startswith("<main><p>mine</p><section>") and text.endswith("</main></body>")
     (folder / "other.html").write_text("nothing")
-    fails(*words, "--report", folder / "other.html", saying=["no report of vprompt"])
+    fails(*words, "--report", folder / "other.html", saying=["not a report that vprompt wrote"])
     fails(*words, "--output", folder / "a.gif", saying=["a .html or .png file"])
     (folder / "x.png").write_text("no image")
     fails(*words, "--output", folder / "b.html", saying=["cannot be read as an image"])

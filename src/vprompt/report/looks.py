@@ -78,7 +78,9 @@ def add_to(report: Path, facts: Sequence[str], sheets: Mapping[str, Image.Image]
         raise VPromptError(f"The report {report} cannot be read: {error}.") from None
     before, end, after = text.rpartition("</main>")
     if not end:
-        raise VPromptError(f"{report} is no report of vprompt: it has no end to write before.")
+        raise VPromptError(
+            f"{report} is not a report that vprompt wrote, for it has no end to write before."
+        )
     write_text(report, f"{before}{section(facts, sheets)}\n{end}{after}")
 
 
