@@ -216,7 +216,7 @@ def test_folders_that_change_are_read_again(own_pool, tiny):
         (own_pool / "birch" / "adapter_model.safetensors").write_bytes(b"broken")
         until(lambda: any("birch" in text for text in client.said))
         [row] = [row for row in client.json("/artifacts") if row["name"] == "birch"]
-        assert "truncated" in row["problem"] and "goes on" in row["problem"]
+        assert "goes on" in row["problem"]
         assert client.send(png(1), artifact=["birch"])[0] == 200
         shutil.rmtree(own_pool / "cedar")
         until(lambda: client.send(png(1), artifact=["cedar"])[0] == 404)
