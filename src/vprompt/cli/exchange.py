@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vprompt.cli import terminal
-from vprompt.cli.options import ForceOption, JsonOption, OverwriteOption, QuietOption, SizeOption
+from vprompt.cli.options import ForceOption, JsonOption, OverwriteOption, QuietOption
 from vprompt.cli.use import BackboneOption
 from vprompt.core.errors import VPromptError
 
@@ -77,7 +77,9 @@ def import_prompt(
         str | None, typer.Option(help="What the original normalised by: '0.5,0.5,0.5'.")
     ] = None,
     std: Annotated[str | None, typer.Option(help="As --mean.")] = None,
-    img_size: SizeOption = None,
+    img_size: Annotated[
+        str | None, typer.Option(help="Pixels of a square, or HEIGHTxWIDTH. Default: the model's.")
+    ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:

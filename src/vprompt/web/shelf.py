@@ -111,7 +111,7 @@ class Shelf:
 
     def _server(self) -> PromptServer:
         chosen = {name: each.artifact for name, each in self._shelved.items()}
-        return PromptServer(self.backbone, chosen, self.force)
+        return PromptServer(self.backbone, chosen, self.force, check=False)
 
     def _read(self, entries: Sequence[Entry]) -> bool:
         """Take in what is new or changed and let go of what is gone; say whether anything was."""
@@ -126,7 +126,7 @@ class Shelf:
                 if entry.problem:
                     raise VPromptError(entry.problem)
                 loaded = artifacts.load(entry.folder)
-                PromptServer(self.backbone, {entry.name: loaded}, self.force)
+                PromptServer(self.backbone, {entry.name: loaded}, self.force, check=False)
             except (VPromptError, OSError) as error:
                 kept = " The one that was read before goes on." if again else ""
                 self._complain(entry.name, f"{error}{kept}")
