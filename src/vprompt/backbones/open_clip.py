@@ -41,7 +41,7 @@ from vprompt.core.types import (
     Which,
 )
 from vprompt.data.preprocessing import DataConfig, ImageSize, check_filled, checked, pair, sides
-from vprompt.models.attention import Attend, assigned, hide
+from vprompt.models.attention import Attend, assigned, hide, logits, project
 from vprompt.models.two_tower import TwoTower
 
 INSTALL = "pip install 'vprompt[clip]'"
@@ -104,6 +104,16 @@ class OpenClip(TwoTower):
             return self._timm[0].prompted_block(index, tokens, prompt, attend, reads=reads)
         block = self.clip.visual.transformer.resblocks[index]
         return prompted(block, tokens, prompt, attend, None, reads)
+
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return the weights of a block of the image tower."""
+        if self._timm:
+            return self._timm[0].attention_of(index, tokens)
+        block = self.clip.visual.transformer.resblocks[index]
+        attention = block.attn
+        joined = (attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
+        query, own = project(block.ln_1(tokens), *joined, None)
+        return logits(query, own.key, attention.head_dim**-0.5).softmax(-1)
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
         """Return the attention in which every image sees its own prompt's keys."""

@@ -16,7 +16,14 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.registry import Spec
 from vprompt.core.types import Features, Images, Present, PromptRows, ReadTokens, Tokens, Which
 from vprompt.data.preprocessing import DataConfig, ImageSize, shown
-from vprompt.models.attention import SHORT_SEQUENCE, Attend, assigned, hide
+from vprompt.models.attention import (
+    SHORT_SEQUENCE,
+    Attend,
+    assigned,
+    hide,
+    logits,
+    project,
+)
 from vprompt.models.backbone import Backbone
 
 
@@ -134,6 +141,18 @@ class TimmViT(Backbone):
             rotation=self.rotation(index),
             prefix=self.prefix,
         )
+
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return the weights of a plain block; registers and class token are among the tokens."""
+        block: Any = self.vit.blocks[index]
+        turned = not isinstance(block, vision_transformer.Block)  # by where patches lie
+        if turned or not _timm_blocks.is_plain(block):
+            return super().attention_of(index, tokens)
+        attention = block.attn
+        joined = (attention.qkv.weight, attention.qkv.bias, attention.num_heads)
+        query, own = project(block.norm1(tokens), *joined, None)
+        key = attention.k_norm(own.key)
+        return logits(attention.q_norm(query), key, attention.scale).softmax(-1)
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
         """Return the attention in which every image sees its own prompt's keys, in plain blocks."""

@@ -13,8 +13,10 @@ from vprompt.cli import cache as cli_cache
 from vprompt.cli import combine as cli_combine
 from vprompt.cli import commands, options, terminal
 from vprompt.cli import data as cli_data
+from vprompt.cli import exchange as cli_exchange
 from vprompt.cli import learn as cli_learn
 from vprompt.cli import lengths as cli_lengths
+from vprompt.cli import look as cli_look
 from vprompt.cli import place as cli_place
 from vprompt.cli import pool as cli_pool
 from vprompt.cli import report as cli_report
@@ -22,6 +24,7 @@ from vprompt.cli import score as cli_score
 from vprompt.cli import search as cli_search
 from vprompt.cli import share as cli_share
 from vprompt.cli import use as cli_use
+from vprompt.cli import web as cli_web
 from vprompt.cli.options import JsonOption
 from vprompt.core import clock, threads
 from vprompt.core.errors import VPromptError
@@ -80,6 +83,11 @@ app.command()(cli_score.score)
 app.command(epilog=_TRAINING)(cli_search.search)
 app.command()(cli_use.predict)
 app.command()(cli_use.evaluate)
+app.command()(cli_look.attention)
+app.command("import")(cli_exchange.import_prompt)
+app.command()(cli_exchange.export)
+app.command()(cli_web.serve)
+app.command("ui")(cli_web.page)
 
 
 @app.command("list")

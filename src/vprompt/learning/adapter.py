@@ -107,6 +107,13 @@ class Adapter(nn.Module, abc.ABC):
         """Return what the tokens of `prompt()` were before training; None where that is unknown."""
         return None
 
+    def merged(self) -> Backbone | None:
+        """Return a backbone that has these features by itself, its weights alone changed.
+
+        None, the default, where something is left beside the weights: tokens, layers, a pool.
+        """
+        return None
+
     def own_head(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor] | None:
         """Return weight `[classes, feature_dim]` and bias `[classes]`, with their graph.
 
@@ -195,6 +202,10 @@ class FeatureAdapter(Adapter):
 
 class NoAdapter(FeatureAdapter):
     """Nothing is trained but the head."""
+
+    def merged(self) -> Backbone:
+        """Return the backbone, which nothing changed."""
+        return self.backbone
 
     def transform(
         self, features: Features, *, generator: torch.Generator | None = None

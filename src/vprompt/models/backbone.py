@@ -92,6 +92,14 @@ class Backbone(nn.Module, abc.ABC):
         del index, which, present
         return None
 
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return how much each token looks at each in a block `[batch, heads, from, to]`."""
+        del index, tokens
+        raise VPromptError(
+            f"The attention of {self.name!r} cannot be looked into. Use a model of timm's plain "
+            "blocks, such as vit_base_patch16_224, or a CLIP of open_clip's."
+        )
+
     def masked_block(self, index: int, tokens: Tokens, present: Present) -> Tokens:
         """Run one block in which nobody sees a token that is not `present` `[batch, sequence]`.
 
@@ -182,6 +190,7 @@ def walk(
     attend: Callable[[int], Attend | None] | None = None,
     *,
     pooled: bool = False,
+    watch: Callable[[int, Tokens, PromptRows | None], None] | None = None,
 ) -> Iterator[tuple[int, Tokens]]:
     """Run the blocks one by one and yield `(block, sequence after it)`, without prompt rows.
 
@@ -191,7 +200,8 @@ def walk(
     prompt for every image), at the same placement. `attend` names a block's attention over the
     prompt's keys; it needs a prompt that does not travel on. A `PromptBatch` gives every image a
     prompt of its own, whatever its length and placement, without `tokens` and `attend`. With
-    `pooled`, the last block may leave out the tokens that `pool` does not read.
+    `pooled`, the last block may leave out the tokens that `pool` does not read. For one prompt,
+    `watch` is told what enters every block: the sequence, and the prompt rows beside it, if any.
     """
     begin = images if isinstance(images, Entering) else enter(backbone, images, 0)
     _check_not_late(begin, prompt)
@@ -209,6 +219,8 @@ def walk(
     for index in range(begin.block, backbone.depth):
         if own[index].shape[1]:
             rows = own[index]
+        if watch is not None:
+            watch(index, sequence, rows)
         if rows is None:
             sequence = backbone.block(index, sequence)
         elif persist and index + 1 < backbone.depth and not own[index + 1].shape[1]:
