@@ -46,14 +46,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_pool.app, name="pool")
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_share.app, name="share")
-app.add_typer(cli_cache.app, name="cache")
-app.command("placement")(cli_place.placement)
-app.command("lengths")(cli_lengths.lengths)
-app.command("report")(cli_report.report)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -77,20 +69,30 @@ def root(
 
 
 _TRAINING = commands.not_here()
-app.command(epilog=_TRAINING)(cli_learn.learn)
-app.command(epilog=_TRAINING)(cli_combine.combine)
-app.command()(cli_score.score)
-app.command(epilog=_TRAINING)(cli_search.search)
-app.command()(cli_use.predict)
-app.command()(cli_use.evaluate)
-app.command()(cli_look.attention)
-app.command("import")(cli_exchange.import_prompt)
-app.command()(cli_exchange.export)
-app.command()(cli_web.serve)
-app.command("ui")(cli_web.page)
+_VERBS, _LOOK = "The main line", "Look at what came out"
+_EXCHANGE, _KEEP = "In, out and on", "Pools, data, benchmarks"
+app.command(epilog=_TRAINING, rich_help_panel=_VERBS)(cli_learn.learn)
+app.command(rich_help_panel=_VERBS)(cli_score.score)
+app.command(epilog=_TRAINING, rich_help_panel=_VERBS)(cli_combine.combine)
+app.command(epilog=_TRAINING, rich_help_panel=_VERBS)(cli_search.search)
+app.command(rich_help_panel=_VERBS)(cli_use.predict)
+app.command(rich_help_panel=_VERBS)(cli_use.evaluate)
+app.command(rich_help_panel=_LOOK)(cli_report.report)
+app.command(rich_help_panel=_LOOK)(cli_look.attention)
+app.command(rich_help_panel=_LOOK)(cli_place.placement)
+app.command(rich_help_panel=_LOOK)(cli_lengths.lengths)
+app.command("import", rich_help_panel=_EXCHANGE)(cli_exchange.import_prompt)
+app.command(rich_help_panel=_EXCHANGE)(cli_exchange.export)
+app.command(rich_help_panel=_EXCHANGE)(cli_web.serve)
+app.command("ui", rich_help_panel=_EXCHANGE)(cli_web.page)
+app.add_typer(cli_share.app, name="share", rich_help_panel=_EXCHANGE)
+app.add_typer(cli_pool.app, name="pool", rich_help_panel=_KEEP)
+app.add_typer(cli_data.app, name="data", rich_help_panel=_KEEP)
+app.add_typer(cli_bench.app, name="bench", rich_help_panel=_KEEP)
+app.add_typer(cli_cache.app, name="cache", rich_help_panel=_KEEP)
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=_KEEP)
 def list_plugins(
     kind: Annotated[str | None, typer.Argument(help="One kind: adapters, protocols, ...")] = None,
     as_json: JsonOption = False,
