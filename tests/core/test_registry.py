@@ -13,7 +13,7 @@ WORDS = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
-    st.integers(),
+    st.integers(-(2**63), 2**63 - 1),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=12),
 )
