@@ -35,6 +35,8 @@ def learn(
     method: str = "vpt",
     config: TrainConfig | None = None,
     grid: Mapping[str, Sequence[float]] | None = None,
+    halving: bool = False,
+    fleet: str | int = "auto",
     shots: int | None = None,
     draw: int = 0,
     train_on: str = "train",
@@ -52,7 +54,8 @@ def learn(
     """Learn a prompt and a head for a task on a frozen backbone.
 
     `method` is a plug-in of `adapters/` with its settings, `grid` names values of the training
-    settings to choose from on validation (ties: the smaller rate). `shots` draws that many images
+    settings to choose from on validation (ties: the smaller rate); `halving` drops points that lie
+    behind on the way, and `fleet` says how many advance together. `shots` draws that many images
     per class with the seed `draw`. `train_on="trainval"` adds the validation images, so nothing is
     left to choose by and the last epoch is kept. `test=False` leaves the test split closed.
     `keep_states` keeps the state of the finished training in the cache, so that an equal one costs
@@ -78,9 +81,13 @@ def learn(
     )
     trial, looks = build(backbone), setting.sizes(test)
     progress.say(
-        training_estimate(trial, setting.train, setting.config, points=len(points), **looks)
+        training_estimate(
+            trial, setting.train, setting.config, points=len(points), halving=halving, **looks
+        )
     )
-    tuned, chosen, reached = stages.tune_best(setting, lambda: build(backbone), points)
+    tuned, chosen, reached = stages.tune_best(
+        setting, lambda: build(backbone), points, fleet=fleet, halving=halving
+    )
     plain = stages.plain_features(setting)
     with setting.clock.stage("head"):
         baseline = closed_form(plain, setting.train.labels, len(setting.task.classes))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vprompt.bench import shared
+from vprompt.bench import packing, shared
 from vprompt.bench.calls import Call, Executor, Lost
 from vprompt.bench.executors import Local
 from vprompt.bench.jobs import Job
@@ -18,6 +18,7 @@ from vprompt.core import precision
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import read_json
 from vprompt.core.progress import SILENT, Progress
+from vprompt.learning import fleets
 from vprompt.opening import resolve_device
 
 LOCAL = Local()
@@ -105,6 +106,7 @@ def run(
     *,
     retry_failed: bool = False,
     executor: Executor = LOCAL,
+    fleet: str | int = fleets.AUTO,
     progress: Progress = SILENT,
     work: Callable[..., dict[str, Any]] = run_job,
 ) -> Report:
@@ -112,20 +114,26 @@ def run(
 
     Failed runs are not tried again unless `retry_failed`. What another process has finished in the
     meantime is not run again. Results are written here, as they come, whatever host they come from.
+    `fleet` says how many runs of one backbone and size share their passes: see `packing`.
     """
     report = Report()
     calls = _calls(jobs, store, work, report, retry_failed=retry_failed)
     by_id = {job.id: job for job in jobs}
     if executor.parallel and work is run_job:
         calls = shared.before(calls, [by_id[call.key] for call in calls])
+    asked = fleet if work is run_job else fleets.OFF
+    packs = packing.pack(calls, by_id, asked, parallel=executor.parallel)
     titles = {call.key: by_id[call.key].title if call.key in by_id else call.key for call in calls}
     with progress.step("runs", len(calls)) as step:
-        answers = executor.run(calls, lambda key: step.advance(0, titles[key]))
+        answers = executor.run(
+            packs.calls, lambda key: step.advance(0, "; ".join(titles[k] for k in packs.keys(key)))
+        )
         with contextlib.closing(answers):  # ends what is under way, whatever happens here
-            for key, answer in answers:
-                if key in by_id:
-                    _keep(by_id[key], answer, store, report, progress)
-                step.advance(1)
+            for pack, found in answers:
+                for key, answer in packs.answers(pack, found):
+                    if key in by_id:
+                        _keep(by_id[key], answer, store, report, progress)
+                    step.advance(1)
     return report
 
 

@@ -120,6 +120,12 @@ def learn(
         list[str] | None,
         typer.Option(help="Values to choose from on validation, as `lr=0.01,0.03`; repeatable."),
     ] = None,
+    halving: Annotated[
+        bool, typer.Option("--halving", help="Drop points of the grid that lie behind on the way.")
+    ] = False,
+    fleet: Annotated[
+        str, typer.Option(help="Points of the grid that advance together: a number, auto, off.")
+    ] = "auto",
     img_size: SizeOption = None,
     test: Annotated[bool, typer.Option(help="Measure on the test split at the end.")] = True,
     epochs: EpochsOption = None,
@@ -177,6 +183,8 @@ def learn(
                 prefix_cache=prefix_cache,
             ),
             grid=options.read_grid(grid or []),
+            halving=halving,
+            fleet=fleet,
             shots=shots,
             draw=draw,
             train_on=train_on,

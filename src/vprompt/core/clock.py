@@ -1,8 +1,9 @@
 """Clock: how many seconds each stage of a run took."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from vprompt.core import fleet
 
 
 class Clock:
@@ -14,9 +15,9 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to a stage."""
-        began = time.perf_counter()
+        began = fleet.now()
         try:
             yield
         finally:
-            spent = time.perf_counter() - began
+            spent = fleet.now() - began
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)

@@ -60,6 +60,10 @@ class Adapter(nn.Module, abc.ABC):
 
     backbone: Backbone
     shares_steps: bool = True  # nothing but its gradient is read of a step, so it can be shared out
+    shares_passes: bool = (
+        False  # `extract` alone reaches the backbone, so images of others may come
+    )
+    moves_tokens: bool = False  # the blocks of its tokens change while it is trained
     cosine: bool = False  # where true, the adapter's own head sees features at unit length
     of_prompt: bool = False  # where true, features outside training are those under `prompt()`
     opens_as: str | None = None
@@ -195,6 +199,8 @@ class FeatureAdapter(Adapter):
 class NoAdapter(FeatureAdapter):
     """Nothing is trained but the head."""
 
+    shares_passes = True
+
     def transform(
         self, features: Features, *, generator: torch.Generator | None = None
     ) -> Features:
@@ -210,6 +216,7 @@ class WeightedSum(Adapter):
     """
 
     of_prompt = True
+    shares_passes = True
 
     def __init__(
         self, backbone: Backbone, prompts: Sequence[Prompt], weights: Weights, scale: str
@@ -249,6 +256,7 @@ class PromptAdapter(Adapter):
     """A prompt whose tokens are trained in place."""
 
     of_prompt = True
+    shares_passes = True
     blocks: Tensor
 
     def __init__(self, backbone: Backbone, start: Prompt, *, prompt_dropout: float = 0.0) -> None:

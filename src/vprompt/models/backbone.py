@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vprompt.core import fleet
 from vprompt.core.errors import VPromptError
 from vprompt.core.precision import among_many
 from vprompt.core.types import (
@@ -228,8 +229,24 @@ def extract(
 ) -> Features:
     """Return the pooled features under a prompt; its own rows are never pooled. See `walk`.
 
-    Without a prompt they are what the model's own code makes of these images, to the bit.
+    Without a prompt they are what the model's own code makes of these images, to the bit. In a
+    fleet, members whose images may go through the model together have them go.
     """
+    if attend is None and not torch.compiler.is_compiling() and fleet.member() is not None:
+        from vprompt.models import company
+
+        return company.extract(company.Pass(backbone, images, prompt, tokens))
+    return extract_alone(backbone, images, prompt, tokens, attend)
+
+
+def extract_alone(
+    backbone: Backbone,
+    images: Images | Entering,
+    prompt: Prompt | PromptBatch | None = None,
+    tokens: SamplePromptTokens | None = None,
+    attend: Callable[[int], Attend | None] | None = None,
+) -> Features:
+    """Return what `extract` does, without asking whether there is company."""
     *_, (_, sequence) = walk(backbone, images, prompt, tokens, attend, pooled=True)
     prompts = prompt.prompts if isinstance(prompt, PromptBatch) else [prompt]
     if not any(each is not None and len(each.blocks) for each in prompts):
