@@ -231,7 +231,7 @@ def test_packed_runs_give_what_each_gives_alone(tmp_path):
 def test_runs_of_one_model_are_packed_and_others_are_left(monkeypatch):
     from vprompt.bench.calls import Call
     from vprompt.bench.executors import Local
-    from vprompt.bench.packing import pack
+    from vprompt.bench.packs import pack
 
     jobs = jobs_by_key(5) | jobs_by_key(2, spec="lora") | jobs_by_key(1, image_size=16)
     keys = [*jobs]
@@ -249,7 +249,7 @@ def test_runs_of_one_model_are_packed_and_others_are_left(monkeypatch):
 
 def test_a_pack_that_is_lost_is_lost_for_each_of_its_runs():
     from vprompt.bench.calls import Call, Lost
-    from vprompt.bench.packing import pack
+    from vprompt.bench.packs import pack
 
     jobs = jobs_by_key(2)
     packs = pack([Call(key, add) for key in jobs], jobs, 2, parallel=False)

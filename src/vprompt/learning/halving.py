@@ -20,11 +20,9 @@ class Dropped(VPromptError):
     """Raised in a training that lies behind; `facts` say where and by how much."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
-        super().__init__(
-            f"dropped after epoch {facts['epoch']}: its validation loss was "
-            f"{facts['val_loss']:.4g}, rank {facts['rank']} of {facts['of']}, and {facts['kept']} went on, up to "
-            f"{facts['last_kept']:.4g}"
-        )
+        behind = "its validation loss was {val_loss:.4g}, rank {rank} of {of}"
+        others = "{kept} went on, up to {last_kept:.4g}"
+        super().__init__(f"dropped after epoch {{epoch}}: {behind}; {others}".format(**facts))
         self.facts = facts
 
 

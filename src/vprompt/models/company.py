@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from vprompt.core import fleet
 from vprompt.core.types import Features, Images, SamplePromptTokens
 from vprompt.models.backbone import Backbone, Entering, enter, extract_alone
 from vprompt.prompts.prompt import Prompt, PromptBatch
+
+_FIXED = "fixed"  # prompts that are dropped after their block, and do not move
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +45,9 @@ class Pass:
     def layout(self) -> tuple[object, ...]:
         """Return what prompts of one pass have in common, so that none changes another's bits.
 
-        Rows that travel on stand in the sequence, and tokens that move are more in a block today
-        than tomorrow: the rounding of whoever shares a pass with such would depend on them.
+        Rows that travel on stand in the sequence, blocks without a prompt are other operations, and
+        tokens that move are more in a block today than tomorrow: the rounding of whoever shares a
+        pass with such would depend on them.
         """
         mine = fleet.member()
         if self.prompt is None:
@@ -52,7 +56,9 @@ class Pass:
             return ("moving",)
         each = self.prompt.prompts if isinstance(self.prompt, PromptBatch) else [self.prompt]
         travelling = {prompt.places for prompt in each if prompt.persist}
-        return ("travelling", *sorted(travelling)) if travelling else ("fixed",)
+        if travelling:
+            return ("travelling", *sorted(travelling))
+        return (_FIXED, *sorted({place for prompt in each for place in prompt.places}))
 
     def prompts(self) -> PromptBatch:
         """Return the prompts of the pass and whose each image is."""
@@ -82,15 +88,15 @@ def join(backbone: Backbone, prompt: Prompt | None, *, moves: bool) -> None:
     mine.moves = moves
     common = mine.common
 
-    def answer(asked: Sequence[list[int] | None]) -> Sequence[None]:
-        for counts in asked:
-            if counts is not None:
-                common.setdefault(id(backbone), []).append(counts)
+    def answer(asked: Sequence[Prompt | None]) -> Sequence[None]:
+        for each in asked:
+            if each is not None:
+                same = (id(backbone), (_FIXED, *sorted({*each.places})))
+                common.setdefault(same, []).append(each.counts(backbone.depth))
         return [None] * len(asked)
 
     fixed = prompt is not None and not prompt.persist and not moves
-    counts = prompt.counts(backbone.depth) if prompt is not None and fixed else None
-    mine.ask(fleet.JOIN, id(backbone), counts, answer)
+    mine.ask(fleet.JOIN, id(backbone), prompt if fixed else None, answer)
 
 
 def extract(own: Pass) -> Features:
@@ -106,7 +112,7 @@ def extract(own: Pass) -> Features:
         return own.alone()
     mine.joined |= graph
     kind = _tensor(own.images).device.type
-    ghosts = _ghosts(own, mine.common) if own.layout() == ("fixed",) else []
+    ghosts = _ghosts(own, mine.common)
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
     def answer(passes: Sequence[Pass]) -> Sequence[Features]:
@@ -161,18 +167,19 @@ def _backward(losses: Sequence[Tensor]) -> Sequence[None]:
     return [None] * len(losses)
 
 
-def _ghosts(own: Pass, common: dict[int, list[list[int]]]) -> list[Prompt]:
-    """Return prompts that no image sees: one as long as any member's, one of no tokens.
+def _ghosts(own: Pass, common: dict[Any, list[list[int]]]) -> list[Prompt]:
+    """Return prompts that no image sees: one as long as any of the same blocks, one of no tokens.
 
     The second only where members differ in length, so that lengths are always masked or never.
     """
-    counts = common.get(id(own.backbone), [])
-    if not counts:
+    counts = common.get((id(own.backbone), own.layout()), [])
+    if not counts or own.prompt is None:
         return []
+    like = own.prompts().prompts[0].tokens.detach()
     most = torch.tensor(counts).amax(0)
-    tokens = torch.zeros(int(most.sum()), own.backbone.dim, device=own.backbone.device)
+    tokens = like.new_zeros(int(most.sum()), own.backbone.dim)
     blocks = torch.repeat_interleave(torch.arange(len(most)), most)
-    longest = Prompt(tokens.to(_tensor(own.images).dtype), blocks, persist=False)
+    longest = Prompt(tokens, blocks, persist=False)
     if all(each == counts[0] for each in counts):
         return [longest]
     return [longest, Prompt(tokens[:0], blocks[:0], persist=False)]

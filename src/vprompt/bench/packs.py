@@ -1,4 +1,4 @@
-"""Packing: runs of one backbone and size become one call, whose trainings are a fleet.
+"""Packs: runs of one backbone and size become one call, whose trainings are a fleet.
 
 A packed call does what its calls do and answers for each. Which runs share a pass changes rounding
 at most, and no record says it.
