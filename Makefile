@@ -35,7 +35,7 @@ demo: $(BIN)/.demo ## combine a pool of prompts for solar-cell inspection; write
 
 demo-pool: setup ## learn the pool of the demo again; DATA names the folder of image sets
 	@test -n "$(DATA)" || { echo "Say where the image sets are: make demo-pool DATA=/path"; exit 2; }
-	$(BIN)/python benchmarks/few_shot_pools_sources.py --data "$(DATA)" --backbone demo \
+	$(BIN)/python -m benchmarks pools.sources --data "$(DATA)" --backbone demo \
 		--families unrelated --without elpv4 --epochs 15 --test --output $(POOL)
 
 test: setup ## format, lint, types, documents and the test suite, on all cores

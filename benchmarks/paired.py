@@ -4,6 +4,7 @@ A run is `{"target", "seed", "summary": {name: accuracy in [0, 1]}}`.
 """
 
 import statistics
+from collections.abc import Mapping
 
 from scipy.stats import rankdata, t
 
@@ -56,3 +57,14 @@ def ranks(found: list[dict], names: list[str]) -> dict[str, float]:
     """Return every name's mean rank over the runs, 1 the best."""
     rows = [rankdata([-run["summary"][name] for name in names]) for run in found]
     return {name: statistics.mean(row[i] for row in rows) for i, name in enumerate(names)}
+
+
+def by_target(found: list[dict], arms: Mapping[str, str]) -> list[str]:
+    """Return rows of Markdown: the mean accuracy of every arm, by its label, on every target."""
+    targets = sorted({run["target"] for run in found})
+    rows = ["", "By target, mean over draws:", ""]
+    rows += ["| arm | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
+    for arm, label in arms.items():
+        cells = [f"{mean([r for r in found if r['target'] == t], arm):.1f}" for t in targets]
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
+    return rows

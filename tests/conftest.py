@@ -25,6 +25,14 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def damage_told():
+    """Return a context that expects the one sentence about a damaged cache."""
+    from vprompt.core.errors import CacheWarning
+
+    return lambda: pytest.warns(CacheWarning, match="holds damaged files, first .* again")
+
+
+@pytest.fixture
 def refused():
     """Return a context that expects a VPromptError with these words, in this order."""
     from vprompt.core.errors import VPromptError

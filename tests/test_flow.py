@@ -236,7 +236,7 @@ def test_a_score_after_a_combination_runs_no_image(folder, tiny, count_images):
 
     task = few(rows=(100, 140))
     config = quick(epochs=0, precision="auto")  # evidence is kept apart by precision
-    combine(task, pool_folder=folder, model=tiny, config=config, test=False)
+    combine(task, pool_folder=folder, model=tiny, method="hgprompt", config=config, test=False)
     count_images.clear()
     score(task, pool_folder=folder, model=tiny)
     assert sum(count_images) == 0

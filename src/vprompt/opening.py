@@ -21,6 +21,7 @@ from vprompt.learning.checkpoint import restore
 from vprompt.models.backbone import Backbone
 from vprompt.prompts.prompt import Prompt
 
+_MOST_SETTING = 1024  # numbers up to this are taken from a stranger whatever his tensors are
 _PLAIN_MODEL = re.compile(r"\w+(\.\w+)?|[\w-]+,\w+")  # no place on a hub or on disk
 
 
@@ -193,6 +194,7 @@ def open_adapter(artifact: Artifact, backbone: Backbone) -> Prompt | Adapter | N
                 f"The artefact's method {str(method)!r} has the setting {key}={value!r}, which is "
                 "not a plain word. Build the adapter yourself and restore its tensors."
             )
+    _check_sizes(artifact, method)
     adapter: Adapter = registry.build("adapters", method)(backbone)
     own = {name: tuple(value.shape) for name, value in adapter.state().items()}
     found = {name: tuple(value.shape) for name, value in artifact.state.items()}
@@ -204,6 +206,21 @@ def open_adapter(artifact: Artifact, backbone: Backbone) -> Prompt | Adapter | N
         )
     restore(adapter, artifact.state)
     return adapter
+
+
+def _check_sizes(artifact: Artifact, method: registry.Spec) -> None:
+    """Refuse numbers beyond what the tensors can be of, before anything is built by them."""
+    longest = max((side for value in artifact.state.values() for side in value.shape), default=0)
+    most = max(longest, _MOST_SETTING)
+    for key, value in method.settings.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        large = [n for n in numbers if isinstance(n, int) and "seed" not in key and abs(n) > most]
+        if large or len(numbers) > _MOST_SETTING:
+            told = large[0] if large else f"{len(numbers)} values"
+            raise VPromptError(
+                f"The artefact's method has the setting {key}={told}, which is more than its "
+                f"tensors hold: none has a side of more than {longest}. It is damaged."
+            )
 
 
 def resolve_device(text: str) -> torch.device:

@@ -12,6 +12,7 @@ from vprompt.artifacts import artifact, cards, catalogue, origin
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
+from vprompt.core.files import check_writable
 from vprompt.core.precision import resolve
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.classifier import Candidate
@@ -105,6 +106,7 @@ def finish(
         prompt, head, plain.mean(0), config_json, card, state=state, text=text, start=start
     )
     if output is not None:
+        setting.promise(output)
         artifact.save(made, output, overwrite=overwrite, run=run)
         made = replace(made, folder=output)
     setting.forget_checkpoints()
@@ -138,6 +140,7 @@ def check_output(output: Path | str | None, overwrite: bool) -> Path | None:
     if output is None:
         return None
     place = Path(output).expanduser()
+    check_writable(place, "--output")
     if overwrite:
         artifact.check_replaceable(place)
     elif place.exists():

@@ -49,9 +49,7 @@ def search(
     the head is learned alone, or zero-shot is left. The record holds both stages; `protocol` is
     that of the second, as for `learn`.
     """
-    output = None if output is None else Path(output).expanduser()
-    if output is not None and not overwrite and output.exists():
-        raise VPromptError(f"{output} exists already. Choose another --output, or add --overwrite.")
+    output = outcome.check_output(output, overwrite)
     build = registry.build("adapters", method)
     backbone, opened = open_backbone(model, device=device, progress=progress), open_task(task)
     adapter = build(backbone)
@@ -101,6 +99,7 @@ def search(
     run = {**made.run, "command": "search", "search": record, "seconds": seconds}
     kept = made.artifact
     if output is not None:
+        setting.promise(output)
         artifact.save(kept, output, overwrite=overwrite, run=run)
         kept = replace(kept, folder=output)
     setting.forget_checkpoints()

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vprompt.core import distributed, registry
@@ -47,6 +48,11 @@ class Setting:
         """Return how many images there are to validate and, where it is opened, to test on."""
         sealed = self.task.test if test else None
         return {"val": len(self.val or ()), "test": len(sealed or ())}
+
+    def promise(self, result: Path) -> None:
+        """Note where the result of all training runs will be, before it is written."""
+        for checkpoint in self.checkpoints if not self.keep_states else ():
+            checkpoint.promise(result)
 
     def forget_checkpoints(self) -> None:
         """Drop the states of finished training runs, once their result is safe.

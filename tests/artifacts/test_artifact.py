@@ -53,10 +53,18 @@ def change(saved):
     def rewrite(**keys):
         config = json.loads((saved / CONFIG).read_text())
         config |= keys
+        config.pop("digests", None)  # as of an artefact from before there were any
         (saved / CONFIG).write_text(json.dumps(config))
         return saved
 
     return rewrite
+
+
+def forget_digests(folder):
+    """Make it an artefact from before there were digests."""
+    config = json.loads((folder / CONFIG).read_text())
+    config.pop("digests", None)
+    (folder / CONFIG).write_text(json.dumps(config))
 
 
 def rewrite_tensors(folder, **changed):
@@ -70,6 +78,7 @@ def rewrite_tensors(folder, **changed):
         if value is not None:
             tensors[name] = value
     save_file(tensors, folder / TENSORS, {"format": "pt"})
+    forget_digests(folder)
 
 
 # There and back
@@ -123,7 +132,7 @@ def test_the_folder_is_laid_out_as_peft_lays_it_out(make, tmp_path):
     ]
     with safe_open(tmp_path / "it" / TENSORS, framework="pt") as file:
         shapes = {key: tuple(file.get_tensor(key).shape) for key in sorted(file.keys())}
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata()["format"] == "pt"
     assert shapes == {
         "head.bias": (3,),
         "head.weight": (3, 64),
@@ -518,6 +527,7 @@ def test_labels_that_do_not_match_the_classes_are_counted(change, refused):
 def test_two_hundred_damaged_folders_load_or_are_refused(saved, tmp_path):
     from vprompt import VPromptError, load_artifact
 
+    forget_digests(saved)
     chance, outcomes = random.Random(0), {"loaded": 0, "refused": 0}
     for number in range(200):
         folder = tmp_path / f"damaged{number}"
@@ -742,3 +752,137 @@ def test_state_that_does_not_fit_its_method_is_refused(stateful, tiny, refused):
 def test_state_without_a_method_is_refused(stateful, refused):
     with refused("does not say which method"):
         stateful(method=None)
+
+
+# Digests
+
+
+@pytest.mark.parametrize("name", [TENSORS, CONFIG, CARD, "run.json"])
+def test_a_flipped_bit_is_refused_wherever_it_is(make, tmp_path, refused, name):
+    from vprompt import load_artifact, save_artifact
+
+    save_artifact(make((2, 0, 1, 0, 0, 0), False), tmp_path / "it", run={"tuning": {}})
+    path = tmp_path / "it" / name
+    data = bytearray(path.read_bytes())
+    data[-4 if name != TENSORS else -1] ^= 1
+    path.write_bytes(bytes(data))
+    with refused("it.*(not what was written|not valid JSON)"):
+        load_artifact(tmp_path / "it")
+
+
+def test_swapped_labels_are_refused_until_one_says_so(saved, refused):
+    from vprompt import load_artifact
+    from vprompt.artifacts import artifact
+
+    config = json.loads((saved / CONFIG).read_text())
+    config["label_names"] = config["label_names"][::-1]
+    (saved / CONFIG).write_text(json.dumps(config))
+    with refused(CONFIG, "its digest differs", "vprompt pool seal"):
+        load_artifact(saved)
+    artifact.seal(saved)
+    assert load_artifact(saved).classes == config["label_names"]
+
+
+def test_a_file_that_is_gone_or_came_later_is_refused(saved, refused):
+    from vprompt import load_artifact
+
+    (saved / "run.json").write_text("{}")
+    with refused("run.json was added later"):
+        load_artifact(saved)
+    (saved / "run.json").unlink()
+    (saved / CARD).unlink()
+    with refused("README.md is missing"):
+        load_artifact(saved)
+
+
+def test_old_artefacts_have_no_digest_and_are_read(saved, vprompt):
+    forget_digests(saved)
+    assert "no digest" in vprompt("pool", "check", saved)[1]
+    assert vprompt("pool", "seal", saved)[0] == 0
+    assert "no digest" not in vprompt("pool", "check", saved)[1]
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"num_layers": 100_000, "num_virtual_tokens": [0] * 100_000},
+        {"num_classes": 2**21, "label_names": [str(n) for n in range(2**21)]},
+        {"num_virtual_tokens": [10**9, 0, 0, 0, 0, 0]},
+        {"token_dim": 2**40},
+    ],
+    ids=["layers", "classes", "tokens", "dim"],
+)
+def test_sizes_that_no_model_has_are_refused(change, refused, keys):
+    from vprompt import load_artifact
+
+    with refused("up to|at most|too large"):
+        load_artifact(change(**keys))
+
+
+def test_images_larger_than_any_backbone_takes_are_refused(change, saved, refused):
+    from vprompt import load_artifact
+
+    config = json.loads((saved / CONFIG).read_text())["data_config"]
+    with refused("data_config cannot be used"):
+        load_artifact(change(data_config={**config, "input_size": [3, 4096, 4096]}))
+
+
+def test_a_tensor_of_gigabytes_is_refused_by_its_header(saved, refused):
+    from vprompt import load_artifact
+
+    forget_digests(saved)
+    count = 2**29
+    entry = {"dtype": "F16", "shape": [count], "data_offsets": [0, 2 * count]}
+    head = json.dumps({"head.weight": entry}).encode()
+    head += b" " * (-len(head) % 8)
+    with (saved / TENSORS).open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + 2 * count)  # sparse: kilobytes on the disk
+    with refused("head.weight", "has shape"):
+        load_artifact(saved)
+
+
+@pytest.mark.parametrize("name", [CARD, "run.json"])
+def test_a_card_of_gigabytes_is_refused_by_its_size(saved, refused, name):
+    from vprompt import load_artifact
+
+    with (saved / name).open("ab") as file:
+        file.truncate(3 * 2**30)
+    with refused(name, "bytes; at most"):
+        load_artifact(saved)
+
+
+@pytest.mark.parametrize("text", ["scaled(power=2000000)", "scaled(power=99999999999999999999)"])
+def test_settings_beyond_the_tensors_are_refused_before_anything_is_built(
+    stateful, tiny, refused, text
+):
+    from vprompt.opening import open_adapter
+
+    with refused("power"):
+        open_adapter(stateful(method=text), tiny)
+
+
+# Readers beside writers
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(make, tmp_path, monkeypatch):
+    from vprompt import load_artifact, save_artifact
+    from vprompt.artifacts import codec
+
+    one, other = make((2, 0, 1, 0, 0, 0), False), make((0, 0, 3, 0, 0, 0), False)
+    save_artifact(one, tmp_path / "it")
+    reading, replaced = codec.check_header, []
+
+    def slowly(*arguments):
+        if not replaced:
+            replaced.append(1)
+            save_artifact(other, tmp_path / "it", overwrite=True)
+        return reading(*arguments)
+
+    monkeypatch.setattr(codec, "check_header", slowly)
+    found = load_artifact(tmp_path / "it")
+    assert replaced and torch.equal(found.prompt.tokens, other.prompt.tokens)
+    assert found.config == other.config

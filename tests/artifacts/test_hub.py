@@ -405,3 +405,64 @@ def test_a_card_is_tagged_for_discovery_and_keeps_what_it_says(name, base, card)
     if "mit" in card:
         assert values["license"] == "mit" and "mine" in values["tags"]
     assert cards.tagged(tagged, {"base_model_name_or_path": name}) == tagged
+
+
+# A fetch that goes wrong
+
+
+def test_a_truncated_download_is_refused_and_fetched_anew(hub_server, made, refused, monkeypatch):
+    from pathlib import Path
+
+    import huggingface_hub
+
+    from vprompt.artifacts import artifact, hub
+
+    files = {path.name: path.read_bytes() for path in made["birds"].iterdir()}
+    hub_server.commit("you/birds", files)
+    whole = huggingface_hub.HfApi.snapshot_download
+
+    def cut(*arguments, **settings):
+        folder = Path(whole(*arguments, **settings))
+        held = folder / artifact.TENSORS
+        held.resolve().write_bytes(held.read_bytes()[:-9])
+        return str(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.HfApi, "snapshot_download", cut)
+        with refused("hf-hub:you/birds", artifact.TENSORS, "arrived damaged: cut short"):
+            hub.pull("hf-hub:you/birds")
+    assert artifact.load(hub.pull("hf-hub:you/birds")).digest == artifact.load(made["birds"]).digest
+
+
+def test_a_hub_that_sends_on_to_another_host_is_refused(hub_server, made, refused, monkeypatch):
+    from vprompt.artifacts import hub
+
+    files = {path.name: path.read_bytes() for path in made["birds"].iterdir()}
+    hub_server.commit("you/birds", files)
+    answer = hub_server.answer
+
+    def elsewhere(method, path, query, body):
+        if "/resolve/" not in path:
+            return answer(method, path, query, body)
+        _, headers, content = answer(method, path, query, body)
+        headers = {**headers, "X-Linked-Etag": headers["ETag"], "X-Linked-Size": len(content)}
+        return 302, {**headers, "Location": "http://files.elsewhere.example/x"}, b""
+
+    monkeypatch.setattr(hub_server, "answer", elsewhere)
+    with refused("sends on to files.elsewhere.example", "VPROMPT_HUB_HOSTS"):
+        hub.pull("hf-hub:you/birds")
+
+
+def test_a_kept_artefact_that_is_damaged_is_fetched_again(hub_server, made, damage_told):
+    from vprompt.artifacts import artifact, hub
+
+    files = {path.name: path.read_bytes() for path in made["birds"].iterdir()}
+    hub_server.commit("you/birds", files)
+    folder = hub.pull("hf-hub:you/birds")
+    data = bytearray((folder / artifact.TENSORS).read_bytes())
+    data[-1] ^= 1
+    (folder / artifact.TENSORS).write_bytes(bytes(data))
+    with damage_told():
+        again = hub.pull(f"hf-hub:you/birds@{folder.parent.name}")
+    assert again == folder
+    assert artifact.load(again).digest == artifact.load(made["birds"]).digest

@@ -1,6 +1,7 @@
 """Pool: a folder of artefacts, some of which may be broken."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -32,7 +33,9 @@ def change(folder):
 
     def rewrite(**keys):
         path = folder / "birds" / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+        config = json.loads(path.read_text()) | keys
+        config.pop("digests", None)
+        path.write_text(json.dumps(config))
 
     return rewrite
 
@@ -213,3 +216,16 @@ def test_a_long_table_is_aligned_and_printed_whole(capsys):
     assert len(lines) == 151 and all("x" * 300 in line for line in lines[1:])
     assert len({len(line) for line in lines}) == 1 and "\x1b" not in "".join(lines)
     assert lines[0].endswith("  count") and lines[8].endswith("      7")
+
+
+def test_listing_a_pool_sweeps_what_dead_processes_left(folder):
+    from vprompt.artifacts import catalogue
+    from vprompt.core import drafts
+
+    mine = drafts.folder(folder / "cars", "old")
+    dead = mine.path.with_name(mine.path.name.replace(f"-{os.getpid()}-", "-999999999-"))
+    mine.discard()
+    dead.mkdir()
+    (folder / "cars").rename(dead / "cars")  # killed between the two steps of an --overwrite
+    assert "cars" in [entry.name for entry in catalogue.entries(folder)]
+    assert not dead.exists()

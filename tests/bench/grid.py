@@ -4,7 +4,6 @@ A module of its own, because other processes import what they are asked to call.
 """
 
 import functools
-import json
 import os
 import signal
 import tempfile
@@ -41,7 +40,7 @@ def run_grid(folder, executor, **options):
     read, store = recipe.from_values(values, where="it"), Store(folder)
     every = jobs.expand(read, data=None, output=store.folder, device="cpu")
     report = runner.run(every, store, executor=executor, **options)
-    return report, {key: json.loads(path.read_text()) for key, path in store.finished().items()}
+    return report, {key: store.read(key) for key in store.finished()}
 
 
 @functools.cache

@@ -279,7 +279,7 @@ def test_a_failure_stops_nothing_and_is_tried_again_when_asked(expand, tmp_path)
         "warm, VPT, seed 0: RuntimeError: Too many tokens.",
         "warm, VPT, seed 1: Too many tokens.",
     ]
-    kept = [json.loads(path.read_text()) for path in store.failed().values()]
+    kept = [store.failures.read(name) for name in store.failed().values()]
     assert {bool(each["traceback"]) for each in kept} == {True, False}
 
     calls.clear()
@@ -306,6 +306,25 @@ def test_a_run_that_another_process_finished_is_not_run_again(expand, tmp_path):
 
     run(jobs, store, work=work)
     assert calls == [jobs[0].id]
+
+
+def test_packed_runs_are_finished_and_what_is_new_is_a_file_again(expand, tmp_path):
+    from vprompt.bench.runner import run
+    from vprompt.bench.store import Store
+
+    jobs, store, calls = expand(), Store(tmp_path / "out"), []
+
+    def work(job, chosen=None):
+        calls.append(job.id)
+        return record_of(job)
+
+    half = len(jobs) // 2
+    run(jobs[:half], store, work=work)
+    assert store.runs.pack().records == half
+    run(jobs, store, work=work)
+    assert calls == [job.id for job in jobs]  # each of them once
+    assert len(list((store.folder / "runs").glob("*.json"))) == len(jobs) - half
+    assert {job.id: store.read(job.id) for job in jobs} == {job.id: record_of(job) for job in jobs}
 
 
 def test_finished_runs_in_another_precision_are_named_before_the_rest_is_run(expand, tmp_path):

@@ -325,7 +325,7 @@ def test_two_runs_are_compared_field_by_field_the_weightiest_first(fill):
     assert (
         "12 pairs of runs: 0 with the same" in numbers[0] and "mean difference +1.00" in numbers[0]
     )
-    one = next(iter(here.finished().values()))
+    [one, *_] = (here.folder / "runs").glob("*.json")
     assert compare(one, one)[1] == []
 
 
@@ -352,12 +352,45 @@ def test_compare_prints_and_refuses(fill, vprompt, fails, tmp_path):
     there = fill(other, folder="b")
     code, out, _ = vprompt("bench", "compare", here.folder, here.folder)
     assert code == 0 and "nothing that is recorded" in out
-    files = [*here.finished().values()]
+    files = sorted((here.folder / "runs").glob("*.json"))
     code, out, _ = vprompt("bench", "compare", files[0], files[-1], "--json")
     assert code == 0 and json.loads(out)["fields"]
     fails("bench", "compare", here.folder, there.folder, saying=("share no run",))
     fails("bench", "compare", here.folder, files[0], saying=("two run files, or two folders",))
     fails("bench", "compare", here.folder / "bench.json", files[0], saying=("no record of a run",))
+
+
+def test_packed_runs_are_read_by_every_command_as_their_files_were(
+    fill, vprompt, anchors, tmp_path
+):
+    store = fill(SMALL, baseline="one", missing=[("two", "a", 1)])
+    run = sorted((store.folder / "runs").glob("*.json"))[0]
+    folder, page = store.folder, tmp_path / "page"
+    published = anchors("one,a,30,paper,,,\n")
+    commands = [
+        ("table", folder),
+        ("table", folder, "--format", "csv"),
+        ("check", folder, "--anchors", published),
+        ("compare", folder, fill(SMALL, folder="other").folder),
+        ("compare", run, run),
+        ("figure", "ablation", folder, "--output", page.with_suffix(".svg")),
+        ("report", folder, "--output", page.with_suffix(".html")),
+    ]
+
+    def said():
+        out = [vprompt("bench", *words)[:2] for words in commands]  # the clock is in stderr
+        return out, [page.with_suffix(each).read_bytes() for each in (".svg", ".html")]
+
+    before, files = said(), {path.name: path.read_bytes() for path in run.parent.iterdir()}
+    code, out, _ = vprompt("bench", "pack", folder)
+    assert code == 0 and f"{len(files)} records, {len(files)} of them new" in out
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["bench.json", "runs.jsonl.xz"]
+    after = said()
+    for words, one, other in zip(commands, before[0], after[0], strict=True):
+        assert one == other and (one[0] == 0 or words[0] == "check"), words
+    assert after[1] == before[1]
+    assert vprompt("bench", "unpack", folder)[0] == 0
+    assert {path.name: path.read_bytes() for path in run.parent.iterdir()} == files
 
 
 # Anchors

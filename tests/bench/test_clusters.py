@@ -216,6 +216,6 @@ def test_two_hosts_share_a_benchmark(hosts, tmp_path, monkeypatch):
 
 def read(folder):
     from vprompt.bench.store import Store
-    from vprompt.core.files import read_json
 
-    return {key: read_json(path) for key, path in Store(Path(folder)).finished().items()}
+    store = Store(Path(folder))
+    return {key: store.read(key) for key in store.finished()}

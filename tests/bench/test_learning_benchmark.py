@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 SETUP = {"model": "m", "size": 64, "train": 8, "val": 2, "epochs": 3, "patience": 1, "batch": 4}
 ACCURACIES = {  # by task, seed and arm: the trained head and the one fitted anew
     ("gtsrb", 0): {"linear": (0.30, 0.32), "vpt": (0.40, 0.42), "found": (0.41, 0.40)},
@@ -20,11 +20,11 @@ ACCURACIES = {  # by task, seed and arm: the trained head and the one fitted ane
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(ROOT))
 
 
 def record(target, seed, arm, trained, refitted):
-    """Return what `learning.py` writes; validation prefers the head that was fitted anew."""
+    """Return what `learning.common` writes; validation prefers the head that was fitted anew."""
     history = [
         {"epoch": e, "lr": 0.1, "train_loss": e or None, "val_accuracy": 0.4, "val_loss": 1.0}
         for e in range(3)
@@ -57,8 +57,7 @@ def folder(tmp_path):
 
 
 def test_a_draw_is_of_all_images_but_the_test_split_with_classes_in_proportion():
-    from learning import draw
-
+    from benchmarks.learning.common import draw
     from vprompt.core.registry import build
 
     whole = build("tasks", "dsprites")(train=64, val=32, test=16)
@@ -73,7 +72,7 @@ def test_a_draw_is_of_all_images_but_the_test_split_with_classes_in_proportion()
 
 
 def test_all_records_make_one_file_that_says_the_same(folder):
-    from learning_tables import as_lines, collect, tables
+    from benchmarks.learning.tables import as_lines, collect, tables
 
     made = collect(folder)
     text = as_lines(made)
@@ -85,7 +84,7 @@ def test_all_records_make_one_file_that_says_the_same(folder):
 
 
 def test_tables_pair_what_shares_images_over_runs_and_over_tasks(folder):
-    from learning_tables import collect, tables
+    from benchmarks.learning.tables import collect, tables
 
     text = tables(collect(folder))
     runs = np.array([1.0, -1.0, 3.0, 5.0])  # found over VPT-Deep, trained heads
@@ -100,7 +99,7 @@ def test_tables_pair_what_shares_images_over_runs_and_over_tasks(folder):
 
 
 def test_what_is_missing_is_named_and_other_settings_are_refused(folder):
-    from learning_tables import collect, tables
+    from benchmarks.learning.tables import collect, tables
 
     (folder / "coil20_found_seed1.json").unlink()
     assert "Not run: found on coil20, seed 1." in tables(collect(folder))
@@ -111,7 +110,7 @@ def test_what_is_missing_is_named_and_other_settings_are_refused(folder):
 
 
 def test_a_finished_run_is_skipped_unless_it_was_made_otherwise(folder):
-    from learning import Case, run_missing
+    from benchmarks.learning.common import Case, run_missing
 
     options = argparse.Namespace(**SETUP, runs=folder)
     case = Case(options, None, "gtsrb", 0)
@@ -124,14 +123,14 @@ def test_a_finished_run_is_skipped_unless_it_was_made_otherwise(folder):
 
 @pytest.mark.parametrize("part, own", [("0/1", "abc"), ("0/2", "ac"), ("1/2", "b")])
 def test_parts_share_the_tasks_out(part, own):
-    from learning import targets_of
+    from benchmarks.learning.common import targets_of
 
     assert targets_of(argparse.Namespace(part=part, targets=list("abc"))) == list(own)
 
 
 @pytest.mark.parametrize("arm", ["found", "uniform", "random", "shuffled"])
 def test_controls_have_as_many_tokens_as_were_found(arm):
-    from learning_places import lengths_of
+    from benchmarks.learning.places import lengths_of
 
     found = [0, 5, 20, 10, 0, 5]
     lengths = lengths_of(arm, found, [0, 5, 10, 20], seed=1)

@@ -316,12 +316,12 @@ def test_no_pool_and_an_empty_pool(fails, images, tmp_path):
 
 
 def test_a_disk_that_is_full(fails, learn, images, tmp_path, monkeypatch):
-    from vprompt.artifacts import artifact
+    from vprompt.core import files
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "write_tensors", full)
+    monkeypatch.setattr(files, "rename_new", full)
     fails(*learn(images), saying=["Could not write", "No space left on device", "free some space"])
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -1,7 +1,6 @@
 """Files: what is on disk is complete, or is not there."""
 
 import contextlib
-import json
 import os
 import random
 import resource
@@ -32,6 +31,14 @@ def file_size_limit(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def without_exchange(monkeypatch):
+    """Have a system that cannot exchange two names in one step."""
+    from vprompt.core import exchange
+
+    monkeypatch.setattr(exchange, "_function", lambda: None)
 
 
 # Folders
@@ -136,6 +143,7 @@ def test_the_old_folder_stays_until_the_new_one_is_complete(tmp_path):
     assert contents(tmp_path) == ["it", "it/new.txt"]
 
 
+@pytest.mark.usefixtures("without_exchange")
 def test_a_failing_swap_keeps_the_old_folder(tmp_path, monkeypatch, refused):
     from vprompt.core import files
 
@@ -154,6 +162,7 @@ def test_a_failing_swap_keeps_the_old_folder(tmp_path, monkeypatch, refused):
     assert contents(tmp_path) == ["it", "it/old.txt"]
 
 
+@pytest.mark.usefixtures("without_exchange")
 def test_a_swap_that_is_interrupted_keeps_the_old_folder(tmp_path, monkeypatch):
     """Ctrl-C between the two moves: neither of the two may be the last copy that is removed."""
     from vprompt.core import files
@@ -357,4 +366,139 @@ def test_a_killed_process_leaves_a_complete_artefact_or_none(artifact, tmp_path)
     visible = [path.name for path in target.parent.iterdir() if not path.name.startswith(".")]
     assert visible in ([], ["it"])
     save_artifact(artifact, target, overwrite=True)
-    assert json.loads((target / "adapter_config.json").read_text()) == artifact.config
+    assert load_artifact(target).config == artifact.config
+
+
+# Others at the same place, and what dead processes leave
+
+
+def test_a_folder_that_appears_meanwhile_is_refused_and_stays(tmp_path, refused):
+    from vprompt.core.files import atomic_folder
+
+    with refused("appeared while", "another folder"), atomic_folder(tmp_path / "it") as draft:
+        (draft / "mine").write_text("mine")
+        (tmp_path / "it").mkdir()
+        (tmp_path / "it" / "theirs").write_text("theirs")
+    assert contents(tmp_path) == ["it", "it/theirs"]
+
+
+@pytest.mark.parametrize("step", ["exchange", "two steps"])
+def test_a_reader_never_finds_the_place_empty_in_one_step(tmp_path, monkeypatch, step):
+    from vprompt.core import exchange, files
+
+    if step == "two steps":
+        monkeypatch.setattr(exchange, "_function", lambda: None)
+    for number in range(3):
+        with files.atomic_folder(tmp_path / "it", overwrite=True) as draft:
+            (draft / "number").write_text(str(number))
+        assert (tmp_path / "it" / "number").read_text() == str(number)
+        assert contents(tmp_path) == ["it", "it/number"]
+
+
+DIE = """
+import os, signal, sys
+from pathlib import Path
+from vprompt.core import drafts, exchange, files
+exchange._function = lambda: None
+place = Path(sys.argv[1])
+def die(event, arguments):
+    if event == "os.rename" and str(arguments[1]) == str(place):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die)
+with files.atomic_folder(place, overwrite=True) as draft:
+    (draft / "new").write_text("new")
+"""
+
+
+def test_what_a_killed_process_displaced_is_put_back_and_its_drafts_go(tmp_path):
+    from vprompt.core import drafts
+
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "old").write_text("old")
+    subprocess.run([sys.executable, "-c", DIE, str(tmp_path / "it")], check=False)
+    assert not (tmp_path / "it").exists() and len(list(tmp_path.iterdir())) == 2
+    drafts.sweep(tmp_path)
+    assert contents(tmp_path) == ["it", "it/old"]
+
+
+def test_the_drafts_of_the_living_stay(tmp_path):
+    from vprompt.core import drafts
+
+    mine = drafts.folder(tmp_path / "it")
+    (tmp_path / ".mine.txt").write_text("a person's own")
+    assert drafts.sweep(tmp_path) == [] and mine.path.is_dir()
+    dead = mine.path.with_name(mine.path.name.replace(f"-{os.getpid()}-", "-999999999-"))
+    dead.mkdir()
+    assert drafts.sweep(tmp_path) == [dead]
+    mine.discard()
+    assert contents(tmp_path) == [".mine.txt"]
+
+
+def test_places_are_tried_before_the_work(tmp_path, refused):
+    from vprompt.core.files import check_writable
+
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "deep" / "down" / "it", "--output")
+    assert contents(tmp_path) == ["file"]
+    with refused("--output", "not a folder|Not a directory", "another place"):
+        check_writable(tmp_path / "file" / "it", "--output")
+    with refused("--report", "too long"):
+        check_writable(tmp_path / ("x" * 300), "--report")
+
+
+def test_a_short_write_of_numpy_says_that_the_disk_is_full(tmp_path, refused):
+    from vprompt.core.files import atomic_file
+
+    with refused("No space left on device"), atomic_file(tmp_path / "a.npy"):
+        raise OSError("4096 requested and 512 written")
+
+
+def test_what_lasts_is_on_the_disk_before_it_has_its_name(tmp_path, cache, monkeypatch):
+    from vprompt.core.files import atomic_folder, write_text
+
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("name"), replace(*names)))
+    write_text(tmp_path / "a.json", "{}")
+    assert done == ["sync", "name", "sync"]
+    done.clear()
+    write_text(cache / "a.json", "{}")
+    assert done == ["name"]  # what the cache loses is computed again
+    done.clear()
+    with atomic_folder(tmp_path / "it") as draft:
+        (draft / "a").write_text("a")
+    assert done.count("sync") == 3
+
+
+def test_the_cache_is_listed_bounded_and_emptied(cache, monkeypatch, refused):
+    from vprompt.core import shelves
+
+    for number, kind in enumerate(shelves.KINDS):
+        (cache / kind).mkdir(parents=True)
+        (cache / kind / "it").write_bytes(bytes(1000))
+        os.utime(cache / kind / "it", (1e9 + number, 1e9 + number))
+    assert [each.kind for each in shelves.entries()] == list(shelves.KINDS)
+    monkeypatch.setenv(shelves.LIMIT, str(3500 / 2**30))
+    assert [each.kind for each in shelves.hold_to_limit()] == ["images", "evidence"]
+    assert [each.kind for each in shelves.clean(["hub"])] == ["hub"]
+    assert shelves.clean(older_than=1e9) == []
+    with refused("no 'kernels'", "images"):
+        shelves.clean(["kernels"])
+    monkeypatch.setenv(shelves.LIMIT, "much")
+    with refused("number of GiB", "'much'"):
+        shelves.limit()
+
+
+def test_the_state_of_a_finished_run_goes_when_its_result_is_there(cache, tmp_path):
+    from vprompt.core import shelves
+    from vprompt.core.files import write_json
+
+    state = cache / "checkpoints" / "a.safetensors"
+    write_json(state, {})
+    write_json(state.with_suffix(shelves.PROMISE), {"result": str(tmp_path / "it")})
+    shelves.sweep()
+    assert state.exists()
+    write_json(tmp_path / "it" / "adapter_config.json", {})
+    shelves.sweep()
+    assert list(state.parent.iterdir()) == []

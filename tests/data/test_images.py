@@ -373,7 +373,7 @@ def test_warnings_are_counted_with_names_and_kept(photos, config, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["index", "header", "pixels", "cut", "empty", "gone"])
-def test_a_damaged_cache_is_decoded_again(photos, config, cache, damage):
+def test_a_damaged_cache_is_decoded_again(photos, config, cache, damage, damage_told):
     from vprompt.data import images
 
     first = np.array(images.load_pixels(photos, config()).array)
@@ -391,5 +391,33 @@ def test_a_damaged_cache_is_decoded_again(photos, config, cache, damage):
     later = folder.stat().st_mtime_ns + 1_000_000_000
     if path.exists():
         os.utime(path, ns=(later, later))
-    assert np.array_equal(images.load_pixels(photos, config()).array, first)
+    with damage_told():
+        assert np.array_equal(images.load_pixels(photos, config()).array, first)
     assert np.array_equal(np.load(folder / "pixels.npy"), first)  # and mended
+
+
+def test_an_image_replaced_with_the_same_size_and_time_is_noticed(photos, config):
+    from vprompt.data import images
+
+    first = images.load_pixels(photos, config()).array.copy()
+    one, other = photos[0], photos[1]
+    stat, size = one.stat(), one.stat().st_size
+    data = bytearray(other.read_bytes())
+    one.write_bytes(bytes(data) + b"\0" * max(0, size - len(data)))
+    with one.open("r+b") as file:
+        file.truncate(size if size >= len(data) else len(data))
+    if one.stat().st_size == size:  # as `cp -p` of another picture of that size does
+        os.utime(one, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert not np.array_equal(images.load_pixels(photos, config()).array[0], first[0])
+
+
+def test_decoding_holds_no_split_in_memory(photos, config, cache):
+    from vprompt.data import images, pixel_files
+
+    found = images.load_pixels(photos, config())
+    [folder] = (cache / "images").iterdir()
+    assert isinstance(found.array, np.memmap)
+    assert found.digest == pixel_files.digest_of_array(np.array(found.array))
+    assert found.digest == pixel_files.digest_of_file(folder / "pixels.npy")
+    parts = list(pixel_files.batches(found.array, [[1, 0], [2]]))
+    assert np.array_equal(parts[0][1], np.array(found.array)[[1, 0]])

@@ -251,11 +251,16 @@ def test_splits_of_one_run_do_not_push_one_another_out(tiny, examples, cache):
     assert len(kept(cache)) == 1
 
 
-def test_a_damaged_file_is_computed_again(tiny, late, examples, cache):
+@pytest.mark.parametrize("damage", ["short", "flipped", "index"])
+def test_a_damaged_file_is_computed_again(tiny, late, examples, cache, damage_told, damage):
     expected = trained(tiny, late, examples)
     [name] = kept(cache)
-    (cache / "prefix" / name / "tokens.bin").write_bytes(b"short")
-    again = trained(tiny, late, examples)
+    path = cache / "prefix" / name / ("index.json" if damage == "index" else "tokens.bin")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 2
+    path.write_bytes(b"short" if damage == "short" else bytes(data))
+    with damage_told():
+        again = trained(tiny, late, examples)
     assert torch.equal(again.adapter.tokens, expected.adapter.tokens)
 
 

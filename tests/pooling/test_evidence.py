@@ -266,18 +266,24 @@ def test_features_alone_are_read_where_both_are_known(collect, pool, passes):
     assert found.gradients.shape == (4, 0, 64)
 
 
-def test_a_broken_file_in_the_cache_is_computed_again_or_named(collect, pool, cache):
-    from vprompt.core.errors import VPromptError
-
-    expected = collect(pool).features
+@pytest.mark.parametrize("at", [None, 12, -3])
+def test_a_broken_file_in_the_cache_is_computed_again(collect, pool, cache, damage_told, at):
+    expected = collect(pool)
     for path in (cache / "evidence").iterdir():
-        path.write_bytes(path.read_bytes()[:20])
-    try:
+        data = bytearray(path.read_bytes())
+        if at is not None:
+            data[at] ^= 2
+        path.write_bytes(bytes(data) if at is not None else bytes(data[:20]))
+    with damage_told():
         found = collect(pool)
-    except VPromptError as error:
-        assert "evidence" in str(error)
-    else:
-        assert torch.equal(found.features, expected)
+    assert torch.equal(found.features, expected.features)
+    assert torch.equal(found.gradients, expected.gradients)
+
+
+def test_a_source_of_huge_tokens_is_named(collect, pool, refused):
+    huge = {**pool, "huge": pool["birds"].with_tokens(pool["birds"].tokens * 1e38)}
+    with refused("'huge'", "no numbers", "--exclude"):
+        collect(huge)
 
 
 def test_the_pass_tells_how_far_it_is(collect, pool):

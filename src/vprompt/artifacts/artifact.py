@@ -18,16 +18,17 @@ from typing import Any
 
 from torch import Tensor
 
-from vprompt.artifacts import codec
+from vprompt.artifacts import codec, whole
 from vprompt.artifacts.header import CONFIG, TENSORS, check_folder, read_config
-from vprompt.core import distributed
+from vprompt.core import distributed, seals
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import (
     atomic_folder,
+    json_text,
     read_json,
+    tensor_bytes,
+    text_bytes,
     write_json,
-    write_tensors,
-    write_text,
 )
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.backbone import Backbone
@@ -36,8 +37,8 @@ from vprompt.models.two_tower import TextPrompt, TwoTower
 from vprompt.prompts.prompt import Prompt, prompt_digest
 
 CARD, RUN = "README.md", "run.json"
-LARGEST_RUN = 2**26  # bytes
-_STATE = "adapter."
+LARGEST_RUN = 2**25  # bytes
+LARGEST = {CARD: 2**22, RUN: LARGEST_RUN}
 _QUICK = "_clip_quickgelu_"  # in timm's names
 _LONGEST = 60  # characters of a value in an error
 
@@ -147,16 +148,31 @@ def save(
     tensors |= codec.prompt_tensors(artifact.start, "start_embeddings")
     if artifact.text is not None:
         tensors |= codec.prompt_tensors(artifact.text.prompt, "text_prompt_embeddings")
-    tensors |= {f"{_STATE}{name}": value for name, value in artifact.state.items()}
+    tensors |= {f"{codec.STATE}{name}": value for name, value in artifact.state.items()}
     folder = Path(folder).expanduser()
     check_replaceable(folder)
-    plain = {key: value.float().cpu().contiguous() for key, value in tensors.items()}
+    plain = {key: value.float() for key, value in tensors.items()}
+    contents = {TENSORS: tensor_bytes(plain, {"format": "pt"}), CARD: text_bytes(artifact.card)}
+    if run is not None:
+        contents[RUN] = text_bytes(json_text(run))
+    config = whole.with_digests(artifact.config, contents)
+    contents[CONFIG] = text_bytes(json_text(config))
     with atomic_folder(folder, overwrite=overwrite) as draft:
-        write_tensors(draft / TENSORS, plain, {"format": "pt"})
-        write_json(draft / CONFIG, artifact.config)
-        write_text(draft / CARD, artifact.card)
-        if run is not None:
-            write_json(draft / RUN, run)
+        for name, data in contents.items():
+            (draft / name).write_bytes(data)
+
+
+def seal(folder: Path | str) -> None:
+    """Record the files of an artefact as they are now, after an edit by hand."""
+    folder = Path(folder).expanduser()
+    check_folder(folder)
+    names = [name for name in (TENSORS, CARD, RUN) if (folder / name).is_file()]
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise VPromptError(f"{folder / CONFIG} is not the config of a prompt.")
+    config = whole.with_digests(config, {name: seals.of_file(folder / name) for name in names})
+    write_json(folder / CONFIG, config)
+    load(folder)
 
 
 def read_run(path: Path | str) -> dict[str, Any]:
@@ -165,6 +181,10 @@ def read_run(path: Path | str) -> dict[str, Any]:
     if path.is_dir():
         check_folder(path)
         path = path / RUN
+    return whole.steadily(path.parent, lambda: _read_run(path))
+
+
+def _read_run(path: Path) -> dict[str, Any]:
     if path.is_file() and path.stat().st_size > LARGEST_RUN:
         raise VPromptError(f"{path} is too large to be the record of a run.")
     record = read_json(path)
@@ -190,7 +210,37 @@ def load(folder: Path | str) -> Artifact:
     a link that leads out of the folder, or a tensor that is missing, misshapen or not finite.
     """
     folder = Path(folder).expanduser()
+    return whole.steadily(folder, lambda: _load(folder))
+
+
+def check(folder: Path | str) -> dict[str, Any]:
+    """Check a folder as `load` does, in little memory whatever it holds; return its config."""
+    folder = Path(folder).expanduser()
+    return whole.steadily(folder, lambda: _check(folder))
+
+
+def _check(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
+    announced = codec.announced(config)
+    present = codec.check_header(folder / TENSORS, announced)
+    missing = [name for name in announced if name not in present]
+    started = any(name.startswith("start_") for name in present)
+    missing = [name for name in missing if started or not name.startswith("start_")]
+    if missing:
+        raise VPromptError(f"{folder / TENSORS} lacks {missing[0]!r}.")
+    stateful = any(name.startswith(codec.STATE) for name in present)
+    if stateful and not isinstance(config.get("method"), str):
+        raise VPromptError(f"{folder / CONFIG} does not say which method its tensors belong to.")
+    for name, most in LARGEST.items():
+        path = folder / name
+        if path.is_file() and path.stat().st_size > most:
+            raise VPromptError(f"{path} has {path.stat().st_size} bytes; at most {most} are read.")
+    whole.check_files(folder, config, (TENSORS, CARD, RUN))
+    return config
+
+
+def _load(folder: Path) -> Artifact:
+    config = _check(folder)
     tensors = codec.read_tensors(folder)
     prompt, text = codec.take_prompt(folder, config, tensors, "prompt_embeddings"), None
     start = None
@@ -199,18 +249,16 @@ def load(folder: Path | str) -> Artifact:
     if config.get("text") is not None:
         words = codec.take_prompt(folder, config["text"], tensors, "text_prompt_embeddings")
         text = TextPrompt(tuple(config["text"]["templates"]), words)
-    classes, width = config["num_classes"], config["feature_dim"]
-    seen = config.get("head_features", width)
-    weight = codec.expect(folder, tensors, "head.weight", (classes, seen))
-    bias = codec.expect(folder, tensors, "head.bias", (classes,))
-    embedding = codec.expect(folder, tensors, "task_embedding", (width,))
-    state = {k.removeprefix(_STATE): tensors.pop(k) for k in [*tensors] if k.startswith(_STATE)}
-    if state and not isinstance(config.get("method"), str):
-        raise VPromptError(f"{folder / CONFIG} does not say which method its tensors belong to.")
-    codec.check_none_left(folder, tensors)
+    head = Head(
+        tensors.pop("head.weight"),
+        tensors.pop("head.bias"),
+        cosine=config.get("head_type") == "cosine",
+    )
+    embedding = tensors.pop("task_embedding")
+    state = {name.removeprefix(codec.STATE): value for name, value in tensors.items()}
     card = folder / CARD
     words_of_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    head = Head(weight, bias, cosine=config.get("head_type") == "cosine")
+    config.pop(whole.DIGESTS, None)  # of these files; what is saved again has its own
     return Artifact(prompt, head, embedding, config, words_of_card, folder, state, text, start)
 
 

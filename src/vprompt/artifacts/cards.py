@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from vprompt.core.plain import in_code, in_markdown
+
 
 def render(config: dict[str, Any], run: dict[str, Any]) -> str:
     """Return the card: what it is, how it was made, how well it does, how to use it."""
@@ -14,11 +16,11 @@ def render(config: dict[str, Any], run: dict[str, Any]) -> str:
     head = yaml.safe_dump(_head(config, run), sort_keys=False).strip()
     lines = [
         f"---\n{head}\n---",
-        f"# {_kind(config)} for {task['name']}",
-        f"{_what(config)} for the frozen backbone `{backbone['name']}` "
+        f"# {_kind(config)} for {in_markdown(task['name'])}",
+        f"{_what(config)} for the frozen backbone `{in_code(backbone['name'])}` "
         f"(`{backbone['fingerprint'][:19]}`), with its head for "
         f"{task['num_classes']} classes. Made by vprompt {run['machine']['versions']['vprompt']} "
-        f"with `{run['command']}` and the method `{run['method']}`.",
+        f"with `{run['command']}` and the method `{in_code(run['method'])}`.",
         "## Use",
         "```bash\nvprompt predict IMAGES --artifact FOLDER\n```",
         "## Results",
@@ -149,11 +151,11 @@ def _results(run: dict[str, Any]) -> str:
             if gain is None
             else (
                 f"{100 * gain['difference']:+.1f} ({100 * gain['low']:+.1f} to "
-                f"{100 * gain['high']:+.1f}) over {gain['over']}"
+                f"{100 * gain['high']:+.1f}) over {in_markdown(gain['over'])}"
             )
         )
         rows.append(
-            f"| {name} | {100 * found['acc1']:.1f} % | {100 * found['low']:.1f} to "
+            f"| {in_markdown(name)} | {100 * found['acc1']:.1f} % | {100 * found['low']:.1f} to "
             f"{100 * found['high']:.1f} % | {paired} | {found['images']} |"
         )
     return "\n".join(rows)
@@ -180,7 +182,7 @@ def _sources(sources: list[dict[str, Any]]) -> str:
         rows = ["| source | weight | H-score on the target |", "|---|---|---|"]
     for source in sorted(sources, key=lambda source: -source["weight"]):
         score = f" {source['hscore']:.3f} |" if scored else ""
-        rows.append(f"| {source['name']} | {source['weight']:.3f} |{score}")
+        rows.append(f"| {in_markdown(source['name'])} | {source['weight']:.3f} |{score}")
     return "\n".join(rows)
 
 
@@ -189,9 +191,10 @@ def _recipe(recipe: dict[str, Any]) -> str:
     replay = recipe.get("replay")
     if replay is None:
         return f"```json\n{json.dumps(recipe, indent=2, sort_keys=True)}\n```"
+    text = yaml.safe_dump(replay, sort_keys=False).strip()
     return (
         "Run it again with `vprompt combine --recipe FOLDER`, or save this as a file and change "
-        f"it:\n\n```yaml\n{yaml.safe_dump(replay, sort_keys=False).strip()}\n```"
+        f"it:\n\n```yaml\n{text.replace('```', chr(39) * 3)}\n```"
     )
 
 

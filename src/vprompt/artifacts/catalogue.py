@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from vprompt.artifacts import foreign
 from vprompt.artifacts.header import CONFIG, other_method, read_config
+from vprompt.core import drafts
 from vprompt.core.errors import VPromptError
 
 STILL = 1e-3  # a move of less than this share of its start is rounding, not learning
@@ -71,6 +72,7 @@ def _folders(pool: Path) -> list[Path]:
         raise VPromptError(f"No pool at {pool}. Give a folder that holds artefact folders.")
     if (pool / CONFIG).is_file():
         return [pool]
+    drafts.sweep(pool)  # and what was displaced for good is back before it is listed
     with os.scandir(pool) as listing:
         names = [f.name for f in listing if f.is_dir() and not f.name.startswith(".")]
     found = [pool / name for name in sorted(names)]

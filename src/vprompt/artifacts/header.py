@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vprompt.artifacts import foreign
+from vprompt.artifacts import foreign, whole
 from vprompt.core.errors import VPromptError
 from vprompt.data import sentences
 from vprompt.data.preprocessing import LARGEST_SIDE, DataConfig
@@ -17,11 +17,25 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT_VERSION = 3
 HEADS = ("linear", "cosine")
 _LARGEST_CONFIG = 2**22
+# What a stranger's artefact may ask for: several times what the largest models have.
+_MOST = {
+    "num_layers": 1000,
+    "token_dim": 2**16,
+    "feature_dim": 2**16,
+    "head_features": 2**20,
+    "num_classes": 2**20,
+}
+_MOST_TOKENS = 2**17
+_MOST_PIXELS = 2048 * 2048
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read and check `adapter_config.json` alone; fast, for listing a pool."""
     folder = Path(folder)
+    return whole.steadily(folder, lambda: _read_config(folder))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     check_folder(folder)
     if (folder / CONFIG).stat().st_size > _LARGEST_CONFIG:
         raise VPromptError(f"{folder / CONFIG} is too large to be the config of a prompt.")
@@ -81,7 +95,26 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{' and '.join(HEADS)}."
         )
     _check_data_config(folder, config["data_config"])
+    _check_bounds(folder, config)
+    whole.check_config(folder, config)
     return {**config, **_readable_facts(config)}
+
+
+def _check_bounds(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse sizes that no model has: what follows them would take memory and hours."""
+    for where, values in (("", config), ("text.", config.get("text") or {})):
+        for key, most in _MOST.items():
+            value = values.get(key, 0)
+            if not _is_count(value) or value > most:
+                raise VPromptError(
+                    f"{folder / CONFIG}: {where}{key} is {str(value)[:20]}, and it is a number up "
+                    f"to {most}."
+                )
+        if (count := sum(values.get("num_virtual_tokens", ()))) > _MOST_TOKENS:
+            raise VPromptError(
+                f"{folder / CONFIG}: a prompt of {str(count)[:20]} tokens; at most {_MOST_TOKENS} "
+                "are read."
+            )
 
 
 def _check_counts(folder: Path, values: dict[str, Any], what: str) -> None:
@@ -116,7 +149,8 @@ def _check_data_config(folder: Path, values: dict[str, Any]) -> None:
     try:
         found = DataConfig.from_json(values)
         sound = len(found.input_size) == 3 and min(found.input_size) > 0
-        sound = sound and max(found.input_size) <= LARGEST_SIDE
+        _, height, width = found.input_size
+        sound = sound and max(height, width) <= LARGEST_SIDE and height * width <= _MOST_PIXELS
         sound = sound and all(math.isfinite(v) for v in (*found.mean, *found.std, found.crop_pct))
         sound = sound and min(found.std) > 0 and found.crop_pct > 0
         if not sound or len(found.mean) != 3 or len(found.std) != 3:

@@ -11,21 +11,25 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from vprompt.artifacts import artifact, cards
+from vprompt.artifacts import artifact, cards, whole
 from vprompt.artifacts.artifact import CARD, CONFIG, LARGEST_RUN, RUN, TENSORS
+from vprompt.core import seals
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import atomic_folder, cache_folder, optional
+from vprompt.core.files import atomic_folder, cache_folder, damaged, json_text, optional, read_json
 from vprompt.core.progress import SILENT, Progress
 
 PREFIX = "hf-hub:"
 FILES = (CONFIG, TENSORS, CARD, RUN)
 LARGEST = {CONFIG: 2**22, TENSORS: 2**31, CARD: 2**22, RUN: LARGEST_RUN}  # bytes
 _SPEC = re.compile(r"hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+HOSTS = "VPROMPT_HUB_HOSTS"  # more hosts that a fetch may be sent on to, with commas between
+_OWN = ("huggingface.co", "hf.co")  # whose files lie on several hosts of theirs
 _FOR_NOW: list[Path] = []  # where a process keeps what its cache could not, if there is such
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -78,9 +82,14 @@ def pull(
     if output is not None and overwrite:
         artifact.check_replaceable(output)
     commit = revision if revision and _COMMIT.fullmatch(revision) else None
+    if commit is not None and os.path.isdir(_folder(repo, commit)):
+        with optional():
+            _drop_if_damaged(_folder(repo, commit))
     if commit is None or not os.path.isdir(_folder(repo, commit)):
         snapshot = _fetch(spec, repo, revision, progress)
         commit = snapshot.name
+        with optional():
+            _drop_if_damaged(_folder(repo, commit))
         if not os.path.isdir(_folder(repo, commit)):
             with optional():
                 _copy(snapshot, _folder(repo, commit), spec, overwrite=True)
@@ -111,11 +120,14 @@ def push(
     repo, _ = _parse(f"{PREFIX}{repo.removeprefix(PREFIX)}")
     loaded = artifact.load(folder)
     card = cards.tagged(loaded.card, loaded.config).encode()
-    contents = {name: Path(folder) / name for name in FILES if (Path(folder) / name).is_file()}
-    operations = [
-        CommitOperationAdd(name, card if name == CARD else path)
-        for name, path in {**contents, CARD: Path(folder) / CARD}.items()
-    ]
+    there = [name for name in FILES if (Path(folder) / name).is_file()]
+    contents: dict[str, Any] = {**{name: Path(folder) / name for name in there}, CARD: card}
+    plain = read_json(Path(folder) / CONFIG)
+    if whole.DIGESTS in plain:  # the card is another now
+        known = {**plain[whole.DIGESTS], CARD: seals.of_bytes(card)}
+        config = whole.with_digests(plain, {n: known[n] for n in contents if n != CONFIG})
+        contents[CONFIG] = json_text(config).encode()
+    operations = [CommitOperationAdd(name, each) for name, each in contents.items()]
     api = _api()
     with _explained(f"{folder} cannot be uploaded to {repo}"):
         api.create_repo(repo, private=private, exist_ok=True)
@@ -143,6 +155,17 @@ def find(query: str | None = None, *, backbone: str | None = None, limit: int = 
         )
         for model in models
     ]
+
+
+def _drop_if_damaged(folder: Path) -> None:
+    """Remove a kept artefact that is not whole any more, so that it is fetched again."""
+    if not os.path.isdir(folder):
+        return
+    try:
+        artifact.check(folder)
+    except VPromptError:
+        damaged(folder)
+        shutil.rmtree(folder)
 
 
 def _copy(source: Path, target: Path, spec: str, *, overwrite: bool) -> None:
@@ -190,10 +213,53 @@ def _fetch(spec: str, repo: str, revision: str | None, progress: Progress) -> Pa
                 "artefact's is so large."
             )
     with _explained(f"{spec} cannot be fetched"):
+        _check_places(api, repo, info.sha or revision, [name for name in FILES if name in sizes])
         snapshot = Path(api.snapshot_download(repo, **wanted))
     if info.sha is not None and snapshot.name != info.sha:  # None: a hub that names no commit
         raise VPromptError(f"{spec} changed while it was fetched. Run the same command again.")
+    for each in info.siblings or ():
+        if each.rfilename in FILES:
+            _check_arrived(spec, snapshot / each.rfilename, each)
     return snapshot
+
+
+def _check_places(api: Any, repo: str, revision: str | None, names: Sequence[str]) -> None:
+    """Refuse a hub that sends the fetch on to a host that does not belong to it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    home = urlsplit(str(api.endpoint)).hostname or ""
+    trusted = {home, *os.environ.get(HOSTS, "").split(",")}
+    if any(_belongs(home, known) for known in _OWN):
+        trusted |= {*_OWN}
+    for name in names:
+        url = hf_hub_url(repo, name, revision=revision, endpoint=api.endpoint)
+        place = urlsplit(get_hf_file_metadata(url, token=api.token).location).hostname or home
+        if not any(known and _belongs(place, known) for known in trusted):
+            raise VPromptError(
+                f"{name} of {repo} is not on {home}: the hub sends on to {place}, which is "
+                f"refused. If that host is right, allow it: {HOSTS}={place}"
+            )
+
+
+def _belongs(host: str, known: str) -> bool:
+    return host == known or host.endswith(f".{known}")
+
+
+def _check_arrived(spec: str, path: Path, told: Any) -> None:
+    """Refuse a file that is not as long as the hub says, or of another digest."""
+    if not path.is_file():
+        raise VPromptError(f"{spec}: {path.name} did not arrive. Run the same command again.")
+    digest = (told.lfs or {}).get("sha256") if isinstance(told.lfs, dict) else None
+    digest = digest or getattr(told.lfs, "sha256", None)
+    short = path.stat().st_size != told.size
+    if short or (digest is not None and seals.of_file(path) != f"sha256:{digest}"):
+        # What the library keeps is not fetched again as long as it is there.
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise VPromptError(
+            f"{spec}: {path.name} arrived damaged: {'cut short' if short else 'another digest'}. "
+            "Run the same command again."
+        )
 
 
 @contextlib.contextmanager
@@ -206,6 +272,8 @@ def _explained(what: str) -> Iterator[None]:
         utils.disable_progress_bars()
     try:
         yield
+    except VPromptError:
+        raise
     except Exception as error:
         raise VPromptError(_refusal(what, error)) from None
     finally:

@@ -14,15 +14,17 @@ from vprompt.models.backbone import Backbone
 def check(pool: Pool, backbone: Backbone | None = None) -> list[Entry]:
     """Read every artefact whole and return the entries, each with its first problem if any.
 
-    With a backbone, the start of every prompt is computed again and checked, too.
+    It takes little memory, whatever strangers left there. With a backbone, the start of every
+    prompt is computed again and checked, too.
     """
     checked = []
     for entry in entries(pool):
         problem, start = entry.problem, ""
         if problem is None:
             try:
-                loaded = artifact.load(entry.folder)
+                artifact.check(entry.folder)
                 if backbone is not None:
+                    loaded = artifact.load(entry.folder)
                     artifact.check_fits(loaded.config, backbone)
                     start = "" if loaded.prompt is None else origin.of(loaded, backbone).how
             except VPromptError as error:

@@ -11,6 +11,7 @@ from vprompt.bench.runner import result
 from vprompt.bench.store import MANIFEST, Store
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import read_json
+from vprompt.results.records import Records
 
 # What a field means for a result, most important first; the longest prefix that fits counts.
 REASONS: tuple[tuple[str, str], ...] = (
@@ -131,7 +132,9 @@ def _pairs(here: Path, there: Path) -> list[tuple[dict[str, Any], dict[str, Any]
 
 
 def _record(path: Path) -> dict[str, Any]:
-    record = read_json(path)
+    # A run that is packed is named by the file that it was.
+    is_json = path.suffix == ".json"
+    record = Records(path.parent).read(path.stem) if is_json else read_json(path)
     if not (isinstance(record, dict) and "backbone" in record and "tuning" in record):
         raise VPromptError(f"{path} is no record of a run.")
     return record

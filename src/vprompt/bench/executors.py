@@ -117,7 +117,14 @@ class Ray:
             left = list(references.values())
             try:
                 while left:
-                    [done], left = ray.wait(left, num_returns=1)
+                    try:
+                        [done], left = ray.wait(left, num_returns=1)
+                    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+                        # The head is gone, and with it everything that was under way.
+                        lost, left = left, []
+                        for each in lost:
+                            yield keys[each], Lost(f"the cluster is gone: {_told(error)}")
+                        break
                     try:
                         answer = ray.get(done)
                     except ray.exceptions.RayError as error:
@@ -125,7 +132,8 @@ class Ray:
                     yield keys[done], answer
             finally:
                 for reference in left:
-                    ray.cancel(reference, force=True)
+                    with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
+                        ray.cancel(reference, force=True)
 
     @contextlib.contextmanager
     def _connected(self, ray: Any, address: str | None) -> Iterator[None]:

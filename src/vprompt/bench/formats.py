@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from vprompt.bench import suite
 from vprompt.bench.summary import Interval, Spread, Summary
 from vprompt.core.errors import VPromptError
+from vprompt.core.plain import in_cell, in_markdown
 
 Emphasis = Callable[[str, int], str]
 
@@ -28,9 +29,9 @@ def markdown(summary: Summary) -> str:
         return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(place, text)
 
     heads, body = _body(summary, emphasise, "±")
-    lines = [f"## {summary.title}", "", caption(summary), ""]
-    lines += [_pipe(heads), "|---" * len(heads) + "|"]
-    lines += [_pipe(row) for row in body]
+    lines = [f"## {in_markdown(summary.title)}", "", caption(summary), ""]
+    lines += [_pipe([in_markdown(head) for head in heads]), "|---" * len(heads) + "|"]
+    lines += [_pipe([in_markdown(row[0]), *row[1:]]) for row in body]
     return "\n".join(lines) + "\n"
 
 
@@ -93,7 +94,7 @@ def tidy_csv(summary: Summary) -> str:
     for run in summary.runs:
         facts = [run["method"], run["task"], run["seed"], f"{run['accuracy']:.4f}", "", 1]
         cost = [int(run["parameters"]), int(run["head_parameters"]), run["seconds"]]
-        writer.writerow([*facts, *cost, run["id"]])
+        writer.writerow([in_cell(each) for each in (*facts, *cost, run["id"])])
     for row in summary.rows:
         means = {
             **{task: row.cells.get(task) for task in summary.tasks},
@@ -105,7 +106,7 @@ def tidy_csv(summary: Summary) -> str:
             if spread is not None:
                 std = "" if math.isnan(spread.std) else f"{spread.std:.4f}"
                 facts = [row.method, name, "mean", f"{spread.mean:.4f}", std, spread.n]
-                writer.writerow([*facts, "", "", "", ""])
+                writer.writerow([*map(in_cell, facts), "", "", "", ""])
     return out.getvalue()
 
 
@@ -194,7 +195,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _pipe(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
 
 
 _TEX = str.maketrans(

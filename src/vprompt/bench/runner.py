@@ -16,7 +16,6 @@ from vprompt.bench.store import Store
 from vprompt.bench.work import choose, run_job
 from vprompt.core import precision
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import read_json
 from vprompt.core.progress import SILENT, Progress
 from vprompt.learning import fleets
 from vprompt.opening import resolve_device
@@ -90,7 +89,7 @@ def mixed_precision(jobs: Sequence[Job], store: Store, device: str) -> list[str]
         return []
     made: Counter[tuple[str, str]] = Counter()
     for job in done:
-        there = read_json(finished[job.id])["machine"]["precision"]
+        there = store.runs.read(finished[job.id])["machine"]["precision"]
         here = precision.resolve(job.train.get("precision", "auto"), resolve_device(device))
         made[there, here] += there != here
     return [
@@ -153,7 +152,7 @@ def _calls(
         if store.is_finished(job, finished):
             continue
         if job.id in failed and not retry_failed:
-            report.failed[job.id] = f"{job.title}: {read_json(failed[job.id])['error']}"
+            report.failed[job.id] = f"{job.title}: {store.failures.read(failed[job.id])['error']}"
         elif any(need not in calls and need not in finished for need in job.needs):
             report.waiting.append(job.id)
         else:

@@ -3,6 +3,7 @@
 OUTPUT/
   bench.json              the recipe and which run belongs to which cell of the table
   runs/TASK_METHOD_seedN_ID.json
+  runs.jsonl.xz           the same runs in one file, once `bench pack` has packed them
   failed/...              the same, for runs that ended in an error
   pool/TASK/              prompts that the recipe's `sources` learned
 """
@@ -18,6 +19,7 @@ from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe, check_known, from_values
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import read_json, write_json
+from vprompt.results.records import Records
 
 MANIFEST = "bench.json"
 
@@ -37,6 +39,8 @@ class Store:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self.runs = Records(self.folder / "runs")
+        self.failures = Records(self.folder / "failed")
 
     def start(self, recipe: BenchRecipe, jobs: Iterable[Job]) -> None:
         """Write the recipe, and the ids of the runs in its table."""
@@ -53,26 +57,26 @@ class Store:
         """Return every cell of the table, finished or not."""
         return [Cell(*cell) for cell in self._manifest()["cells"]]
 
-    def finished(self) -> dict[str, Path]:
-        """Return the record's file of every finished run, by id."""
-        return self._listing("runs")
+    def finished(self) -> dict[str, str]:
+        """Return the record's name of every finished run, by id; packed or not."""
+        return {_id_of(name): name for name in self.runs.names()}
 
-    def failed(self) -> dict[str, Path]:
-        """Return the file of every failed run, by id."""
-        return self._listing("failed")
+    def failed(self) -> dict[str, str]:
+        """Return the name of every failed run, by id."""
+        return {_id_of(name): name for name in self.failures.names()}
 
     def read(self, job_id: str) -> dict[str, Any]:
         """Return the record of a finished run."""
-        path = self.finished().get(job_id)
-        if path is None:
+        name = self.finished().get(job_id)
+        if name is None:
             raise VPromptError(f"{self.folder} holds no finished run {job_id!r}.")
-        record: dict[str, Any] = read_json(path)
+        record: dict[str, Any] = self.runs.read(name)
         return record
 
     def records(self, cells: Iterable[Cell]) -> dict[Cell, dict[str, Any]]:
         """Return the records of all cells that are finished."""
         finished = self.finished()
-        return {cell: read_json(finished[cell.id]) for cell in cells if cell.id in finished}
+        return {cell: self.runs.read(finished[cell.id]) for cell in cells if cell.id in finished}
 
     def select(
         self,
@@ -90,20 +94,19 @@ class Store:
             asked = methods is None or cell.method in methods
             asked &= task in (None, cell.task) and seed in (None, cell.seed)
             if asked and cell.id in finished:
-                yield cell, read_json(finished[cell.id])
+                yield cell, self.runs.read(finished[cell.id])
 
     def write(self, job: Job, record: dict[str, Any]) -> None:
         """Keep a finished run; a failure of the same run before is forgotten."""
-        write_json(self._path("runs", job), record)
-        self._path("failed", job).unlink(missing_ok=True)
+        self.runs.write(_name_of(job), record)
+        self.failures.remove(_name_of(job))
 
     def write_failure(self, job: Job, failure: dict[str, Any]) -> None:
         """Keep why a run failed."""
-        write_json(
-            self._path("failed", job), {"id": job.id, "job": job.model_dump(mode="json"), **failure}
-        )
+        told = {"id": job.id, "job": job.model_dump(mode="json"), **failure}
+        self.failures.write(_name_of(job), told)
 
-    def is_finished(self, job: Job, finished: dict[str, Path]) -> bool:
+    def is_finished(self, job: Job, finished: dict[str, str]) -> bool:
         """Say whether a run's record is there, and the prompt it learned for the pool, if any."""
         if job.id not in finished or job.output is None:
             return job.id in finished
@@ -111,7 +114,7 @@ class Store:
             found = artifact.load(job.output).digest
         except VPromptError:
             return False
-        return bool(read_json(finished[job.id])["tuning"]["prompt_digest"] == found)
+        return bool(self.runs.read(finished[job.id])["tuning"]["prompt_digest"] == found)
 
     def _manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
@@ -123,16 +126,13 @@ class Store:
         values: dict[str, Any] = read_json(path)
         return values
 
-    def _listing(self, part: str) -> dict[str, Path]:
-        found = sorted((self.folder / part).glob("*.json"))
-        return {path.stem.rpartition("_")[2]: path for path in found if path.name[0] != "."}
 
-    def _path(self, part: str, job: Job) -> Path:
-        words = (
-            job.task,
-            job.method,
-            f"seed{job.seed}",
-            *([] if job.role == "final" else [job.role]),
-        )
-        name = "_".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
-        return self.folder / part / f"{name}_{job.id}.json"
+def _id_of(name: str) -> str:
+    return name.rpartition("_")[2]
+
+
+def _name_of(job: Job) -> str:
+    role = [] if job.role == "final" else [job.role]
+    words = (job.task, job.method, f"seed{job.seed}", *role)
+    plain = (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
+    return "_".join([*plain, job.id])

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from vprompt.cli import bench as cli_bench
+from vprompt.cli import cache as cli_cache
 from vprompt.cli import combine as cli_combine
 from vprompt.cli import data as cli_data
 from vprompt.cli import lengths as cli_lengths
 from vprompt.cli import options, terminal
 from vprompt.cli import place as cli_place
 from vprompt.cli import pool as cli_pool
+from vprompt.cli import report as cli_report
 from vprompt.cli import search as cli_search
 from vprompt.cli import share as cli_share
 from vprompt.cli import use as cli_use
@@ -69,8 +71,10 @@ app.add_typer(cli_pool.app, name="pool")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_share.app, name="share")
+app.add_typer(cli_cache.app, name="cache")
 app.command("placement")(cli_place.placement)
 app.command("lengths")(cli_lengths.lengths)
+app.command("report")(cli_report.report)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -156,6 +160,7 @@ def learn(
     from vprompt.data.preprocessing import read_size
     from vprompt.results import protocols
 
+    options.check_places(report=report)
     extra = {"num_virtual_tokens": prompt_length, "deep": deep, "templates": templates}
     method = options.with_settings(method, extra)
     with distributed.joined(), terminal.progress(quiet or not distributed.is_first()) as progress:
@@ -291,6 +296,7 @@ def main() -> None:
                 "`vprompt bench run --executor processes`."
             )
         with terminal.running(name):
+            terminal.tidy_cache()
             app(args=[options.at_home(word) for word in sys.argv[1:]])
     except VPromptError as error:
         print(f"{name}: {terminal.printable(str(error))}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vprompt.cli import figures as cli_figures
+from vprompt.cli import packing as cli_packing
 from vprompt.cli import terminal
 from vprompt.cli.options import DeviceOption, JsonOption, QuietOption
 from vprompt.core.errors import VPromptError
@@ -21,6 +22,8 @@ app = typer.Typer(
 
 app.command("figure")(cli_figures.bench_figure)
 app.command("report")(cli_figures.bench_report)
+app.command("pack")(cli_packing.bench_pack)
+app.command("unpack")(cli_packing.bench_unpack)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A .yaml recipe (docs/benchmarks.md).")]
 FolderArgument = Annotated[Path, typer.Argument(help="The --output of `bench run`.")]
@@ -87,16 +90,18 @@ def bench_run(
     )
     finished = store.finished()
     left = [job for job in picked if not store.is_finished(job, finished)]
-    print(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
+    terminal.say(f"{read.name}: {len(picked)} runs, {len(picked) - len(left)} finished")
     for sentence in benches.sizes(picked):
-        print(sentence)
+        terminal.say(sentence)
     if others := len(finished.keys() - {job.id for job in every}):
-        print(f"{others} runs in {output} are of other recipes, or of this one before it changed")
+        terminal.say(
+            f"{others} runs in {output} are of other recipes, or of this one before it changed"
+        )
     for sentence in (
         *runner.mixed_precision(picked, store, device),
         *estimate.sentences(read, left, dry_run=dry_run, speed=speed),
     ):
-        print(sentence)
+        terminal.say(sentence)
     if dry_run:
         return
     store.start(read, every)
@@ -110,12 +115,14 @@ def bench_run(
             progress=progress,
         )
     for sentence in report.failed.values():
-        print(f"failed: {sentence}")
+        terminal.say(f"failed: {sentence}")
     for sentence in report.lost.values():
-        print(f"lost: {sentence}; run the same command again to try it once more")
+        terminal.say(f"lost: {sentence}; run the same command again to try it once more")
     if report.waiting:
-        print(f"{len(report.waiting)} runs wait for others; run the same command again after them")
-    print(f"{len(report.done)} runs done; `vprompt bench table {output}` shows the results")
+        terminal.say(
+            f"{len(report.waiting)} runs wait for others; run the same command again after them"
+        )
+    terminal.say(f"{len(report.done)} runs done; `vprompt bench table {output}` shows the results")
     if report.failed or report.lost or report.waiting:
         raise typer.Exit(1)
 
@@ -137,8 +144,10 @@ def bench_table(
     from vprompt.bench.store import Store
     from vprompt.bench.summary import summarise
 
-    found = summarise(Store(output), baseline=baseline, candidate=candidate)
-    print(terminal.printable(render(found, style)), end="")
+    with terminal.reading_record(output):
+        found = summarise(Store(output), baseline=baseline, candidate=candidate)
+        text = render(found, style)
+    print(terminal.printable(text), end="")
 
 
 @app.command("compare")
@@ -150,14 +159,15 @@ def bench_compare(
     """Say field by field why two numbers differ, what explains most first."""
     from vprompt.bench.compare import compare
 
-    sentences, found = compare(here, there)
+    with terminal.reading_record(Path("One of these")):
+        sentences, found = compare(here, there)
     if as_json:
         print(
             json.dumps({"numbers": sentences, "fields": [vars(each) for each in found]}, indent=2)
         )
         return
     for sentence in sentences:
-        print(sentence)
+        terminal.say(sentence)
     rows = [[each.reason, each.field, each.here, each.there, str(each.pairs)] for each in found]
     if rows:
         terminal.table(["why", "field", str(here), str(there), "runs"], rows)
@@ -175,7 +185,8 @@ def bench_check(
     from vprompt.bench import anchors as published
     from vprompt.bench.store import Store
 
-    found = published.check(Store(output), published.read(anchors))
+    with terminal.reading_record(output):
+        found = published.check(Store(output), published.read(anchors))
     verdicts = [each.verdict for each in found]
     if as_json:
         print(json.dumps([each.to_json() for each in found], indent=2))
@@ -183,7 +194,9 @@ def bench_check(
         heads = ["verdict", "method", "task", "here", "published", "difference", "allowed"]
         terminal.table([*heads, "source or reason"], [_finding(each) for each in found])
         counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
-        print(f"{', '.join(counts) or 'no published number is of a method and task of this table'}")
+        terminal.say(
+            f"{', '.join(counts) or 'no published number is of a method and task of this table'}"
+        )
     if "deviates" in verdicts:
         raise typer.Exit(1)
 
@@ -196,11 +209,10 @@ def bench_metrics(
     as_json: JsonOption = False,
 ) -> None:
     """Judge metrics by the accuracy after tuning: rank correlations, regret and intervals."""
-    from vprompt.core.files import read_json
     from vprompt.results import judging
+    from vprompt.results.records import Records
 
-    found = [read_json(path) for path in sorted(results.glob("*.json"))]
-    records = [record for each in found for record in _records(each)]
+    records = [record for _, each in Records(results).find() for record in _records(each)]
     if not records:
         raise VPromptError(
             f"{results} holds no scored sources. Each .json file there has the key `records`, a "

@@ -107,6 +107,7 @@ def combine(
     from vprompt.pooling import recipe as recipes
     from vprompt.results import protocols
 
+    options.check_places(report=report, scale_path=scale_path)
     typed: dict[str, Any] = {
         "task": task,
         "pool_folder": pool,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vprompt.cli import terminal
+from vprompt.cli import options, terminal
 from vprompt.cli.options import DeviceOption, QuietOption
 
 KindArgument = Annotated[
@@ -47,6 +47,7 @@ def bench_figure(
     from vprompt.report.canvas import check_suffix
 
     check_suffix(output)
+    options.check_places(output=output)
     given: dict[str, Any] = {
         "method": method,
         "task": task,
@@ -58,9 +59,10 @@ def bench_figure(
     with terminal.progress(quiet) as progress:
         if kind == "tsne":
             given |= {"device": device, "progress": progress}
-        drawing = figures.draw(kind, Store(folder), **given)
+        with terminal.reading_record(folder):
+            drawing = figures.draw(kind, Store(folder), **given)
     drawing.save(output)
-    print(terminal.printable(f"{drawing.description}: {output}"))
+    terminal.say(f"{drawing.description}: {output}")
 
 
 def bench_report(
@@ -78,10 +80,11 @@ def bench_report(
     """Gather tables and figures of one or several benchmarks in one self-contained page."""
     from vprompt.bench.page import write_report
 
+    options.check_places(output=output)
     with terminal.progress(quiet) as progress:
         left_out = write_report(
             folders, output, baseline=baseline, data=data, device=device, progress=progress
         )
     for sentence in left_out:
-        print(terminal.printable(f"not drawn: {sentence}"))
-    print(f"report: {output}")
+        terminal.say(f"not drawn: {sentence}")
+    terminal.say(f"report: {output}")

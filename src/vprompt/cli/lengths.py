@@ -32,7 +32,7 @@ def lengths(
         else:
             _several(records, output, as_json)
     if output is not None and not as_json:
-        print(f"picture: {output}")
+        terminal.say(f"picture: {output}")
 
 
 def _one(record: dict[str, Any], output: Path | None, as_json: bool) -> None:

@@ -142,6 +142,17 @@ ClipOption = Annotated[
 ]
 
 
+def check_places(**places: Path | None) -> None:
+    """Raise VPromptError for a place that cannot be written, by its option, before the work."""
+    from vprompt.core.files import check_writable
+
+    for name, place in places.items():
+        if place is not None:
+            if place.is_dir():
+                raise VPromptError(f"--{name.replace('_', '-')} {place} is a folder; name a file.")
+            check_writable(place, f"--{name.replace('_', '-')}")
+
+
 def training(defaults: Mapping[str, Any], **given: Any) -> Any:
     """Return the training settings that a person gave, on top of the defaults of what is done."""
     from vprompt.learning.train_config import TrainConfig

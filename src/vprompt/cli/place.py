@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vprompt.cli import terminal
+from vprompt.cli import options, terminal
 from vprompt.cli.options import JsonOption
 
 
@@ -21,6 +21,7 @@ def placement(
     from vprompt.artifacts import artifact
     from vprompt.report import placement as pictures
 
+    options.check_places(output=output)
     record = artifact.read_run(run)
     with terminal.reading_record(run):
         rows, summary = pictures.flows(record), pictures.summary(record)
@@ -34,4 +35,4 @@ def placement(
     terminal.table(heads, [[str(row[head]) for head in heads] for row in rows])
     print(terminal.printable(summary))
     if output is not None:
-        print(f"picture: {output}")
+        terminal.say(f"picture: {output}")

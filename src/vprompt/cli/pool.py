@@ -35,6 +35,7 @@ def pool_check(
     """Read every artefact of a pool whole and report problems."""
     from vprompt import opening
     from vprompt.artifacts import pool as pools
+    from vprompt.artifacts import whole
 
     backbone = opening.open_pool_backbone(pool, model) if model else None
     entries = pools.check(pool, backbone)
@@ -43,7 +44,9 @@ def pool_check(
         print(terminal.printable(f"{entry.name}: {entry.problem}"))
     for entry in entries:
         if entry.config is not None and not entry.problem:
-            print(terminal.printable(f"{entry.name}: {_move(entry.config, entry.start)}"))
+            digest = "" if whole.DIGESTS in entry.config else "; no digest: it is older than those"
+            moved = _move(entry.config, entry.start)
+            print(terminal.printable(f"{entry.name}: {moved}{digest}"))
     print(f"{len(entries) - len(bad)} of {len(entries)} artefacts are sound")
     if bad:
         raise typer.Exit(1)
@@ -63,6 +66,15 @@ def _move(config: dict[str, Any], start: str) -> str:
         f"moved by {size} of its start" if size[0].isdigit() else "is its start: carries nothing"
     )
     return f"{moved}{known}"
+
+
+@app.command("seal")
+def pool_seal(artifact: Annotated[Path, typer.Argument(help="One artefact folder.")]) -> None:
+    """Record the digests of an artefact as it is now, after an edit by hand or for an old one."""
+    from vprompt.artifacts import artifact as artifacts
+
+    artifacts.seal(artifact)
+    print(terminal.printable(f"sealed: {artifact}"))
 
 
 @app.command("show")

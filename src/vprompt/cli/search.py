@@ -63,6 +63,7 @@ def search(
     from vprompt import searching, stages
     from vprompt.results import protocols
 
+    options.check_places(report=report)
     if towers is not None and method == "dpl":
         method = "clip_dpl"
     short = {"max_prompts": max_prompts, "max_params": max_params, "towers": towers}

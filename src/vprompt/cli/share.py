@@ -26,7 +26,7 @@ def share_push(
     """Check an artefact and upload it; the card and run.json tell how it was made."""
     from vprompt.artifacts import hub
 
-    print(hub.push(artifact, repo, private=private, revision=revision, message=message))
+    terminal.say(hub.push(artifact, repo, private=private, revision=revision, message=message))
 
 
 @app.command("pull")
@@ -43,7 +43,7 @@ def share_pull(
 
     with terminal.progress(quiet) as progress:
         folder = hub.pull(artifact, output=output, overwrite=overwrite, progress=progress)
-    print(folder)
+    terminal.say(str(folder))
 
 
 @app.command("find")

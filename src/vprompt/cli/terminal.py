@@ -1,9 +1,12 @@
 """Terminal: progress bars, tables and the summary of a run; nothing else prints."""
 
+import contextlib
 import json
 import math
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +15,11 @@ from typing import Any
 
 from vprompt.cli.logged import Lines
 from vprompt.core.errors import CacheWarning, VPromptError
+from vprompt.core.plain import printable
 from vprompt.core.progress import SILENT, Progress
 
 _STOPPED = 130  # the exit code of a program that Ctrl-C ended
+_ENDINGS = {128 + each: each for each in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if each}
 _FOLDED = 100  # rows up to which a table is folded to the width of its window
 
 
@@ -27,7 +32,7 @@ class _Bars:
     @contextmanager
     def step(self, description: str, total: int) -> Iterator["_Bar"]:
         """Open a bar."""
-        bar = self.display.add_task(description, total=total, note="")
+        bar = self.display.add_task(printable(description), total=total, note="")
         yield _Bar(self.display, bar)
 
     def say(self, text: str) -> None:
@@ -42,7 +47,7 @@ class _Bar:
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Move the bar."""
-        fields = {"note": note} if note else {}
+        fields = {"note": printable(note)} if note else {}
         self.display.update(self.bar, advance=amount, **fields)
 
 
@@ -68,11 +73,11 @@ def progress(quiet: bool) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = [
-        TextColumn("{task.description:<14}"),
+        TextColumn("{task.description:<14}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     ]
     with RichProgress(*columns, console=Console(stderr=True)) as display:
         yield _Bars(display)
@@ -90,16 +95,55 @@ def running(name: str) -> Iterator[None]:
             shown_otherwise(message, category, *where, **more)
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _ending_softly():
             warnings.simplefilter("always", CacheWarning)
             warnings.showwarning = show
             yield
     except (KeyboardInterrupt, SystemExit) as ended:
         # Typer turns Ctrl-C into an exit code, without a word.
-        if isinstance(ended, SystemExit) and ended.code != _STOPPED:
+        code = ended.code if isinstance(ended, SystemExit) else _STOPPED
+        if code != _STOPPED and code not in _ENDINGS:
             raise
-        print(f"{name}: stopped. Run the same command again to continue.", file=sys.stderr)
-        raise SystemExit(_STOPPED) from None
+        by = f" by {_ENDINGS[code].name}" if code in _ENDINGS else ""
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            print(f"{name}: stopped{by}. Run the same command again to continue.", file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+@contextmanager
+def _ending_softly() -> Iterator[None]:
+    """Let the signals by which systems end programs unwind the work, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = {each: signal.getsignal(each) for each in _ENDINGS.values()}
+    for each, handler in before.items():
+        if handler != signal.SIG_IGN:  # as `nohup` asks
+            signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler if handler is not None else signal.SIG_DFL)
+
+
+def tidy_cache() -> None:
+    """Sweep away what dead processes left in the cache, and hold it to its bound."""
+    from vprompt.core import shelves
+
+    with contextlib.suppress(OSError):
+        shelves.sweep()
+        shelves.hold_to_limit()
+
+
+def say(text: str) -> None:
+    """Print a line, whatever names of strangers it holds."""
+    print(printable(text))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -120,7 +164,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for head, right in zip(heads, numeric, strict=True):
-        drawn.add_column(head, justify="right" if right else "left", overflow="fold")
+        drawn.add_column(printable(head), justify="right" if right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*map(printable, row))
     # A pipe gets the whole line, a window gets its own width.
@@ -134,7 +178,10 @@ def _plain_table(
     """Print aligned columns whole, however wide: to fold a thousand rows takes seconds."""
     from rich.cells import cell_len
 
-    cells = [list(heads), *([printable(cell) for cell in row] for row in rows)]
+    cells = [
+        [printable(head) for head in heads],
+        *([printable(cell) for cell in row] for row in rows),
+    ]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(heads))]
     lines = []
     for row in cells:
@@ -142,11 +189,6 @@ def _plain_table(
         columns = zip(row, padding, numeric, strict=True)
         lines.append("  ".join(p + c if right else c + p for c, p, right in columns).rstrip())
     print("\n".join(lines))
-
-
-def printable(text: str) -> str:
-    """Return text without control characters: a stranger's label must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @contextmanager
@@ -208,33 +250,33 @@ def show(
         measurements(run["task"]["name"], outcome.test)
     tuning = run["tuning"]
     if "started_from" in run:
-        print(f"\nstarted from: {run['started_from']}", end="")
-    print(f"\n{tuning['kept']}")
+        say(f"\nstarted from: {run['started_from']}")
+    say(f"{tuning['kept']}" if "started_from" in run else f"\n{tuning['kept']}")
     parameters = tuning["parameters"]
     parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     trained = sum(parameters.values())
     whole = trained + tuning["frozen"]
-    print(
+    say(
         f"trainable params: {trained:,} ({parts}) || all params: {whole:,} || "
         f"trainable%: {100 * trained / whole:.4f}"
     )
     if run["protocol"]:
         departures = run["protocol"]["departures"]
-        print(f"departures from protocol {run['protocol']['name']}: {len(departures) or 'none'}")
+        say(f"departures from protocol {run['protocol']['name']}: {len(departures) or 'none'}")
         for sentence in departures:
-            print(f"  {sentence}")
+            say(f"  {sentence}")
     if freeze_report:
         _freeze_report(run)
     if output is not None:
-        print(f"artefact: {output}")
+        say(f"artefact: {output}")
     if scale_path is not None:
         from vprompt.report.scales import write_scale_path
 
         write_scale_path(run, scale_path)
-        print(f"scales:   {scale_path}")
+        say(f"scales:   {scale_path}")
     if report is not None:
         write_report(run, report)
-        print(f"report:   {report}")
+        say(f"report:   {report}")
 
 
 def _scales(moves: Mapping[str, Any]) -> None:
@@ -261,7 +303,7 @@ def _scales(moves: Mapping[str, Any]) -> None:
         rows.append(["ensemble", "", f"{moves['forms']['ensemble']:.3f}", "", ""])
     heads = ["scale of the move", "likeness", "held-out loss", "held-out accuracy", "taken"]
     table(heads, rows)
-    print(f"\n{moves['verdict']}\n")
+    say(f"\n{moves['verdict']}\n")
 
 
 def measurements(task: str, found: dict[str, Any]) -> None:
@@ -290,7 +332,7 @@ def _freeze_report(run: dict[str, Any]) -> None:
     rows.append(["head", "", f"{tuning['parameters']['head']:,}"])
     print()
     table(["trained", "shape", "numbers"], rows)
-    print(f"frozen of {backbone['name']}: {tuning['frozen']:,} numbers")
+    say(f"frozen of {backbone['name']}: {tuning['frozen']:,} numbers")
 
 
 def scores(found: Any, metric: str, as_json: bool) -> None:

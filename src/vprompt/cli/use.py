@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vprompt.cli import terminal
+from vprompt.cli import options, terminal
 from vprompt.cli.options import (
     AbsentOption,
     DeviceOption,
@@ -51,6 +51,7 @@ def predict(
 
     if output is not None and output.suffix not in (".csv", ".json"):
         raise VPromptError(f"--output is a .csv or .json file, but got {str(output)!r}.")
+    options.check_places(output=output)
     table = lists.is_list(images[0]) and len(images) == 1
     if artifact is None and not table:
         raise VPromptError(
@@ -72,7 +73,7 @@ def predict(
             found = prediction.predict(images, artifact=artifact, **settings)
     if output is not None:
         prediction.write(found, output)
-        print(f"{len(found)} predictions in {output}")
+        terminal.say(f"{len(found)} predictions in {output}")
     elif as_json:
         print(prediction.as_json(found))
     else:

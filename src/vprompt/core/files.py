@@ -1,6 +1,7 @@
 """Files: everything that touches the disk and must never leave half a result behind."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,8 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vprompt.core import drafts, seals
 from vprompt.core.errors import CacheWarning, VPromptError
+from vprompt.core.exchange import exchange, rename_new
 
+_ATTEMPTS = 100  # of replacing what others replace, too
+_MANY = 32  # files that are brought to the disk one by one
 _TOLD: set[tuple[Path, str]] = set()  # what a person was told of in this process
 
 
@@ -29,23 +34,22 @@ def cache_folder() -> Path:
 def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends, and vanishes if it fails.
 
-    A folder of that name stays as it is until the new one is complete.
+    A folder of that name stays as it is until the new one is complete. Without `overwrite`, one
+    that appeared meanwhile is another's result: it stays, and this one is refused.
     """
     target = Path(target)
-    if target.exists() and not overwrite:
-        raise VPromptError(
-            f"{target} exists already. Choose another folder, or add --overwrite to replace it."
-        )
     with _disk_errors_explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        drafts.sweep(target.parent)
+        _check_free(target, overwrite)
+        draft = drafts.folder(target)
     try:
         with _disk_errors_explained(target):
-            yield draft
-            draft.chmod(0o755)
-            _swap(draft, target)
+            yield draft.path
+            draft.path.chmod(0o755)
+            _put(draft.path, target, overwrite)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        draft.discard()
 
 
 @contextlib.contextmanager
@@ -56,20 +60,20 @@ def resumable_folder(target: Path, identity: str, *, overwrite: bool = False) ->
     was begun for another `identity`: then it is thrown away.
     """
     target = Path(target)
-    if target.exists() and not overwrite:
-        raise VPromptError(
-            f"{target} exists already. Choose another folder, or add --overwrite to replace it."
-        )
+    _check_free(target, overwrite)
     draft = target.parent / f".{target.name}.partial"
     mark = ".identity"
     with _disk_errors_explained(target):
+        drafts.sweep(target.parent)
         if not (draft / mark).is_file() or (draft / mark).read_text("utf-8") != identity:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             write_text(draft / mark, identity)
         yield draft
-        _swap(draft, target)
-        (target / mark).unlink(missing_ok=True)
+        drafts.sweep(draft)
+        (draft / mark).unlink(missing_ok=True)
+        _put(draft, target, overwrite)
+        shutil.rmtree(draft, ignore_errors=True)  # what was there before
 
 
 @contextlib.contextmanager
@@ -78,16 +82,19 @@ def atomic_file(target: Path) -> Iterator[Path]:
     target = Path(target)
     with _disk_errors_explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-    draft = Path(name)
+        drafts.sweep(target.parent, once=True)
+        draft = drafts.file(target)
     try:
         with _disk_errors_explained(target):
-            yield draft
-            draft.chmod(0o644)
-            os.replace(draft, target)
+            yield draft.path
+            draft.path.chmod(0o644)
+            if _is_for_good(target):
+                _sync(draft.path)
+            os.replace(draft.path, target)
+            if _is_for_good(target):
+                _sync(target.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        draft.discard()
 
 
 @contextlib.contextmanager
@@ -99,11 +106,35 @@ def scratch_folder() -> Iterator[Path]:
     with _disk_errors_explained(cache_folder()):
         try:
             cache_folder().mkdir(parents=True, exist_ok=True)
-            made = tempfile.TemporaryDirectory(prefix=".scratch.", dir=cache_folder())
+            made = drafts.folder(cache_folder() / "scratch")
         except OSError:
-            made = tempfile.TemporaryDirectory(prefix="vprompt.")
-        with made as folder:
-            yield Path(folder)
+            made = drafts.folder(Path(tempfile.gettempdir()) / "vprompt")
+        try:
+            yield made.path
+        finally:
+            made.discard()
+
+
+def check_writable(target: Path, what: str) -> None:
+    """Raise VPromptError unless a file or folder could be made at that place; nothing is left.
+
+    `what` names the option, so that a run refuses before its work what would fail after it.
+    """
+    target = Path(target)
+    try:
+        place = target.parent
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # a name that is too long
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is not a folder")
+        drafts.file(place / "probe").discard()
+    except OSError as error:
+        raise VPromptError(
+            f"{what} {target} cannot be written: {error.strerror or error}. Nothing was begun; "
+            "choose another place."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -118,7 +149,7 @@ def optional() -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError):
             raise
-        _warn_of_cache(cause.strerror or str(cause))
+        _warn_of_cache(_reason(cause))
 
 
 def _warn_of_cache(reason: str) -> None:
@@ -136,13 +167,25 @@ def _warn_of_cache(reason: str) -> None:
 def write_text(target: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(target) as draft:
-        # A lone surrogate, as in a file name that is not UTF-8, is written as its escape.
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+        draft.write_bytes(text_bytes(text))
+
+
+def text_bytes(text: str) -> bytes:
+    """Return a text as a file holds it.
+
+    A lone surrogate, as in a file name that is not UTF-8, is written as its escape.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(target: Path, value: Any) -> None:
     """Write JSON atomically, keys sorted; NaN is refused because JSON has none."""
-    write_text(target, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(target, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return the text of a JSON file as `write_json` writes it."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_tensors(
@@ -152,23 +195,71 @@ def write_tensors(
 
     The bytes are written here, not by safetensors, whose own errors would not name a full disk.
     """
+    with atomic_file(target) as draft:
+        draft.write_bytes(tensor_bytes(tensors, text))
+
+
+def tensor_bytes(tensors: Mapping[str, Any], text: Mapping[str, str] | None = None) -> bytes:
+    """Return tensors as the bytes of a safetensors file, with a digest of all of it."""
     from safetensors.torch import save
 
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    with atomic_file(target) as draft:
-        draft.write_bytes(save(plain, metadata=dict(text or {})))
+    return seals.seal_tensors(save(plain, metadata=dict(text or {})))
+
+
+def kept_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Return the tensors and texts of a file of the cache; None where it is absent or not whole."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        return None
+    touch(path)
+    return whole_tensors(data, path)
+
+
+def whole_tensors(data: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Return what the bytes of a file of the cache hold; of damage, which is said, nothing."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        texts = seals.whole_tensors(data)
+        return load(data), texts
+    except (ValueError, KeyError, SafetensorError):
+        damaged(path)
+        return None
+
+
+def touch(path: Path) -> None:
+    """Note that a file of the cache was used: what was used longest ago makes room first."""
+    with contextlib.suppress(OSError):  # a cache that can be read alone has no order of use
+        os.utime(path)
+
+
+def damaged(path: Path) -> None:
+    """Say, once in a process, that the cache holds damaged files, and go on without this one."""
+    seals.tell_of_damage(cache_folder(), path)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a broken one is named."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise VPromptError(f"No file at {path}.") from None
     except OSError as error:
         raise VPromptError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:  # also numbers of too many digits
+    except ValueError as error:  # bytes that are no text
         raise VPromptError(f"{path} is not valid JSON: {error}.") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Return the value of a JSON text; `where` names it if it is broken."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits
+        raise VPromptError(f"{where} is not valid JSON: {error}.") from None
 
 
 def digest(*parts: str | bytes) -> str:
@@ -182,10 +273,56 @@ def digest(*parts: str | bytes) -> str:
     return total.hexdigest()
 
 
+def _check_free(target: Path, overwrite: bool) -> None:
+    if os.path.lexists(target) and not overwrite:
+        raise VPromptError(
+            f"{target} exists already. Choose another folder, or add --overwrite to replace it."
+        )
+
+
+def _put(draft: Path, target: Path, overwrite: bool) -> None:
+    """Put the draft where the target is to be; what was there is then where the draft was.
+
+    Readers see the one or the other, whole, where the system can exchange two names at once.
+    """
+    for_good = _is_for_good(target)
+    if for_good:
+        _sync_tree(draft)
+    if not overwrite:
+        try:
+            rename_new(draft, target)
+        except FileExistsError:
+            raise VPromptError(
+                f"{target} appeared while this was computed, and is not replaced. Run the same "
+                "command with another folder, or add --overwrite: what was computed is kept as far "
+                "as the cache holds it."
+            ) from None
+    elif not _replaced(draft, target):
+        _swap(draft, target)
+    if for_good:
+        _sync(target.parent)
+
+
+def _replaced(draft: Path, target: Path) -> bool:
+    """Put the draft in place in one step; False where the system has no such step."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            return exchange(draft, target)
+        if not os.path.lexists(draft):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(draft))
+        with contextlib.suppress(FileExistsError):  # another process was faster: exchange with it
+            rename_new(draft, target)
+            return True
+    return False
+
+
 def _swap(draft: Path, target: Path) -> None:
-    """Put the draft where the target is; whatever was there comes back if that fails."""
-    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    old = retired / "folder"
+    """Replace in two steps; whatever was there comes back if the second fails.
+
+    A process that dies between the two leaves it to the next command to put it back.
+    """
+    retired = drafts.folder(target, "old")
+    old = retired.path / target.name
     try:
         with contextlib.suppress(FileNotFoundError):
             os.replace(target, old)
@@ -197,9 +334,39 @@ def _swap(draft: Path, target: Path) -> None:
                 raise
     finally:
         # Whatever happened, Ctrl-C included: what was there goes only once something else is.
-        if old.exists() and not target.exists():
+        if os.path.lexists(old) and not os.path.lexists(target):
             old.rename(target)
-        shutil.rmtree(retired, ignore_errors=True)
+        retired.discard()
+
+
+def _is_for_good(target: Path) -> bool:
+    """Say whether a power cut must not cost a file: not in the cache, which notices damage."""
+    return not target.is_relative_to(cache_folder()) and not drafts.is_inside(target)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Bring a folder with all that is in it to the disk."""
+    found = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
+    if len(found) > _MANY and hasattr(os, "sync"):
+        os.sync()
+        return
+    for path in (*found, *(Path(root) for root, _, _ in os.walk(folder))):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or the names in a folder to the disk, where the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder on Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EROFS):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -212,6 +379,13 @@ def _disk_errors_explained(target: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         raise VPromptError(
-            f"Could not write {target}: {cause.strerror or cause}. Nothing was left half-written; "
-            "free some space or choose another place and run the command again."
+            f"Could not write {target}: {_reason(cause)}. Nothing was left half-written; free some "
+            "space or choose another place and run the command again."
         ) from cause
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system says; NumPy says of a full disk how many items it wrote, no more."""
+    if error.errno is None and "requested" in str(error) and "written" in str(error):
+        return f"{os.strerror(errno.ENOSPC)} ({error})"
+    return error.strerror or str(error)

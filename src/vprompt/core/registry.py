@@ -128,6 +128,9 @@ def parse(text: str) -> Spec:
             f"Every setting in {text!r} needs its name: `{match['name']}(key=value)`."
         )
     pairs = {str(pair.arg): _value(pair.value, text) for pair in call.keywords}
+    for key, value in pairs.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise VPromptError(f"{key} of {match['name']!r} is a number of more than 64 bits.")
     if len(pairs) < len(call.keywords):
         raise VPromptError(f"A setting in {text!r} is given twice.")
     return Spec(match["name"].replace("-", "_"), pairs)

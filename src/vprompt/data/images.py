@@ -4,8 +4,9 @@ The resize is Pillow's own, so the core needs no torchvision; normalisation is t
 """
 
 import functools
-import hashlib
 import json
+import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vprompt.core import files
+from vprompt.core import files, seals
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
+from vprompt.data import pixel_files
 from vprompt.data.decoding import (
     LIMIT_NAME,
     TooLarge,
@@ -32,8 +34,10 @@ from vprompt.data.decoding import (
 from vprompt.data.preprocessing import DataConfig, Values
 from vprompt.data.values import Kind, range_of
 
-_CACHE_VERSION = "1"
+_CACHE_VERSION = "2"
 _DEEP_VERSION = "1"  # of splits with images of more than 8 bits a channel
+_AHEAD = 256  # images that are decoded before the first of them is written
+_TICK = 20_000_000  # nanoseconds: more than the clock of a file system takes from one to the next
 _INDEX, _PIXELS = "index.json", "pixels.npy"
 
 
@@ -74,9 +78,9 @@ def load_pixels(
         raise VPromptError("There are no images to load.")
     if isinstance(source, np.ndarray):
         array = np.stack([fit(Image.fromarray(image), config) for image in source])
-        return Pixels(array, tuple(range(len(array))), _content_digest(array))
+        return Pixels(array, tuple(range(len(array))), pixel_files.digest_of_array(array))
     folder = _folder(source, config, skip_bad)
-    if (known := _read(folder, shallow=True)) is not None:
+    if (known := _read(folder)) is not None:
         return _told(known, source, progress)
     with collected():  # said when the images are decoded
         kinds = _deep_kinds(source)
@@ -85,21 +89,13 @@ def load_pixels(
         given = values() if callable(values) else values
         scale = "own" if given is None else json.dumps(given.to_json(), sort_keys=True)
         folder = _folder(source, config, skip_bad, _DEEP_VERSION, scale)
-    found = _read(folder)
-    if found is not None and not kinds:
-        _mark_shallow(folder)  # so that the next time no head is read
+    found = _read(folder) if kinds else None
     if found is None:
         if kinds and given is None:
             with collected():
                 given = _range_over(source, kinds, progress)
         found = _decode_into(folder, source, config, given, skip_bad, progress)
     return _told(found, source, progress)
-
-
-def _mark_shallow(folder: Path) -> None:
-    """Write into a cache of before that its split has no image of more than 8 bits a channel."""
-    with files.optional():
-        files.write_json(folder / _INDEX, {"warned": [], **files.read_json(folder / _INDEX)})
 
 
 def _deep_kinds(paths: Sequence[Path]) -> dict[int, Kind]:
@@ -131,15 +127,38 @@ def _decode_into(
     skip_bad: bool,
     progress: Progress,
 ) -> Pixels:
-    _, height, width = config.input_size
-    array = np.empty((len(paths), height, width, 3), dtype=np.uint8)
+    """Decode into the cache, an image at a time, or into memory where it cannot be written."""
+    size = config.input_size[1:]
+    with files.optional():
+        with files.atomic_folder(folder, overwrite=True) as draft:
+            with pixel_files.PixelFile(draft / _PIXELS, (size[0], size[1])) as file:
+                index = _decode(file, paths, config, given, skip_bad, progress)
+            index["pixels"] = pixel_files.digest_of_file(draft / _PIXELS)
+            files.write_json(draft / _INDEX, seals.seal(index))
+        if (found := _read(folder)) is not None:
+            return found
+    held = pixel_files.PixelList()
+    index = _decode(held, paths, config, given, skip_bad, progress)
+    array = np.stack(held.images)
+    told = tuple((int(row), str(text)) for row, text in index["warned"])
+    return Pixels(array, tuple(index["kept"]), pixel_files.digest_of_array(array), given, told)
 
-    def decode(row: int) -> str | TooLarge | None:
+
+def _decode(
+    sink: pixel_files.PixelFile | pixel_files.PixelList,
+    paths: Sequence[Path],
+    config: DataConfig,
+    given: Values | None,
+    skip_bad: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Hand every image that can be read to the sink; return what the index says of them."""
+
+    def decode(row: int) -> NDArray[np.uint8] | str | TooLarge:
         path = paths[row]
         warned.here(row)
         try:
-            array[row] = fit(read_rgb(path, given or Values()), config)
-            return None
+            return fit(read_rgb(path, given or Values()), config)
         except TooLarge as error:
             return error
         except VPromptError:
@@ -153,28 +172,25 @@ def _decode_into(
         ThreadPoolExecutor(4) as pool,
         progress.step("decode images", len(paths)) as step,
     ):
-        for result in pool.map(decode, range(len(paths))):
-            results.append(result)
-            step.advance()
+        for start in range(0, len(paths), _AHEAD):
+            rows = range(start, min(start + _AHEAD, len(paths)))
+            for result in pool.map(decode, rows):
+                if isinstance(result, np.ndarray):
+                    sink.append(result)
+                results.append(None if isinstance(result, np.ndarray) else result)
+                step.advance()
     if not skip_bad:
         _check_all_read(results)
     kept = [row for row, result in enumerate(results) if result is None]
     if not kept:
         first = str(results[0]).rstrip(".")
         raise VPromptError(f"None of {len(paths)} images can be read, first: {first}.")
-    array = array[kept] if len(kept) < len(paths) else array
-    told = tuple((row, text) for row, text in sorted(warned.found.items()) if results[row] is None)
-    made = Pixels(array, tuple(kept), _content_digest(array), given, told)
-    index: dict[str, Any] = {"kept": kept, "digest": made.digest, "warned": told}
+    told = [(row, text) for row, text in sorted(warned.found.items()) if results[row] is None]
+    index: dict[str, Any] = {"kept": kept, "warned": told}
     index["value_range"] = None if given is None else given.to_json()
     if any(isinstance(result, TooLarge) for result in results):
         index["limit"] = megapixel_limit()
-    with files.optional():
-        with files.atomic_folder(folder, overwrite=True) as draft:
-            np.save(draft / _PIXELS, array, allow_pickle=False)
-            files.write_json(draft / _INDEX, index)
-        return _read(folder) or made
-    return made
+    return index
 
 
 def _check_all_read(results: Sequence[str | TooLarge | None]) -> None:
@@ -217,58 +233,64 @@ def _told(found: Pixels, paths: Sequence[Path], progress: Progress) -> Pixels:
     return found
 
 
-def _read(folder: Path, *, shallow: bool = False) -> Pixels | None:
-    """Return what is kept there; nothing where it is absent, damaged, or of another limit.
-
-    `shallow` asks for a split that is known to have no image of more than 8 bits: what was kept
-    before that was looked at does not say so.
-    """
+def _read(folder: Path) -> Pixels | None:
+    """Return what is kept there; nothing where it is absent, damaged, or of another limit."""
+    if not os.path.isdir(folder):
+        return None
     try:
         index = files.read_json(folder / _INDEX)
-        if shallow and "warned" not in index:
-            return None
+        if not seals.is_whole(index):
+            raise ValueError("its index is not what was written")
         array = np.load(folder / _PIXELS, mmap_mode="r", allow_pickle=False)
-        stat = (folder / _PIXELS).stat()
         if index.get("limit", megapixel_limit()) != megapixel_limit():
             return None
-        if not _is_sound(folder, index["digest"], stat.st_size, stat.st_mtime_ns):
-            return None
-        kept, said = index["kept"], index.get("warned", ())
+        if not _is_sound(folder, index["pixels"], _state(folder / _PIXELS)):
+            raise ValueError("its pixels are not what was written")
         scale = index.get("value_range")
+        files.touch(folder / _INDEX)
         return Pixels(
             array,
-            tuple(kept),
-            index["digest"],
+            tuple(index["kept"]),
+            index["pixels"],
             None if scale is None else Values.from_json(scale),
-            tuple((int(row), str(text)) for row, text in said),
+            tuple((int(row), str(text)) for row, text in index["warned"]),
         )
     except Exception:  # a damaged file makes NumPy raise almost anything
+        files.damaged(folder)
         return None
 
 
 @functools.lru_cache(maxsize=256)
-def _is_sound(folder: Path, digest: str, size: int, changed: int) -> bool:
+def _is_sound(folder: Path, digest: str, state: tuple[int, ...]) -> bool:
     """Say whether the pixels on the disk are those that were written; asked once in a process."""
-    del size, changed
-    array = np.load(folder / _PIXELS, mmap_mode="r", allow_pickle=False)
-    return bool(array.dtype == np.uint8 and _content_digest(array) == digest)
+    del state
+    return pixel_files.digest_of_file(folder / _PIXELS) == digest
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file: size, time of change, number, and time of the entry.
+
+    The first two can be those of another content, as after `cp -p` or `touch -r`; the last is the
+    system's own, and nobody sets it back.
+    """
+    stat = path.stat()
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
 
 
 def _folder(paths: Sequence[Path], config: DataConfig, skip_bad: bool, *more: str) -> Path:
-    # Name, size and time of change, not content: reading every byte would cost as much as decoding.
+    # What the system says of a file, not its content: reading it would cost as much as decoding.
     parts = [_CACHE_VERSION, str(config.input_size), config.interpolation, config.crop_mode]
     parts += [str(config.crop_pct), str(skip_bad), *more]
+    latest = 0
     for path in paths:
         try:
-            stat = path.stat()
+            state = _state(path)
         except OSError:
             raise VPromptError(f"No image file at {path}, although a list names it.") from None
-        parts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
+        parts.append(f"{path.resolve()} {state}")
+        latest = max(latest, state[-1])
+    if time.time_ns() - latest < _TICK:
+        # Within one tick of its clock the system gives two changes the same time: let it pass, so
+        # that whatever comes after this has another.
+        time.sleep(_TICK / 1e9)
     return files.cache_folder() / "images" / files.digest(*parts)[:32]
-
-
-def _content_digest(array: NDArray[np.uint8]) -> str:
-    total = hashlib.sha256(f"{array.shape}".encode())
-    for image in array:  # one at a time: a whole split in bytes would be a second copy of it
-        total.update(np.ascontiguousarray(image).data)
-    return total.hexdigest()

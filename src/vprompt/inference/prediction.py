@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vprompt.artifacts import artifact as artifacts
@@ -17,8 +18,9 @@ from vprompt.artifacts import hub
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import write_text
+from vprompt.core.plain import in_cell
 from vprompt.core.progress import SILENT, Progress
-from vprompt.data import finding, lists
+from vprompt.data import finding, lists, pixel_files
 from vprompt.data.census import LeftOut, tally
 from vprompt.data.images import Pixels, load_pixels
 from vprompt.data.lists import Listing
@@ -106,24 +108,39 @@ def _label(
     """
     pixels = _decode(server, files, names, skip_bad, progress)
     mine = [names[index] for index in pixels.kept]
-    shares: dict[int, Tensor] = {}
+    # Rows of one table: a small tensor for each image among the large ones of a batch would keep
+    # the heap from ever shrinking.
+    widest = max(len(each.classes) for each in server.artifacts.values())
+    shares = np.zeros((len(mine), widest), dtype=np.float32)
     with progress.step("predict", len(mine)) as step:
-        for rows in _batches(server, mine, batch_size):
-            images = server.backbone.normalise(
-                torch.from_numpy(pixels.array[rows]).to(server.backbone.device)
-            )
+        parts = list(_batches(server, mine, batch_size))
+        for rows, copy in pixel_files.batches(pixels.array, parts):
+            images = server.backbone.normalise(torch.from_numpy(copy).to(server.backbone.device))
             logits = server.logits(images, [mine[row] for row in rows], precision=precision)
-            shares |= {row: each.softmax(0) for row, each in zip(rows, logits, strict=True)}
+            for row, each in zip(rows, logits, strict=True):
+                shares[row, : len(each)] = _shares(each, mine[row])
             step.advance(len(rows))
     found = []
     for row, index in enumerate(pixels.kept):
         classes = server.artifacts[names[index]].classes
-        values = dict(zip(classes, shares[row].tolist(), strict=True))
-        best = classes[int(shares[row].argmax())]
+        own = shares[row, : len(classes)]
+        values = dict(zip(classes, own.tolist(), strict=True))
+        best = classes[int(own.argmax())]
         found.append(
             Prediction(str(files[index]), best, values[best], values, names[index] or None)
         )
     return found
+
+
+def _shares(logits: Tensor, name: str) -> NDArray[np.float32]:
+    """Return probabilities; an artefact may hold numbers that no model can compute with."""
+    if not bool(torch.isfinite(logits).all()):
+        raise VPromptError(
+            f"The artefact{f' {name!r}' if name else ''} gives no numbers (NaN or infinity) for an "
+            "image: its values are too large for the backbone, so it is damaged or made to harm."
+        )
+    shares: NDArray[np.float32] = logits.float().softmax(0).cpu().numpy()
+    return shares
 
 
 def _decode(
@@ -222,7 +239,8 @@ def _listed(listing: Listing) -> list[Path]:
 def write(predictions: Sequence[Prediction], path: Path) -> None:
     """Write a .csv or a .json file, atomically.
 
-    A .csv has one column per label, unless a table named artefacts, whose labels may differ.
+    A .csv has one column per label, unless a table named artefacts, whose labels may differ. A
+    name that a spreadsheet would compute has an apostrophe before it there; a .json has it as is.
     """
     if path.suffix == ".json":
         write_text(path, as_json(predictions) + "\n")
@@ -232,14 +250,16 @@ def write(predictions: Sequence[Prediction], path: Path) -> None:
     if predictions[0].artifact is not None:
         writer.writerow(["image", "artifact", "label", "probability"])
         for one in predictions:
-            writer.writerow([one.image, one.artifact, one.label, f"{one.probability:.6f}"])
+            names = [in_cell(each) for each in (one.image, one.artifact, one.label)]
+            writer.writerow([*names, f"{one.probability:.6f}"])
         write_text(path, text.getvalue())
         return
     labels = list(predictions[0].probabilities)
     writer.writerow(["image", "label", "probability", *(f"p({label})" for label in labels)])
     for one in predictions:
         shares = [f"{one.probabilities[label]:.6f}" for label in labels]
-        writer.writerow([one.image, one.label, f"{one.probability:.6f}", *shares])
+        names = [in_cell(one.image), in_cell(one.label)]
+        writer.writerow([*names, f"{one.probability:.6f}", *shares])
     write_text(path, text.getvalue())
 
 

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from vprompt.core import distributed
-from vprompt.core.errors import VPromptError
-from vprompt.core.files import digest, optional, write_tensors
+from vprompt.core.files import digest, optional, whole_tensors, write_json, write_tensors
+from vprompt.core.shelves import PROMISE
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,21 @@ class Checkpoint:
         with optional():
             write_tensors(self.path, tensors, text)
 
+    def promise(self, result: Path) -> None:
+        """Note where the result will be: once it is there, nobody needs the state any more.
+
+        A process that ends between the two leaves the state to the next command to remove.
+        """
+        if self.path is not None and self.path.exists() and distributed.is_first():
+            with optional():
+                write_json(self.path.with_suffix(PROMISE), {"result": str(result.absolute())})
+
     def remove(self) -> None:
         """Forget the state of a run that is finished."""
         if self.path is not None and distributed.is_first():
             with optional():
                 self.path.unlink(missing_ok=True)
+                self.path.with_suffix(PROMISE).unlink(missing_ok=True)
 
     def load(self, loop: Any) -> bool:
         """Continue from the file if there is one, and say whether there was."""
@@ -72,7 +80,10 @@ class Checkpoint:
         kept = distributed.bytes_of_first(kept)
         if kept is None:
             return False
-        tensors, text = _read(kept, self.path)
+        found = whole_tensors(kept, self.path)
+        if found is None:  # damaged: the run begins afresh
+            return False
+        tensors, text = found
         loop.history = [EpochRecord(**record) for record in json.loads(text["history"])]
         loop.best_epoch = int(text["best_epoch"])
         loop.best = _part(tensors, "best.")
@@ -93,16 +104,6 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in state.items():
             own[name].copy_(value)
-
-
-def _read(kept: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file, and the text of its header."""
-    try:
-        tensors = load(kept)
-        size = int.from_bytes(kept[:8], "little")
-        return tensors, json.loads(kept[8 : 8 + size]).get("__metadata__", {})
-    except SafetensorError as error:
-        raise VPromptError(f"{path} cannot be read ({error}). Delete it to start afresh.") from None
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vprompt.core import distributed, files
@@ -20,7 +19,7 @@ from vprompt.models.backbone import Backbone, extract
 from vprompt.prompts.prompt import Prompt, prompt_digest
 
 BATCH_SIZE = 64
-_VERSION = "3"
+_VERSION = "4"
 
 
 def features_of(
@@ -77,9 +76,6 @@ def cache_path(
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return what is kept there; nothing where it is absent or damaged by another hand."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return {}
+    """Return what is kept there; nothing where it is absent or damaged."""
+    found = files.kept_tensors(path)
+    return {} if found is None else found[0]

@@ -5,12 +5,11 @@ and for every prompt that starts as late. Files are memory-mapped, bounded toget
 content: weights, images, preprocessing, precision, block.
 """
 
-import contextlib
 import functools
 import json
 import math
-import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.core import distributed, files
-from vprompt.core.errors import VPromptError
+from vprompt.core import distributed, files, seals
 from vprompt.core.precision import autocast, resolve
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.types import Labels
@@ -29,7 +27,7 @@ from vprompt.models.backbone import Backbone, Entering, enter
 from vprompt.prompts.prompt import Prompt
 
 DEFAULT_LIMIT = 2.0  # GiB
-_VERSION = "1"
+_VERSION = "2"
 _TOKENS, _INDEX = "tokens.bin", "index.json"
 
 
@@ -124,17 +122,26 @@ class _Shelf:
         if not self.read(folder) and not self._write(folder, examples):
             return None
         self.mine.add(folder)
-        with contextlib.suppress(OSError):  # a cache that can be read alone has no order of use
-            os.utime(folder / _INDEX)
+        files.touch(folder / _INDEX)
         return self._map(folder)
 
     def read(self, folder: Path) -> dict[str, Any] | None:
-        """Return what the index says, or None where files are missing or cut short."""
+        """Return what the index says, or None where files are missing or not as written."""
+        if not (folder / _INDEX).exists():
+            return None
         try:
             index = files.read_json(folder / _INDEX)
-            expected = math.prod(index["shape"]) * getattr(torch, index["dtype"]).itemsize
-            return index if (folder / _TOKENS).stat().st_size == expected else None
-        except (VPromptError, OSError, KeyError, AttributeError):
+            size = math.prod(index["shape"]) * getattr(torch, index["dtype"]).itemsize
+            stat = (folder / _TOKENS).stat()
+            state = (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
+            if not seals.is_whole(index) or stat.st_size != size:
+                raise ValueError("another size or index than was written")
+            if _checksum(folder / _TOKENS, state) != index["checksum"]:
+                raise ValueError("other tokens than were written")
+            return dict(index)
+        except Exception:  # a damaged index may hold anything
+            if (folder / _INDEX).exists():  # else another process made room in between
+                files.damaged(folder)
             return None
 
     def _map(self, folder: Path) -> Tensor | None:
@@ -166,13 +173,17 @@ class _Shelf:
                 self.progress.step("prefix", len(examples)) as step,
                 files.atomic_folder(folder, overwrite=True) as draft,
             ):
+                total = 0
                 with (draft / _TOKENS).open("wb") as file:
                     for count, part in self._parts(examples, self.batch_size):
-                        file.write(part.view(torch.uint8).numpy().data)
+                        data = part.view(torch.uint8).numpy().data
+                        total = zlib.crc32(data, total)
+                        file.write(data)
                         step.advance(count)
                 shape = [len(examples), *first.shape[1:]]
-                index = {"shape": shape, "dtype": str(first.dtype).removeprefix("torch.")}
-                files.write_json(draft / _INDEX, index)
+                kind = str(first.dtype).removeprefix("torch.")
+                index = {"shape": shape, "dtype": kind, "checksum": total}
+                files.write_json(draft / _INDEX, seals.seal(index))
             written = True
         return written
 
@@ -203,6 +214,20 @@ class _Shelf:
 
 def _root() -> Path:
     return files.cache_folder() / "prefix"
+
+
+@functools.lru_cache(maxsize=64)
+def _checksum(path: Path, state: tuple[int, ...]) -> int:
+    """Return the CRC-32 of a file, asked once in a process while the file is as it was.
+
+    It is of gigabytes, so that a digest that also keeps off forgers would take too long.
+    """
+    del state
+    total = 0
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            total = zlib.crc32(part, total)
+    return total
 
 
 def _bytes(folder: Path) -> int:

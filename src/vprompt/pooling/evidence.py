@@ -161,6 +161,7 @@ def gather(
             own, found = kept.slopes(prompt, plan, loss_of(name, prompt), advance)
             features.append(own)
             slopes.append(found if filled is None else _on_slots(found, filled[len(slopes)]))
+        _check_numbers(tuple(sources), features, slopes)
         reference = None
         if plan.reference and average is not None:
             halved = Plan("base", reference=True)
@@ -179,6 +180,19 @@ def gather(
         prompts=_stacked(sources),
         layers=backbone.depth,
     )
+
+
+def _check_numbers(
+    names: Sequence[str], features: Sequence[Features], slopes: Sequence[Slopes]
+) -> None:
+    """Refuse a source whose tokens are so large that nothing can be computed with them."""
+    for row, name in enumerate(names):
+        found = [features[row], *([slopes[row].halves] if slopes else [])]
+        if not all(bool(torch.isfinite(each).all()) for each in found):
+            raise VPromptError(
+                f"The source {name!r} gives features that are no numbers (NaN or infinity): its "
+                f"tokens are too large for the backbone. Leave it out: --exclude {name!r}."
+            )
 
 
 def _stacked(sources: Mapping[str, Prompt]) -> SourceTokens | None:

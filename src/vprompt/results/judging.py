@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.plain import in_markdown
 from vprompt.core.randomness import numpy_stream
 from vprompt.results import ranking
 from vprompt.results.ranking import MEASURES, Numbers, Problem
@@ -89,16 +90,17 @@ def markdown(judgement: Judgement) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in judgement.rows:
         baseline = " (baseline)" if row.metric in (*BASELINES, RANDOM) else ""
-        cells = [row.metric + baseline]
+        cells = [in_markdown(row.metric) + baseline]
         cells += [_cell(row.measures[name], name.startswith("regret")) for name in MEASURES]
         cells += ["" if row.p_value is None else f"{row.p_value:.3f}"]
         cells += ["" if row.seconds is None else f"{row.seconds:.3f}"]
         cells += [f"{row.targets} x {row.candidates}"]
         lines.append("| " + " | ".join(cells) + " |")
-    own = ", ".join(judgement.own)
+    targets = in_markdown(", ".join(judgement.targets))
+    own = in_markdown(", ".join(judgement.own))
     lines += [
         "",
-        f"Source selection on {len(judgement.targets)} targets ({', '.join(judgement.targets)}). "
+        f"Source selection on {len(judgement.targets)} targets ({targets}). "
         "In brackets: 95 % bootstrap interval over targets and sources; for the random ranking, "
         "what 95 % of single random rankings reach. p: share of permutations with as high a mean "
         "weighted tau, one-sided. Regret: percentage points of accuracy lost by tuning only the "

@@ -1,0 +1,1 @@
+"""Faults: is damage believed, do kills and races leave half a result?"""

@@ -1,0 +1,1 @@
+"""Learning: where prompts learn, from which start, and what it takes."""

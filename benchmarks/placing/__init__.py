@@ -1,0 +1,1 @@
+"""Placing: does it help to move tokens between blocks?"""

@@ -1,0 +1,169 @@
+"""What is a pool worth after tuning? Every method at one budget, against none and with none.
+
+    python -m benchmarks pools.tuned --data DIR --models DIR --pools DIR --part 0/2
+
+Eight targets, four of them with a related pool, 2 and 5 images a class, three draws. Twelve epochs
+at batch 16 for all; rates are each method's own. There are no validation images, so the last epoch
+is kept and nothing is chosen by the test split, which every run opens once, at its end.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pools import data
+from benchmarks.pools.few_shot import TESTED, limited
+from vprompt import flow, stages
+from vprompt.core.precision import resolve
+from vprompt.data.task import Task
+from vprompt.learning.train_config import TrainConfig, combining_defaults
+from vprompt.models.backbone import Backbone
+from vprompt.results import runs
+from vprompt.results.records import Records
+
+RESULTS = Path(__file__).parents[1] / "results" / "few-shot-pools"
+TARGETS = (
+    "oxford_flowers17",
+    "gtsrb-3",
+    "dtd10",
+    "cifar100-0",
+    "rsscn7",
+    "omniglot100-0",
+    "elpv4",
+    "pacs-sketch",
+)
+SHOTS, DRAWS = (2, 5), 3
+BUDGET = {"epochs": 12, "batch_size": 16, "keep": "last"}
+
+# Without a pool: the method, and what it changes of its own training settings.
+ALONE: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear, tuned": ("linear", {}),
+    "VPT-Deep from blank": ("vpt", {}),
+    "VPT-Deep from blank, lr 0.001": ("vpt", {"lr": 1e-3}),
+    "VPT-Deep from random": ("vpt(prompt_init=vpt_uniform)", {"lr": 1e-3}),
+    "adapter": ("adapter", {}),
+    "LoRA": ("lora", {}),
+}
+# With a pool: the method, and what it changes of the sum and of its training.
+POOLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "uniform, published": ("uniform", {}),
+    "HGPrompt, published": ("hgprompt(preset=paper, score=trace_ratio)", {}),
+    "SPoT, published": ("spot(epochs=3)", {}),
+    "PANDA, published": ("panda", {}),
+    "ATTEMPT, published": ("attempt", {}),
+    "moves, untuned": ("moves", {"epochs": 0}),
+    "moves, tuned": ("moves", {}),
+    "moves, one sum, tuned": ("moves", {"form": "sum"}),
+    "moves, distilled to one prompt": ("moves", {"form": "distil"}),
+}
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of image sets")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of weights")
+    parser.add_argument("--pools", type=Path, required=True, help="folder of the sources")
+    parser.add_argument("--backbone", choices=data.BACKBONES, default="vit_tiny")
+    parser.add_argument("--targets", nargs="+", default=[*TARGETS])
+    parser.add_argument("--draws", type=int, nargs="+", default=[*range(DRAWS)])
+    parser.add_argument("--part", default="0/1", help="which of how many parts of the targets")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone = data.backbone(options.backbone, options.models)
+    part, parts = (int(number) for number in options.part.split("/"))
+    records = Records(options.output / f"{options.backbone}_tuned")
+    for draw in options.draws:
+        for name in options.targets[part::parts]:
+            task = limited(data.task(name, options.data), TESTED)
+            sources = [m for m in data.family_of(name).members if m != name]
+            pool = [options.pools / source for source in sources]
+            for shots in SHOTS:
+                run = f"{name}_{shots}shots_draw{draw}"
+                record = records.read(run) if run in records else _blank(name, shots, draw)
+                for row in [*ALONE, *POOLED]:
+                    if row not in record["accuracy"]:
+                        run_row(record, row, backbone, task, pool, shots, draw)
+                        records.write(run, record)
+                print(json.dumps({"run": run, "seconds": record.get("seconds")}), flush=True)
+
+
+def _blank(name: str, shots: int, draw: int) -> dict[str, Any]:
+    related = data.family_of(name).related
+    return {
+        "target": name,
+        "related": related,
+        "shots": shots,
+        "draw": draw,
+        "accuracy": {},
+        "seconds": {},
+    }
+
+
+def run_row(
+    record: dict[str, Any],
+    row: str,
+    backbone: Backbone,
+    task: Task,
+    pool: list[Path],
+    shots: int,
+    draw: int,
+) -> None:
+    """Train one row and write its accuracy, its untuned start's and its time into the record."""
+    began = time.perf_counter()
+    if row in ALONE:
+        method, own = ALONE[row]
+        config = TrainConfig.checked(
+            {**stages.training_defaults(method), **BUDGET, "seed": draw, **own}
+        )
+        found = flow.learn(
+            task, model=backbone, method=method, config=config, shots=shots, draw=draw
+        )
+        final = "learned"
+    else:
+        method, own = POOLED[row]
+        form = own.get("form")
+        usual = combining_defaults(method, form or "sum")
+        budget = {**BUDGET, **{key: own[key] for key in own if key != "form"}}
+        config = TrainConfig.checked({**usual, **budget, "seed": draw})
+        found = flow.combine(
+            task,
+            pool_folder=pool,
+            model=backbone,
+            method=method,
+            config=config,
+            shots=shots,
+            draw=draw,
+            screen="off",
+            form=form,
+        )
+        final = "tuned"
+        record["accuracy"].setdefault("no prompt", found.test["no prompt"].acc1)
+        if "moves" in found.run:
+            moves = found.run["moves"]
+            before = found.test["combined, untuned"].acc1
+            record["accuracy"].setdefault(f"{row}, before" if config.epochs else row, before)
+            record.setdefault("facts", {})[row] = {
+                "chosen": moves["chosen"],
+                "gain": moves["gain"],
+                "form": moves["form"],
+                "unused": moves.get("unused"),
+            }
+    record["accuracy"][row] = found.test[final].acc1
+    record["images"] = found.run["task"]["splits"]["train"]["images"]
+    record["test_images"] = found.test[final].images
+    record["seconds"][row] = round(time.perf_counter() - began, 2)
+    record["machine"] = runs.describe_machine(
+        backbone.device, resolve(config.precision, backbone.device)
+    )
+
+
+if __name__ == "__main__":
+    main()

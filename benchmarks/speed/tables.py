@@ -1,0 +1,137 @@
+"""The table of speed, from results/speed, with nothing that they do not hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RATIOS = {
+    "step": {
+        "over_timm": "step of VPT-Deep: concatenation with timm's own blocks over ours, fp32",
+        "over_classical": "the same: classical (attention maps kept) over ours, fp32",
+        "bf16_over_classical": "the same: classical in fp32 over ours in bf16",
+        "bf16_over_timm_bf16": "the same: timm's own blocks over ours, both bf16",
+    },
+    "last_block": {
+        "over_whole": "step in fp32, last block cut to the pooled token: whole over cut",
+        "over_timm": "the same run: concatenation with timm's own blocks over ours",
+        "over_classical": "the same run: classical (attention maps kept) over ours",
+    },
+    "precision": {
+        "train": "training step: fp32 over bf16",
+        "features": "features: fp32 over bf16",
+        "attention_bf16_fused_over_written_out": "attention, bf16: torch's kernel over written out",
+        "attention_fp32_fused_over_written_out": "attention, fp32: torch's kernel over written out",
+    },
+    "prefix": {"with_the_cache": "epoch from the second on, prompts from the middle block: cache"},
+    "many": {
+        "many_throughput": "throughput of many prompts in a batch, of that of one",
+        "ragged_throughput": "the same, 1 to 19 tokens a block",
+        "shallow_throughput": "the same, shallow prompts",
+        "evidence_one_batch": "gradients of all sources, few images each: one batch",
+    },
+}
+
+
+def speed_tables(folder: Path) -> str:
+    """Return the ratios, the seconds of commands, the memory and the profile; empty without any."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        return ""
+    parts = [_machines(found), _ratios(found)]
+    for name, table in (
+        ("step", _memory),
+        ("artefacts", _commands),
+        ("scores", _scores),
+        ("profile", _profile),
+    ):
+        if name in found:
+            parts.append(table(found[name]))
+    return "## Speed on one machine\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _machines(found: dict[str, Any]) -> str:
+    seen = sorted({_machine(record["machine"]) for record in found.values()})
+    return (
+        f"Machine: {'; '.join(seen)}. `python -m benchmarks speed.ratios PART`; alternatives "
+        "ran in turn in one process, a ratio is the median over rounds (least to most)."
+    )
+
+
+def _machine(found: dict[str, Any]) -> str:
+    threads = f"{found['threads']} threads on {found['cores']} cores"
+    return f"{found['processor']} ({_unit(found)}), {threads}"
+
+
+def _unit(found: dict[str, Any]) -> str:
+    """Name what the processor multiplies bf16 with."""
+    return "AMX" if found["amx_bf16"] else "AVX512-BF16" if found["avx512_bf16"] else "no bf16"
+
+
+def _ratios(found: dict[str, Any]) -> str:
+    rows = ["| what | ratio | rounds | processor |", "|---|---|---|---|"]
+    for part, names in RATIOS.items():
+        for name, words in names.items() if part in found else ():
+            value = found[part]["ratios"][name]
+            cell = f"{value['median']:.2f} ({value['least']:.2f} to {value['most']:.2f})"
+            unit = _unit(found[part]["machine"])
+            rows.append(f"| {words} | {cell} | {value['rounds']} | {unit} |")
+    return "\n".join(rows)
+
+
+def _memory(record: dict[str, Any]) -> str:
+    cells = [f"{name} {value:.0f} MB" for name, value in record["peak_memory_mb"].items()]
+    return (
+        f"Peak memory of a step beyond the model, batch {record['batch']}: {', '.join(cells)}. The "
+        f"arithmetic allows a ratio of {record['arithmetic_limit']:.2f} over concatenation."
+    )
+
+
+def _commands(record: dict[str, Any]) -> str:
+    cells = [f"{name} {value['median']:.2f} s" for name, value in record["seconds"].items()]
+    return f"Whole processes, with {record['artefacts']} artefacts: {', '.join(cells)}."
+
+
+def _scores(record: dict[str, Any]) -> str:
+    return (
+        f"HGPrompt from bf16 evidence on {record['target']} ({record['images']} images, "
+        f"{len(record['sources'])} sources): {record['scores_outside']} scores and "
+        f"{record['weights_outside']} weights outside the bootstrap interval of fp32."
+    )
+
+
+def _profile(record: dict[str, Any]) -> str:
+    stages = {key: value for key, value in record.items() if isinstance(value, dict)}
+    stages = {key: value for key, value in stages.items() if "share_of_time" in value}
+    groups = list(next(iter(stages.values()))["share_of_time"])
+    rows = [
+        "Profile: operations per second as a share of the measured peak of a square product in the "
+        "same precision, and where the time goes, in %:",
+        "",
+        "| stage | of the peak | " + " | ".join(groups) + " |",
+        "|---" * (len(groups) + 2) + "|",
+    ]
+    for name, value in stages.items():
+        cells = [f"{100 * value['share_of_time'][group]:.0f}" for group in groups]
+        rows.append(f"| {name} | {100 * value['share_of_peak']:.0f} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def solver_table(folder: Path) -> str:
+    """Return the times of the solver, the evidence pass, and Algorithm 1 as written."""
+    rows = [
+        "## Solver and evidence",
+        "",
+        "Two cores; one command each, `python -m benchmarks speed.solver`.",
+        "",
+    ]
+    rows += ["| what | value |", "|---|---|"]
+    for part in ("solver", "evidence", "algorithm"):
+        path = folder / f"{part}.json"
+        if path.is_file():
+            values = json.loads(path.read_text())
+            values.pop("machine")
+            rows += [
+                f"| {part}: {key.replace('_', ' ')} | {value:.4g} |"
+                for key, value in values.items()
+            ]
+    return "\n".join(rows) + "\n" if len(rows) > 6 else ""

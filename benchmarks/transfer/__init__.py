@@ -1,0 +1,1 @@
+"""Transfer: does combining prompts win, by which weights, and which metric would have known?"""
