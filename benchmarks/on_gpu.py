@@ -1,11 +1,11 @@
 """Everything that is worth knowing of an accelerator, in one run of at most so many minutes.
 
-    python benchmarks/on_gpu.py --minutes 9
-    python benchmarks/on_gpu.py --small  # on a CPU: a trial of the script and not a measurement
+    python -m benchmarks on_gpu --minutes 9
+    python -m benchmarks on_gpu --small  # on a CPU: a trial of the script and not a measurement
 
 In this order: the tests that are marked for devices; a training step of VPT-Deep beside timm's
 concatenation (ViT-B/16 at 224 px, ViT-S/14 at 70 px, bf16); fleets of 1, 8, 32 and 64 prompts at
-batch 16; and then, with --data, as many runs of `few_shot_pools.py` and `learning_curves.py` as
+batch 16; and then, with --data, as many runs of `pools.few_shot` and `learning.curves` as
 fit. It needs the working tree, torch and timm, and no network: weights are drawn where none are at
 hand, which changes no time. Every part is written when it is done, to results/on_gpu; what is there
 is not done again, so a run that was cut off goes on.
@@ -20,16 +20,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fleet as fleets
-import speed_steps
 import torch
-from timing import in_turn, machine, matmul_peak, summary
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import RESULTS, ROOT, new_parser
+from benchmarks.speed import fleet as fleets
+from benchmarks.speed import steps as speed_steps
+from benchmarks.speed.timing import in_turn, machine, matmul_peak, summary
 from vprompt.core.files import write_json
 from vprompt.opening import open_backbone, resolve_device
 
-HERE = Path(__file__).parent
 MODELS = {
     "ViT-B/16, 224 px": "timm_vit(model=vit_base_patch16_224, pretrained=False)",
     "ViT-S/14, 70 px": "timm_vit(model=vit_small_patch14_dinov2, pretrained=False, image_size=70)",
@@ -64,15 +64,14 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    form = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = new_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--small", action="store_true", help="tiny models and two rounds")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "on_gpu")
+    parser.add_argument("--output", type=Path, default=RESULTS / "on_gpu")
     parser.add_argument("--data", type=Path, help="image sets, for the runs at the end")
-    parser.add_argument("--models", type=Path, help="weight files, for few_shot_pools.py")
-    parser.add_argument("--pools", type=Path, help="pools, for few_shot_pools.py")
+    parser.add_argument("--models", type=Path, help="weight files, for pools.few_shot")
+    parser.add_argument("--pools", type=Path, help="pools, for pools.few_shot")
     options = parser.parse_args()
     if options.small:
         options.rounds = 2
@@ -94,18 +93,18 @@ def _parts(options: argparse.Namespace) -> dict[str, Callable[[float], dict[str,
         words = ["run", "--data", str(options.data)]
         pools = [*words, "--models", str(options.models), "--pools", str(options.pools)]
         pools += ["--backbone", "vit_tiny"]
-        found["few-shot-pools"] = lambda left: _script("few_shot_pools.py", pools, left / 2)
+        found["few-shot-pools"] = lambda left: _script("pools.few_shot", pools, left / 2)
         curves = ["--data", str(options.data)]
-        found["learning-curves"] = lambda left: _script("learning_curves.py", curves, left)
+        found["learning-curves"] = lambda left: _script("learning.curves", curves, left)
     return found
 
 
 def _tests(left: float) -> dict[str, Any]:
     """Run the tests that are marked for devices."""
     words = [sys.executable, "-m", "pytest", "-o", "addopts=-q --strict-markers", "-m", "device"]
-    words += ["-p", "no:cacheprovider", str(HERE.parent / "tests" / "models")]
-    words += [str(HERE.parent / "tests" / "learning")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=left, cwd=HERE.parent)
+    words += ["-p", "no:cacheprovider", str(ROOT.parent / "tests" / "models")]
+    words += [str(ROOT.parent / "tests" / "learning")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=left, cwd=ROOT.parent)
     return {"passed": done.returncode == 0, "said": done.stdout.splitlines()[-8:]}
 
 
@@ -140,7 +139,7 @@ def _fleet(model: str, members: int, batch: int, rounds: int) -> dict[str, Any]:
 
 def _script(name: str, words: list[str], seconds: float) -> dict[str, Any]:
     """Run a resumable benchmark for so long; it keeps what it has finished."""
-    process = subprocess.Popen([sys.executable, str(HERE / name), *words], cwd=HERE.parent)
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks", name, *words], cwd=ROOT.parent)
     with suppress(subprocess.TimeoutExpired):
         return {"whole": process.wait(seconds) == 0, "ended": process.returncode}
     process.terminate()

@@ -190,7 +190,7 @@ def test_two_processes_give_the_serial_results(tmp_path):
     assert len(report.done) == 6 and plain(records) == serial()
 
 
-# Packs
+# Runs that are trained together
 
 
 def jobs_by_key(count, **changes):
@@ -213,7 +213,7 @@ def jobs_by_key(count, **changes):
     return {job.id: job for job in made}
 
 
-def test_packed_runs_give_what_each_gives_alone(tmp_path):
+def test_runs_that_are_trained_together_give_what_each_gives_alone(tmp_path):
     from vprompt.bench.executors import Local
 
     report, records = run_grid(tmp_path / "out", Local(), fleet=4)
@@ -228,30 +228,30 @@ def test_packed_runs_give_what_each_gives_alone(tmp_path):
             assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
 
 
-def test_runs_of_one_model_are_packed_and_others_are_left(monkeypatch):
+def test_runs_of_one_model_are_joined_and_others_are_left(monkeypatch):
     from vprompt.bench.calls import Call
     from vprompt.bench.executors import Local
-    from vprompt.bench.packs import pack
+    from vprompt.bench.joint import join
 
     jobs = jobs_by_key(5) | jobs_by_key(2, spec="lora") | jobs_by_key(1, image_size=16)
     keys = [*jobs]
     calls = [Call(key, add, (row,)) for row, key in enumerate(keys)]
     calls.append(Call("after", add, (100,), (keys[0], keys[7])))
-    packs = pack(calls, jobs, 3, parallel=False)
-    assert sorted(map(len, packs.held.values())) == [2, 3]
+    joint = join(calls, jobs, 3, parallel=False)
+    assert sorted(map(len, joint.held.values())) == [2, 3]
     found = {}
-    for key, answer in Local().run(packs.calls):
-        found |= dict(packs.answers(key, answer))
+    for key, answer in Local().run(joint.calls):
+        found |= dict(joint.answers(key, answer))
     assert found == {**{key: row for row, key in enumerate(keys)}, "after": 107}
-    assert not pack(calls, jobs, "off", parallel=False).held
-    assert not pack(calls, jobs, "auto", parallel=True).held  # its processes take all cores
+    assert not join(calls, jobs, "off", parallel=False).held
+    assert not join(calls, jobs, "auto", parallel=True).held  # its processes take all cores
 
 
-def test_a_pack_that_is_lost_is_lost_for_each_of_its_runs():
+def test_a_joint_call_that_is_lost_is_lost_for_each_of_its_runs():
     from vprompt.bench.calls import Call, Lost
-    from vprompt.bench.packs import pack
+    from vprompt.bench.joint import join
 
     jobs = jobs_by_key(2)
-    packs = pack([Call(key, add) for key in jobs], jobs, 2, parallel=False)
-    [(key, held)] = packs.held.items()
-    assert dict(packs.answers(key, Lost("gone"))) == dict.fromkeys(held, Lost("gone"))
+    joint = join([Call(key, add) for key in jobs], jobs, 2, parallel=False)
+    [(key, held)] = joint.held.items()
+    assert dict(joint.answers(key, Lost("gone"))) == dict.fromkeys(held, Lost("gone"))

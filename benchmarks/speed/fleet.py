@@ -1,7 +1,7 @@
 """Fleet: many prompts trained in one pass against the same trainings one after the other.
 
-python benchmarks/fleet.py --members 16 --batch 16 --threads 2
-python benchmarks/fleet.py --small  # a trial of the script and not a measurement
+python -m benchmarks speed.fleet --members 16 --batch 16 --threads 2
+python -m benchmarks speed.fleet --small  # a trial of the script and not a measurement
 
 Both are the real training loop on images of noise, in turn in one process: the fleet, and the same
 members alone. Written are wall time and, because it hardly depends on what else runs, processor
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import machine, settle, spread
 
+from benchmarks import RESULTS, new_parser
+from benchmarks.speed.timing import machine, settle, spread
 from vprompt.core import fleet, registry
 from vprompt.core.files import write_json
 from vprompt.data.task import Examples
@@ -28,7 +29,6 @@ from vprompt.learning.tune import Tuned, tune
 from vprompt.models.backbone import Backbone
 from vprompt.opening import open_backbone
 
-RESULTS = Path(__file__).parent / "results" / "speed"
 CLASSES = 10
 
 
@@ -52,8 +52,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    form = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = new_parser(__doc__)
     parser.add_argument("--small", action="store_true", help="a tiny model, few steps")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--image-size", type=int, default=70)
@@ -63,7 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "speed")
     options = parser.parse_args()
     if options.small:
         options.model, options.image_size, options.members = "tiny", 32, 4

@@ -1,6 +1,6 @@
-"""Packs: runs of one backbone and size become one call, whose trainings are a fleet.
+"""Joint: runs of one backbone and size become one call, whose trainings are a fleet.
 
-A packed call does what its calls do and answers for each. Which runs share a pass changes rounding
+A joint call does what its calls do and answers for each. Which runs share a pass changes rounding
 at most, and no record says it.
 """
 
@@ -25,8 +25,8 @@ METHODS = ("vpt", "pro_vpt", "linear")  # of `learn`; what `combine` tunes is a 
 _STAND_IN = "vpt"  # takes the memory that a sum of a pool takes, or more
 
 
-class Packs:
-    """Calls, some of them packed, and which jobs each packed call answers for."""
+class Joint:
+    """Calls, some of them joint, and which jobs each joint call answers for."""
 
     def __init__(self, calls: Sequence[Call], held: Mapping[str, tuple[str, ...]]) -> None:
         self.calls, self.held = list(calls), dict(held)
@@ -41,10 +41,10 @@ class Packs:
             yield each, answer if key not in self.held or isinstance(answer, Lost) else answer[each]
 
 
-def pack(
+def join(
     calls: Sequence[Call], jobs: Mapping[str, Job], asked: str | int, *, parallel: bool
-) -> Packs:
-    """Return the calls, with those of jobs that may share passes packed.
+) -> Joint:
+    """Return the calls, with those of jobs that may share passes made one.
 
     `asked` is as for `fleets.width`. Executors that run calls beside one another on processors are
     given none by themselves: their processes take all of them already.
@@ -67,7 +67,7 @@ def pack(
         if len(part) > 1
     }
     owner = {key: name for name, keys in held.items() for key in keys}
-    return Packs([_packed(part, owner) for part in found], held)
+    return Joint([_joined(part, owner) for part in found], held)
 
 
 def _alike(job: Job) -> tuple[Any, ...] | None:
@@ -81,7 +81,7 @@ def _alike(job: Job) -> tuple[Any, ...] | None:
 
 
 def _size(jobs: Sequence[Job], asked: str | int, parallel: bool) -> int:
-    """Return how many of the jobs are packed into one call."""
+    """Return how many of the jobs become one call."""
     largest = max(jobs, key=lambda job: TrainConfig.checked(job.train).batch_size)
     try:
         backbone = load_backbone(largest.model, largest.image_size, largest.device)
@@ -111,8 +111,8 @@ def _levels(calls: Sequence[Call]) -> dict[str, int]:
     return found
 
 
-def _packed(part: Sequence[Call], owner: Mapping[str, str]) -> Call:
-    """Return one call for several; what they need is what the packs of those calls answer."""
+def _joined(part: Sequence[Call], owner: Mapping[str, str]) -> Call:
+    """Return one call for several; what they need is what the joint calls of those answer."""
     needs = dict.fromkeys(owner.get(need, need) for call in part for need in call.needs)
     if len(part) == 1 and not any(need in owner for need in part[0].needs):
         return part[0]
