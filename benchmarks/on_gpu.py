@@ -70,8 +70,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=RESULTS / "on_gpu")
     parser.add_argument("--data", type=Path, help="image sets, for the runs at the end")
-    parser.add_argument("--models", type=Path, help="weight files, for pools.few_shot")
-    parser.add_argument("--pools", type=Path, help="pools, for pools.few_shot")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), help="weight files, for pools.few_shot"
+    )
+    parser.add_argument(
+        "--pools", type=Path, default=Path("pools"), help="pools, for pools.few_shot"
+    )
     options = parser.parse_args()
     if options.small:
         options.rounds = 2
@@ -94,7 +98,7 @@ def _parts(options: argparse.Namespace) -> dict[str, Callable[[float], dict[str,
         pools = [*words, "--models", str(options.models), "--pools", str(options.pools)]
         pools += ["--backbone", "vit_tiny"]
         found["few-shot-pools"] = lambda left: _script("pools.few_shot", pools, left / 2)
-        curves = ["--data", str(options.data)]
+        curves = ["--data", str(options.data), "--models", str(options.models)]
         found["learning-curves"] = lambda left: _script("learning.curves", curves, left)
     return found
 
@@ -134,7 +138,9 @@ def _fleet(model: str, members: int, batch: int, rounds: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     backbone = open_backbone(model)
-    return fleets.compare(backbone, members=members, batch=batch, steps=4, rounds=rounds)
+    return fleets.compare(
+        backbone, members=members, widths=[members], batch=batch, steps=4, rounds=rounds
+    )
 
 
 def _script(name: str, words: list[str], seconds: float) -> dict[str, Any]:

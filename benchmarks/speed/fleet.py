@@ -11,7 +11,7 @@ time; and by how much memory each rises. `results/speed/fleet-DEVICE.json` keeps
 import argparse
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def main() -> None:
     found = compare(
         backbone,
         members=options.members,
+        widths=options.widths,
         batch=options.batch,
         steps=options.steps,
         rounds=options.rounds,
@@ -58,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=70)
     parser.add_argument("--method", default="vpt")
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--widths", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -66,21 +68,28 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.small:
         options.model, options.image_size, options.members = "tiny", 32, 4
-        options.steps, options.rounds, options.batch = 2, 2, 4
+        options.steps, options.rounds, options.batch, options.widths = 2, 2, 4, [2, 4]
     return options
 
 
 def compare(
-    backbone: Backbone, *, members: int, batch: int, steps: int, rounds: int, method: str = "vpt"
+    backbone: Backbone,
+    *,
+    members: int,
+    widths: Sequence[int],
+    batch: int,
+    steps: int,
+    rounds: int,
+    method: str = "vpt",
 ) -> dict[str, Any]:
-    """Return seconds of a fleet and of its members in turn, round by round, and their ratios."""
+    """Return seconds of a fleet and of its members in turn, round by round, and their ratios.
+
+    `widths` are the members in one pass, in rising order.
+    """
     works = trainings(backbone, members=members, batch=batch, steps=steps, method=method)
-    enough = min(members, fleets.enough(batch, backbone.device))
-    actions: dict[str, Callable[[], Any]] = {
-        "in turn": lambda: [work() for work in works],
-        "one pass": lambda: fleet.run(works),
-        f"--fleet auto ({enough})": lambda: fleet.run(works, width=enough),
-    }
+    actions: dict[str, Callable[[], Any]] = {"in turn": lambda: [work() for work in works]}
+    for width in widths:
+        actions[f"{width} in one pass"] = lambda k=width: fleet.run(works, width=k)  # type: ignore[misc]
     wall: dict[str, list[float]] = {name: [] for name in actions}
     processor: dict[str, list[float]] = {name: [] for name in actions}
     memory: dict[str, float] = {}
@@ -107,6 +116,7 @@ def compare(
     return {
         "model": backbone.name,
         "members": members,
+        "auto": fleets.enough(batch, backbone.device),
         "batch": batch,
         "steps": steps,
         "method": method,
