@@ -13,6 +13,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
 from vprompt.data.preprocessing import ImageSize
 from vprompt.data.task import Task
+from vprompt.learning import fleets
 from vprompt.learning.adapter import PromptAdapter
 from vprompt.learning.classifier import Candidate
 from vprompt.learning.train_config import TrainConfig, combining_defaults
@@ -66,6 +67,7 @@ def learn(
     build = registry.build("adapters", method)
     config = config or TrainConfig.checked(stages.training_defaults(method))
     points = stages.grid_points(config, grid or {})
+    fleets.check(fleet)
     backbone = open_backbone(model, image_size=image_size, device=device, progress=progress)
     opened = open_task(task, allow_absent=allow_absent)
     setting = stages.prepare(
