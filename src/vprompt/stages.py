@@ -167,7 +167,7 @@ def run_tuning(
 ) -> Tuned:
     """Train, with a checkpoint in the cache that the same run finds again."""
     adapter.name_classes(setting.task.classes, setting.task.templates)
-    tuned = tune(
+    return tune(
         adapter,
         setting.train,
         setting.val,
@@ -176,9 +176,8 @@ def run_tuning(
         checkpoint=cache_folder() / "checkpoints",
         progress=progress or setting.progress,
         after_epoch=after_epoch,
+        opened=setting.checkpoints.append,
     )
-    setting.checkpoints.append(tuned.checkpoint)
-    return tuned
 
 
 def grid_points(config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> list[TrainConfig]:

@@ -111,6 +111,7 @@ def tune(
     checkpoint: Path | None = None,
     progress: Progress = SILENT,
     after_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
+    opened: Callable[[Checkpoint], None] | None = None,
 ) -> Tuned:
     """Train adapter and head, and return the better of the start and every epoch.
 
@@ -120,8 +121,8 @@ def tune(
     least loss on `val` is so many epochs old, whatever is kept. With `checkpoint`, a folder, the
     state is written there after every epoch, and the same run started again continues from it,
     until the caller has saved the result and calls `Tuned.checkpoint.remove`. `after_epoch` sees
-    the history after every epoch, also of a run that continues; what it raises ends training. In a
-    fleet the images go through the backbone with those of the other members.
+    the history after every epoch, also of a run that continues; what it raises ends training. `opened` is
+    told of the state, which a training that fails leaves behind as well. In a fleet the images go through the backbone with those of the other members.
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
@@ -158,6 +159,8 @@ def tune(
     if adapter.shares_passes:
         company.join(adapter.backbone, adapter.prompt(), moves=adapter.moves_tokens)
     store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
+    if opened is not None:
+        opened(store)
     resumed = store.load(loop)
     distributed.copy_from_first(loop.state().values())
     if not resumed:
