@@ -12,7 +12,7 @@ for source in ("dsprites(target=location, train=160)", "dsprites(target=orientat
     vprompt.learn(source, model="tiny", config=config, output=folder / "pool" / name, test=False)
 
 outcome = vprompt.combine(
-    "digits", pool_folder=folder / "pool", method="hgprompt", config=config, shots=10
+    "digits", pool=folder / "pool", method="hgprompt", config=config, shots=10
 )
 for source in outcome.run["transfer"]["sources"]:
     print(f"{source['name']:<12} weight {source['weight']:.3f}  H-score {source['hscore']:.3f}")

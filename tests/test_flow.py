@@ -115,13 +115,13 @@ def test_a_prompt_is_learned_pooled_scored_combined_and_used(learned, kind, tiny
     folder, _ = learned[kind]
     assert [entry.problem for entry in check(folder, tiny)] == [None] * 3
     task = few(rows=(100, 140))
-    ranked = score(task, pool_folder=folder, model=tiny)
+    ranked = score(task, pool=folder, model=tiny)
     assert {name for name, _ in ranked} == {*SOURCES, "(no prompt)"}
     assert [value for _, value in ranked] == sorted((v for _, v in ranked), reverse=True)
     assert task.test.opened == 0
     outcome = combine(
         task,
-        pool_folder=folder,
+        pool=folder,
         model=tiny,
         form="sum",
         config=quick(),
@@ -193,7 +193,7 @@ def test_the_same_call_gives_the_same_artefact(folder, tiny, form):
 
     def call():
         task, config = few(rows=(100, 140)), quick()
-        outcome = combine(task, pool_folder=folder, model=tiny, form=form, config=config)
+        outcome = combine(task, pool=folder, model=tiny, form=form, config=config)
         artifact, sources = outcome.artifact, outcome.run["transfer"]["sources"]
         own = artifact.state["tokens"] if artifact.prompt is None else artifact.prompt.tokens
         tensors = (own, artifact.head.weight, artifact.head.bias)
@@ -220,7 +220,7 @@ def test_other_settings_of_a_method_need_no_new_evidence(folder, tiny, count_ima
     from vprompt import combine
 
     task = few(rows=(100, 140))
-    call = {"pool_folder": folder, "model": tiny, "config": quick(epochs=0), "test": False}
+    call = {"pool": folder, "model": tiny, "config": quick(epochs=0), "test": False}
     combine(task, method="hgprompt", move_scale="published", **call)
     first, files = sum(count_images), set((cache / "evidence").iterdir())
     count_images.clear()
@@ -236,9 +236,9 @@ def test_a_score_after_a_combination_runs_no_image(folder, tiny, count_images):
 
     task = few(rows=(100, 140))
     config = quick(epochs=0, precision="auto")  # evidence is kept apart by precision
-    combine(task, pool_folder=folder, model=tiny, method="hgprompt", config=config, test=False)
+    combine(task, pool=folder, model=tiny, method="hgprompt", config=config, test=False)
     count_images.clear()
-    score(task, pool_folder=folder, model=tiny)
+    score(task, pool=folder, model=tiny)
     assert sum(count_images) == 0
 
 
@@ -246,9 +246,9 @@ def test_a_larger_pool_computes_only_what_is_new(folder, tiny, count_images):
     from vprompt import score
 
     task = few(rows=(100, 140))
-    score(task, pool_folder=folder, model=tiny, exclude=("odd",))
+    score(task, pool=folder, model=tiny, exclude=("odd",))
     count_images.clear()
-    score(task, pool_folder=folder, model=tiny)
+    score(task, pool=folder, model=tiny)
     assert sum(count_images) == 40
 
 
@@ -256,11 +256,11 @@ def test_damaged_evidence_is_computed_again_or_named(folder, tiny, cache):
     from vprompt import VPromptError, score
 
     task = few(rows=(100, 140))
-    before = score(task, pool_folder=folder, model=tiny)
+    before = score(task, pool=folder, model=tiny)
     for path in (cache / "evidence").iterdir():
         path.write_bytes(path.read_bytes()[:50])
     try:
-        assert score(task, pool_folder=folder, model=tiny) == before
+        assert score(task, pool=folder, model=tiny) == before
     except VPromptError as error:
         assert "evidence" in str(error)
 
@@ -269,11 +269,11 @@ def test_a_source_can_be_left_out(folder, tiny):
     from vprompt import combine, score
 
     task = few(rows=(100, 140))
-    ranked = score(task, pool_folder=folder, model=tiny, exclude=("odd", "small"))
+    ranked = score(task, pool=folder, model=tiny, exclude=("odd", "small"))
     assert {name for name, _ in ranked} == {"even", "(no prompt)"}
     outcome = combine(
         task,
-        pool_folder=folder,
+        pool=folder,
         model=tiny,
         exclude=("odd",),
         config=quick(epochs=0),
@@ -286,21 +286,21 @@ def test_leaving_out_an_unknown_source_lists_the_known(folder, tiny, refused):
     from vprompt import combine
 
     with refused("holds no 'ood'", "even, odd, small"):
-        combine(few(), pool_folder=folder, model=tiny, exclude=("ood",))
+        combine(few(), pool=folder, model=tiny, exclude=("ood",))
 
 
 def test_uniform_weights_average_and_the_best_takes_one(folder, tiny):
     from vprompt import combine, score
 
     task, config = few(rows=(100, 140)), quick(epochs=0, precision="auto")  # as `score` has it
-    call = {"pool_folder": folder, "model": tiny, "config": config, "test": False}
+    call = {"pool": folder, "model": tiny, "config": config, "test": False}
 
     def weights(method):
         sources = combine(task, method=method, **call).run["transfer"]["sources"]
         return {source["name"]: source["weight"] for source in sources}
 
     assert list(weights("uniform").values()) == pytest.approx([1 / 3] * 3)
-    ranked = [name for name, _ in score(task, pool_folder=folder, model=tiny) if "(" not in name]
+    ranked = [name for name, _ in score(task, pool=folder, model=tiny) if "(" not in name]
     assert weights("best") == {name: float(name == ranked[0]) for name in SOURCES}
 
 
@@ -309,7 +309,7 @@ def test_without_tuning_the_combined_prompt_is_the_weighted_sum(write_pool, pool
 
     outcome = combine(
         few(),
-        pool_folder=write_pool(pool),
+        pool=write_pool(pool),
         model=tiny,
         method="uniform",
         align="none",
@@ -349,7 +349,7 @@ def test_tokens_are_matched_unless_all_grew_from_one_start(
 
     outcome = combine(
         few(),
-        pool_folder=write_pool(shuffled, inits),
+        pool=write_pool(shuffled, inits),
         model=tiny,
         method="linear",  # others weigh two orders of one prompt once
         align=align,
@@ -372,7 +372,7 @@ def test_gradients_follow_their_tokens(write_pool, shuffled, tiny):
         config = quick(epochs=0)
         outcome = combine(
             few(),
-            pool_folder=folder,
+            pool=folder,
             model=tiny,
             method="hgprompt(gradient_head=base)",
             align=align,
@@ -390,7 +390,7 @@ def test_prompts_of_different_places_are_refused(write_pool, pool, deep_pool, ti
 
     mixed = {"deep": deep_pool["birds"], "shallow": pool["birds"]}
     with refused("same placement", "'shallow'", "'deep'", "--exclude"):
-        combine(few(), pool_folder=write_pool(mixed), model=tiny)
+        combine(few(), pool=write_pool(mixed), model=tiny)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_a_wrong_word_is_answered_with_the_right_ones(
     from vprompt import combine
 
     with refused(words.replace("(", r"\(")):
-        combine(few(), pool_folder=write_pool(pool), model=tiny, **wrong)
+        combine(few(), pool=write_pool(pool), model=tiny, **wrong)
 
 
 def test_a_pool_of_another_backbone_is_refused_unless_forced(write_pool, pool, refused):
@@ -418,14 +418,14 @@ def test_a_pool_of_another_backbone_is_refused_unless_forced(write_pool, pool, r
 
     folder, other = write_pool(pool), plugin.load(seed=1)
     with refused("source 'apples'", "base_model_fingerprint", "--force"):
-        score(few(), pool_folder=folder, model=other)
-    assert len(score(few(), pool_folder=folder, model=other, force=True)) == 5
+        score(few(), pool=folder, model=other)
+    assert len(score(few(), pool=folder, model=other, force=True)) == 5
 
 
 def test_the_pool_names_its_backbone(write_pool, pool):
     from vprompt import score
 
-    assert len(score(few(), pool_folder=write_pool(pool))) == 5
+    assert len(score(few(), pool=write_pool(pool))) == 5
 
 
 def test_a_combined_prompt_can_be_a_source_again(folder, tiny, tmp_path):
@@ -434,7 +434,7 @@ def test_a_combined_prompt_can_be_a_source_again(folder, tiny, tmp_path):
     from vprompt import combine
 
     shutil.copytree(folder, tmp_path / "pool")
-    call = {"pool_folder": tmp_path / "pool", "model": tiny, "config": quick(), "test": False}
+    call = {"pool": tmp_path / "pool", "model": tiny, "config": quick(), "test": False}
     moved = {"form": "sum", "move_scale": 2.0, "output": tmp_path / "pool" / "mix"}
     combine(few(rows=(100, 140)), **moved, **call)
     again = combine(few(rows=(200, 240)), **call)
@@ -451,7 +451,7 @@ def test_a_source_learned_on_the_target_itself_is_left_out_unless_wanted(
     shutil.copytree(folder, tmp_path / "pool")
     call = {"model": tiny, "config": quick(), "test": False}
     learn(few(), method=METHODS["shallow"], output=tmp_path / "pool" / "mine", **call)
-    call |= {"pool_folder": tmp_path / "pool", "method": "uniform"}
+    call |= {"pool": tmp_path / "pool", "method": "uniform"}
 
     def names(**settings):
         sources = combine(few(), **call, **settings).run["transfer"]["sources"]
@@ -599,7 +599,7 @@ def test_a_linear_probe_is_an_artefact_without_a_prompt(tiny, tmp_path, refused)
     learn(few(), model=tiny, method="linear", config=quick(), output=folder / "probe", test=False)
     assert load_artifact(folder / "probe").prompt is None
     with refused("holds no prompt to combine"):
-        combine(few(), pool_folder=folder, model=tiny)
+        combine(few(), pool=folder, model=tiny)
 
 
 # Leaving nothing behind
@@ -611,7 +611,7 @@ def test_an_existing_output_is_refused_before_any_work(
 ):
     import vprompt
 
-    call = {"pool_folder": write_pool(pool)} if verb == "combine" else {}
+    call = {"pool": write_pool(pool)} if verb == "combine" else {}
     with refused("exists already", "--overwrite"):
         getattr(vprompt, verb)(few(), model=tiny, output=tmp_path, **call)
     assert not count_images
@@ -669,7 +669,7 @@ def test_the_caller_s_task_and_backbone_are_left_as_they_were(tiny, folder):
     task = few(rows=(100, 140))
     images, state = task.train.images.copy(), tiny.state_dict()
     before = {name: value.clone() for name, value in state.items()}
-    combine(task, pool_folder=folder, model=tiny, config=quick(), test=False)
+    combine(task, pool=folder, model=tiny, config=quick(), test=False)
     assert np.array_equal(task.train.images, images)
     assert all(torch.equal(before[name], value) for name, value in state.items())
     assert not any(p.requires_grad for p in tiny.parameters())

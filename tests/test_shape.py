@@ -18,6 +18,7 @@ ROOMS = (
     "learning",
     "opening stages",
     "pooling",
+    "verbs",
     "results",
     "backbones tasks adapters transfer metrics",
     "outcome",
@@ -259,6 +260,13 @@ def test_every_module_class_and_function_says_what_it_is(path):
 @every_file
 def test_a_file_is_short_enough_to_read(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+
+
+@pytest.mark.parametrize("verb", ["learn", "combine"])
+def test_a_main_line_fits_on_one_page(verb):
+    [function] = [node for node in tree(ROOT / "flow.py").body if getattr(node, "name", "") == verb]
+    assert function.end_lineno - function.lineno < 60
+    assert [argument.arg for argument in function.args.args] == ["task", "settings"]
 
 
 def test_there_is_no_file_for_what_found_no_place():

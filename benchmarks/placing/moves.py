@@ -310,7 +310,7 @@ def carry(options: argparse.Namespace) -> None:
                 with terminal.progress(quiet=True) as progress:
                     outcome = flow.combine(
                         str(options.data / target),
-                        pool_folder=pool,
+                        pool=pool,
                         method="hgprompt",
                         shots=TARGETS[target],
                         draw=seed,

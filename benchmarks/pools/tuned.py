@@ -135,7 +135,7 @@ def run_row(
         config = TrainConfig.checked({**usual, **budget, "seed": draw})
         found = flow.combine(
             task,
-            pool_folder=pool,
+            pool=pool,
             model=backbone,
             method=method,
             config=config,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vprompt.artifacts.artifact import save as save_artifact
     from vprompt.data.task import Split, Task
     from vprompt.flow import combine, learn, score
+    from vprompt.inference.classify import Classifier, load
     from vprompt.inference.evaluation import evaluate
     from vprompt.inference.prediction import Prediction, predict, predict_table
     from vprompt.inference.serving import PromptServer, serve
@@ -32,6 +33,7 @@ addresses.answer()
 _HOMES = {
     "Artifact": ("vprompt.artifacts.artifact", "Artifact"),
     "Backbone": ("vprompt.models.backbone", "Backbone"),
+    "Classifier": ("vprompt.inference.classify", "Classifier"),
     "Outcome": ("vprompt.outcome", "Outcome"),
     "Prediction": ("vprompt.inference.prediction", "Prediction"),
     "Prompt": ("vprompt.prompts.prompt", "Prompt"),
@@ -44,6 +46,7 @@ _HOMES = {
     "evaluate": ("vprompt.inference.evaluation", "evaluate"),
     "extract": ("vprompt.models.backbone", "extract"),
     "learn": ("vprompt.flow", "learn"),
+    "load": ("vprompt.inference.classify", "load"),
     "load_artifact": ("vprompt.artifacts.artifact", "load"),
     "open_backbone": ("vprompt.opening", "open_backbone"),
     "open_task": ("vprompt.opening", "open_task"),
@@ -59,6 +62,7 @@ _HOMES = {
 __all__ = [
     "Artifact",
     "Backbone",
+    "Classifier",
     "Outcome",
     "Prediction",
     "Prompt",
@@ -72,6 +76,7 @@ __all__ = [
     "evaluate",
     "extract",
     "learn",
+    "load",
     "load_artifact",
     "open_backbone",
     "open_task",
@@ -93,3 +98,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, before they are imported too, and nothing else."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

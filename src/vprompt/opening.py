@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,33 @@ _MOST_SETTING = 1024  # numbers up to this are taken from a stranger whatever hi
 _PLAIN_MODEL = re.compile(r"\w+(\.\w+)?|[\w-]+,\w+")  # no place on a hub or on disk
 
 
-def open_task(text: str | Task, *, allow_absent: bool = False, all_test: bool = False) -> Task:
+def open_task(
+    text: str | Task,
+    *,
+    allow_absent: bool = False,
+    all_test: bool = False,
+    split_seed: int | None = None,
+) -> Task:
     """Return a task from a spec (`elpv(target=module)`), a folder, or a list of images.
 
     A folder with a `train800.txt` is read as VTAB-1k; `folder:prefix` reads `prefix_train800.txt`
     instead; any other folder holds class folders. A VTAB task is found under any of its names:
     `DIR/cifar100` opens `DIR/cifar`. With `all_test` a folder or list without splits is not cut:
-    all of it is the test split.
+    all of it is the test split; else `split_seed` says how it is cut.
     """
     if isinstance(text, Task):
         return text
     path, _, prefix = text.rpartition(":") if ":" in text else (text, "", "")
     plain = Path(text).expanduser()
-    usual = {"allow_absent": allow_absent, "all_test": all_test}
+    usual: dict[str, Any] = {"allow_absent": allow_absent, "all_test": all_test}
+    usual |= {} if split_seed is None else {"split_seed": split_seed}
     if plain.is_file():
         _check_list(plain)
         return registry.build("tasks", "table")(file=str(plain), **usual)
     for typed, variant in ((plain, ""), (Path(path).expanduser(), prefix)):
         folder = vtab.find_folder(typed)
         if folder is not None and any(folder.glob("*train800.txt")):
+            _check_cut("A VTAB-1k folder", split_seed, ())
             return registry.build("tasks", "vtab")(
                 root=str(folder), prefix=variant, allow_absent=allow_absent
             )
@@ -60,9 +69,15 @@ def open_task(text: str | Task, *, allow_absent: bool = False, all_test: bool = 
     build, spec = registry.build("tasks", text), registry.parse(text)
     registry.require("tasks", spec)
     settings = registry.settings("tasks", spec.name)
-    if "fractions" in spec.settings:  # whoever says how to cut wants it cut
+    _check_cut(f"The task {spec.name}", split_seed, settings)
+    if {"fractions", "fold"} & {*spec.settings}:  # whoever says how to cut wants it cut
         del usual["all_test"]
     return build(**{k: v for k, v in usual.items() if k in settings and k not in spec.settings})
+
+
+def _check_cut(what: str, split_seed: int | None, settings: Container[str]) -> None:
+    if split_seed is not None and "split_seed" not in settings:
+        raise VPromptError(f"{what} comes in splits of its own. Leave --split-seed out.")
 
 
 def _check_list(file: Path) -> None:
@@ -103,15 +118,19 @@ def open_backbone(
 
 
 def open_named_backbone(
-    config: dict[str, Any], *, device: str = "auto", progress: Progress = SILENT
+    config: dict[str, Any],
+    *,
+    image_size: ImageSize | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
 ) -> Backbone:
-    """Return the backbone that an artefact names.
+    """Return the backbone that an artefact names, at its image size or another.
 
     The name comes from a stranger's file, so it may be a plug-in without settings or a plain timm
     or open_clip name; a place on disk or on a hub has to be allowed by naming it oneself.
     """
     name = config["base_model_name_or_path"]
-    size = size_of(config["data_config"]["input_size"])
+    size = size_of(config["data_config"]["input_size"]) if image_size is None else image_size
     spec = registry.parse(name) if registry.is_spec(name) else None
     settings = {"model": name} if spec is None else spec.settings
     harmless = set(settings) <= {"model", "seed"}
@@ -124,36 +143,41 @@ def open_named_backbone(
 
 
 def open_pool_backbone(
-    pool_folder: Pool,
+    pool: Pool,
     model: str | Backbone | None,
     *,
+    image_size: ImageSize | None = None,
     exclude: tuple[str, ...] = (),
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Backbone:
-    """Return the named backbone, or the one that most prompts of the pool name."""
+    """Return the named backbone, or the one that most prompts of the pool name.
+
+    Its images are of the size that most prompts were learned at, unless `image_size` is another.
+    """
     configs = [
         entry.config
-        for entry in catalogue.entries(pool_folder)
+        for entry in catalogue.entries(pool)
         if entry.config is not None
         and entry.name not in exclude
         and sum(entry.config["num_virtual_tokens"])
     ]
     if not configs:
-        held = catalogue.entries(pool_folder)
+        held = catalogue.entries(pool)
         without = [f"{each.name}: {each.promptless}." for each in held if each.promptless]
         problems = without or [each.problem for each in held if each.problem]
         raise VPromptError(
-            f"The pool {catalogue.describe(pool_folder)} holds no prompt to combine. "
+            f"The pool {catalogue.describe(pool)} holds no prompt to combine. "
             f"{' '.join(problems[:1])}".strip()
         )
     kinds = [
         (c["base_model_name_or_path"], size_of(c["data_config"]["input_size"])) for c in configs
     ]
-    _, size = usual = Counter(kinds).most_common(1)[0][0]
+    _, usual_size = usual = Counter(kinds).most_common(1)[0][0]
+    size = usual_size if image_size is None else image_size
     if model is None:
         named = configs[kinds.index(usual)]
-        return open_named_backbone(named, device=device, progress=progress)
+        return open_named_backbone(named, image_size=size, device=device, progress=progress)
     return open_backbone(model, image_size=size, device=device, progress=progress)
 
 

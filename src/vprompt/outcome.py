@@ -10,17 +10,15 @@ import torch
 from vprompt import stages
 from vprompt.artifacts import artifact, cards, catalogue, origin
 from vprompt.artifacts.artifact import Artifact
-from vprompt.core import registry
-from vprompt.core.errors import VPromptError
-from vprompt.core.files import check_writable
+from vprompt.core.files import check_free, check_writable
 from vprompt.core.precision import resolve
-from vprompt.learning.adapter import Adapter
 from vprompt.learning.classifier import Candidate
-from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned
+from vprompt.pooling.settings import SUM
 from vprompt.prompts.prompt import Prompt
 from vprompt.results import measure, runs
 from vprompt.results.measure import Measurement
+from vprompt.verbs import Trained
 
 RULES = {
     "best": "epoch of best validation accuracy, the start included",
@@ -41,19 +39,19 @@ class Outcome:
 def finish(
     setting: stages.Setting,
     tuned: Tuned,
-    config: TrainConfig,
     plain: torch.Tensor,
     candidates: Mapping[str, Candidate],
     run: dict[str, Any],
-    output: Path | None,
-    overwrite: bool,
-    test: bool,
+    settings: Trained,
     begun: Prompt | None = None,
 ) -> Outcome:
     """Measure on the test split, once, and write artefact, card and record.
 
-    `begun` is the start from which moves are measured, where it is not the adapter's own.
+    `settings` say whether and where; `begun` is the start from which moves are measured, where it
+    is not the adapter's own.
     """
+    config = setting.config
+    output = None if settings.output is None else Path(settings.output).expanduser()
     backbone, prompt, text = setting.backbone, tuned.adapter.prompt(), tuned.adapter.text()
     learned = run["command"] == "learn"
     started = tuned.adapter.started() if learned and begun is None else begun
@@ -62,7 +60,7 @@ def finish(
     if learned and init and init.get("move", 1.0) < catalogue.STILL:
         setting.progress.say(_still(tuned))
     measured: dict[str, Measurement] = {}
-    if test and setting.task.test is not None:
+    if settings.test and setting.task.test is not None:
         with setting.clock.stage("test"):
             measured = measure.test_accuracy(
                 backbone,
@@ -85,9 +83,9 @@ def finish(
             backbone.device, resolve(config.precision, backbone.device)
         ),
     }
-    run["protocol"] = run["protocol"] and run["protocol"].record(run)
+    run["protocol"] = None if settings.protocol is None else settings.protocol.record(run)
     keys = ["command", "method", "settings", "pool", "train", "train_on", "grid"]
-    keys += ["align", "scale", "move_scale", "form", "safeguard", "replay"]
+    keys += [*SUM, "replay"]
     facts = {
         "prompt_init": run["prompt_init"],
         "task": {"name": setting.task.name, "digest": run["task"]["splits"]["train"]["digest"]},
@@ -101,13 +99,13 @@ def finish(
     config_json = artifact.make_config(backbone, prompt, setting.task.classes, text, head, **facts)
     seen = replace(backbone.data_config, values=setting.train.values)
     config_json["data_config"] = seen.to_json()
-    card = cards.render(config_json, run)
+    card = cards.write(config_json, run)
     made = Artifact(
         prompt, head, plain.mean(0), config_json, card, state=state, text=text, start=start
     )
     if output is not None:
         setting.promise(output)
-        artifact.save(made, output, overwrite=overwrite, run=run)
+        artifact.save(made, output, overwrite=settings.overwrite, run=run)
         made = replace(made, folder=output)
     setting.forget_checkpoints()
     return Outcome(made, measured, run)
@@ -126,15 +124,6 @@ def _still(tuned: Tuned) -> str:
     )
 
 
-def prompt_init(method: str, adapter: Adapter) -> dict[str, Any] | None:
-    """Say from which initialisation a method's prompt starts, so that pools know what matches."""
-    chosen = registry.complete("adapters", method)
-    fresh = chosen.get("prompt_init") and not chosen.get("start")
-    if not fresh or not adapter.keeps_places:
-        return None
-    return {"kind": chosen["prompt_init"], "seed": chosen["prompt_init_seed"]}
-
-
 def check_output(output: Path | str | None, overwrite: bool) -> Path | None:
     """Return the place of the result; an existing folder is refused before the work, not after."""
     if output is None:
@@ -143,8 +132,5 @@ def check_output(output: Path | str | None, overwrite: bool) -> Path | None:
     check_writable(place, "--output")
     if overwrite:
         artifact.check_replaceable(place)
-    elif place.exists():
-        raise VPromptError(
-            f"{output} exists already. Choose another --output, or add --overwrite to replace it."
-        )
+    check_free(output, overwrite=overwrite)
     return place

@@ -1,8 +1,7 @@
 """Searching: the main line of `search`: find a length for every block, then learn with those."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vprompt import flow, outcome, stages
@@ -10,78 +9,67 @@ from vprompt.adapters._bilevel import Bilevel
 from vprompt.artifacts import artifact
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
-from vprompt.core.progress import SILENT, Progress
+from vprompt.core.progress import Progress, Step
 from vprompt.core.randomness import numpy_stream
+from vprompt.core.settings import takes
 from vprompt.data.task import Task
 from vprompt.learning import ending
 from vprompt.learning.train_config import TrainConfig
-from vprompt.models.backbone import Backbone
 from vprompt.opening import open_backbone, open_task
 from vprompt.outcome import Outcome
 from vprompt.results import runs
-from vprompt.results.protocol import Protocol
+from vprompt.verbs import SearchSettings
 
 
-def search(
-    task: str | Task,
-    *,
-    model: str | Backbone = "demo",
-    method: str = "dpl",
-    config: TrainConfig | Mapping[str, Any] | None = None,
-    search_config: TrainConfig | None = None,
-    shots: int | None = None,
-    draw: int = 0,
-    alpha_data: str = "auto",
-    output: Path | str | None = None,
-    overwrite: bool = False,
-    test: bool = True,
-    device: str = "auto",
-    protocol: Protocol | None = None,
-    skip_bad: bool = False,
-    progress: Progress = SILENT,
-) -> Outcome:
+@takes(SearchSettings)
+def search(task: str | Task, settings: SearchSettings) -> Outcome:
     """Search how many tokens each block needs, then learn a fresh prompt of those lengths.
 
-    `method` is a search of `adapters/` with its settings, `search_config` how it is trained and
-    `config` how the found prompt is, or what differs there from the usual. `alpha_data` is `val`,
-    `half` (half of each class's training images, which then train in the second stage), or `auto`:
-    as the method asks, which is `val` where there is one for `dpl`. Where no block wants a token,
-    the head is learned alone, or zero-shot is left. The record holds both stages; `protocol` is
-    that of the second, as for `learn`.
+    Where no block wants a token, the head is learned alone, or zero-shot is left. The record holds
+    both stages; `protocol` is that of the second.
     """
-    output = outcome.check_output(output, overwrite)
+    output = outcome.check_output(settings.output, settings.overwrite)
+    method = settings.method
     build = registry.build("adapters", method)
-    backbone, opened = open_backbone(model, device=device, progress=progress), open_task(task)
+    backbone = open_backbone(
+        settings.model,
+        image_size=settings.image_size,
+        device=settings.device,
+        progress=settings.progress,
+    )
+    opened = open_task(task, allow_absent=settings.allow_absent, split_seed=settings.split_seed)
     adapter = build(backbone)
     if not isinstance(adapter, Bilevel):
         raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")
+    shots, draw = settings.shots, settings.draw
     drawn = opened if shots is None else opened.few_shot(shots, draw)
-    second = config if isinstance(config, TrainConfig) else TrainConfig.checked(config or {})
-    ending.check_patience(second, drawn.val is not None)
-    moved_on = choose_alpha_data(drawn, alpha_data, method)
+    ending.check_patience(TrainConfig.of(settings.config, {}), drawn.val is not None)
+    moved_on = choose_alpha_data(drawn, settings.alpha_data, method)
+    searched = split_for_alpha(drawn, moved_on, draw)
+    progress = _said_once(drawn, searched, settings.progress)
     setting = stages.prepare(
         backbone,
-        split_for_alpha(drawn, moved_on, draw),
-        search_config or TrainConfig.checked(stages.training_defaults(method)),
+        searched,
+        TrainConfig.of(settings.search_config, stages.training_defaults(method)),
         None,
         draw,
-        skip_bad=skip_bad,
+        skip_bad=settings.skip_bad,
+        keep_states=settings.keep_states,
         progress=progress,
     )
     with setting.clock.stage("search"):
         tuned = stages.run_tuning(setting, adapter, setting.config)
     found, chosen = adapter.found(), adapter.learns_as()
     progress.say(f"found lengths {found}; now `{chosen}` is learned")
-    if not isinstance(config, TrainConfig):
-        config = TrainConfig.checked({**stages.training_defaults(chosen), **(config or {})})
     made = flow.learn(
         drawn,
         model=backbone,
         method=chosen,
-        config=config,
-        test=test,
-        protocol=protocol,
-        skip_bad=skip_bad,
+        config=settings.config,
+        test=settings.test,
+        keep_states=settings.keep_states,
+        protocol=settings.protocol,
+        skip_bad=settings.skip_bad,
         progress=progress,
     )
     record: dict[str, Any] = {
@@ -100,10 +88,35 @@ def search(
     kept = made.artifact
     if output is not None:
         setting.promise(output)
-        artifact.save(kept, output, overwrite=overwrite, run=run)
+        artifact.save(kept, output, overwrite=settings.overwrite, run=run)
         kept = replace(kept, folder=output)
     setting.forget_checkpoints()
     return Outcome(kept, made.test, run)
+
+
+def _said_once(drawn: Task, searched: Task, progress: Progress) -> Progress:
+    """Say the census of the task, and return a progress that leaves out those of both stages."""
+    whole = drawn.census().sentences()
+    for sentence in whole:
+        progress.say(sentence)
+    return _Heard(progress, frozenset((*whole, *searched.census().sentences())))
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Progress that does not say again what was said."""
+
+    progress: Progress
+    heard: frozenset[str]
+
+    def step(self, description: str, total: int) -> AbstractContextManager[Step]:
+        """Open a piece of work."""
+        return self.progress.step(description, total)
+
+    def say(self, text: str) -> None:
+        """Say what was not said before."""
+        if text not in self.heard:
+            self.progress.say(text)
 
 
 def choose_alpha_data(task: Task, asked: str, method: str) -> str:

@@ -20,10 +20,11 @@ from vprompt.data.task import Examples, Task
 from vprompt.learning import classifier, ending, fleets, grid
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.checkpoint import Checkpoint
+from vprompt.learning.classifier import Candidate
 from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned, tune
 from vprompt.models.backbone import Backbone
-from vprompt.models.heads import Head
+from vprompt.models.heads import Head, closed_form
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 
 _WARNED = 20  # files that the record names, of those that were warned of
@@ -44,10 +45,15 @@ class Setting:
     keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
-    def sizes(self, test: bool) -> dict[str, int]:
-        """Return how many images there are to validate and, where it is opened, to test on."""
-        sealed = self.task.test if test else None
-        return {"val": len(self.val or ()), "test": len(sealed or ())}
+    def sizes(self, test: bool) -> dict[str, Any]:
+        """Return how many images there are to validate and, where it is opened, to test on.
+
+        `decoding` is how long the latter take to be read, as far as the others tell.
+        """
+        sealed, val = self.task.test if test else None, len(self.val or ())
+        each = self.clock.seconds.get("images", 0.0) / max(len(self.train) + val, 1)
+        looks = len(sealed or ())
+        return {"val": val, "test": looks, "decoding": each * looks}
 
     def promise(self, result: Path) -> None:
         """Note where the result of all training runs will be, before it is written."""
@@ -196,7 +202,7 @@ def tune_best(
     build: Callable[[], Adapter],
     points: Sequence[TrainConfig],
     *,
-    fleet: str | int = fleets.AUTO,
+    fleet: str | int = "auto",
     halving: bool = False,
 ) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
     """Train at every point and keep the best on validation; ties go to the smaller lr.
@@ -227,6 +233,16 @@ def tune_best(
     best = grid.best(found)
     assert best.tuned is not None
     return best.tuned, best.config, [each.to_json() for each in found]
+
+
+def untuned(setting: Setting, plain: Features, adapter: Adapter) -> dict[str, Candidate]:
+    """Return what a learned prompt is measured beside: no prompt, and of a CLIP zero-shot."""
+    with setting.clock.stage("head"):
+        baseline = closed_form(plain, setting.train.labels, len(setting.task.classes))
+    found: dict[str, Candidate] = {"no prompt": (None, baseline)}
+    return (
+        found if adapter.text() is None else {"zero-shot": (None, zero_shot_head(setting)), **found}
+    )
 
 
 def zero_shot_head(setting: Setting) -> Head:

@@ -379,7 +379,8 @@ def test_the_commands_share_an_artefact(hub_server, made, tmp_path, vprompt, fai
     [
         ("vit_base_patch16_224.orig_in21k", "timm/vit_base_patch16_224.orig_in21k"),
         ("hf-hub:org/vit@main", "org/vit"),
-        ("demo", "demo"),
+        ("demo", None),
+        ("vit_base_patch16_224", None),
     ],
 )
 @pytest.mark.parametrize(
@@ -398,7 +399,7 @@ def test_a_card_is_tagged_for_discovery_and_keeps_what_it_says(name, base, card)
     tagged = cards.tagged(card, {"base_model_name_or_path": name})
     _, head, body = tagged.split("---\n", 2)
     values = yaml.safe_load(head)
-    assert values["base_model"] == base and values["library_name"] == "vprompt"
+    assert values.get("base_model") == base and values["library_name"] == "vprompt"
     assert cards.backbone_of(values["tags"]) == name
     assert values["tags"].count("vprompt") == 1
     assert ("# Text" in card) == ("# Text" in body)

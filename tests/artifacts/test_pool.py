@@ -135,7 +135,7 @@ def test_a_stranger_s_odd_task_does_not_break_combining(folder, change, tiny, ta
     change(task=task)
     target = open_task("digits").few_shot(1, seed=0)
     try:
-        combine(target, pool_folder=folder, model=tiny, config=TrainConfig(epochs=0), test=False)
+        combine(target, pool=folder, model=tiny, config=TrainConfig(epochs=0), test=False)
     except VPromptError as error:
         assert "birds" in str(error)
 

@@ -617,3 +617,38 @@ def test_the_recipes_in_the_documents_are_sound():
         found = recipe.from_values(yaml.safe_load(text), where="it")
         recipe.check(found, where="it")
         assert len(found.methods) >= 2
+
+
+def test_a_task_that_needs_no_folder_is_the_built_in_one_unless_a_folder_has_its_name(
+    tmp_path, refused
+):
+    from vprompt.bench.jobs import place_of
+    from vprompt.bench.recipe import TaskEntry
+
+    digits = TaskEntry(name="digits")
+    assert place_of(digits, None) == place_of(digits, tmp_path) == "digits"
+    (tmp_path / "digits").mkdir()
+    assert place_of(digits, tmp_path) == str(tmp_path / "digits")
+    for name in ("cifar", "few_shot"):  # of a folder, and of one that a setting names
+        with refused("is a folder of image sets", "--data DIR"):
+            place_of(TaskEntry(name=name), None)
+
+
+def test_sizes_say_how_a_folder_was_cut(tmp_path):
+    from PIL import Image
+
+    from vprompt.bench import jobs, recipe
+
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for row in range(10):
+            Image.new("L", (8, 8), row).save(tmp_path / "pets" / name / f"{row}.png")
+    values = {"name": "it", "backbone": {"model": "tiny"}, "tasks": ["pets", "digits"]}
+    read = recipe.from_values(
+        {**values, "methods": [{"name": "linear", "learn": "linear"}]}, where="it"
+    )
+    every = jobs.expand(read, data=tmp_path, output=tmp_path / "out")
+    pets, digits = jobs.sizes(every)
+    assert pets == "pets: train 12, val 4, test 4: cut 64/16/20 by seed 0"
+    assert digits.startswith("digits: train ")
+    assert "cut" not in every[0].identity()

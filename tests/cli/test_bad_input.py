@@ -101,7 +101,7 @@ def test_an_unknown_name_or_setting(fails, learn, images, words, saying):
     "task, saying",
     [
         ("digit", ["no task of that name", "Did you mean 'digits'"]),
-        ("digits(sed=1)", ["digits has no setting 'sed'", "Did you mean 'seed'"]),
+        ("digits(split_sed=1)", ["has no setting 'split_sed'", "Did you mean 'split_seed'"]),
         ("no/such/folder", ["No file or folder at 'no/such/folder'", "folder of class folders"]),
         ("folder(root=nowhere)", ["No folder at nowhere"]),
     ],
@@ -153,9 +153,9 @@ def test_a_label_absent_from_training(fails, vprompt, learn, tmp_path, where):
     for split in ("val", "test"):
         paint_classes(root / split, dark=2, light=2)
     paint(root / where / "grey" / "0.png")
-    fails(*learn(root), saying=["no training image shows: 'grey'", "--allow-absent-classes"])
+    fails(*learn(root), saying=["no training image shows: 'grey'", "--allow-absent"])
     assert not (tmp_path / "out").exists()
-    assert vprompt(*learn(root, "--allow-absent-classes"))[0] == 0
+    assert vprompt(*learn(root, "--allow-absent"))[0] == 0
 
 
 @pytest.mark.usefixtures("nothing_written")

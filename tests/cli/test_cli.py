@@ -107,6 +107,33 @@ def test_every_command_explains_itself(vprompt, command):
     assert code == 0 and "Usage" in out and len(out) > 200
 
 
+GROUPED = ["What", "Pool", "Training", "Output", "Advanced"]
+
+
+def test_the_help_of_combine_is_grouped_and_fits_two_screens(vprompt, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = vprompt("combine", "--help")
+    heads = [line.split()[1] for line in out.splitlines() if line.startswith("╭─")]
+    assert code == 0 and [head for head in heads if head in GROUPED] == GROUPED
+    assert len(out.splitlines()) <= 96
+    for word in ("--warmup", "--patience", "--image-size", "--img-size", "--split-seed", "--pool"):
+        assert word in out
+    assert "least_loss (default)" in out and "Default: 16." in out  # combine's own defaults
+
+
+@pytest.mark.parametrize("verb", ["learn", "combine", "search"])
+def test_help_says_what_is_deliberately_not_there(vprompt, verb):
+    _, out, _ = vprompt(verb, "--help")
+    text = " ".join(out.split())
+    assert "Deliberately not here" in text and "decay_bias, first_epoch_lr, min_lr" in text
+
+
+def test_an_option_of_an_earlier_release_is_understood_with_a_line(vprompt):
+    code, _, err = vprompt("learn", "nowhere/at-all", "--allow-absent-classes")
+    assert code == 1 and "--allow-absent-classes is --allow-absent now" in err
+    assert "No file or folder at 'nowhere/at-all'" in err and "Warning:" not in err
+
+
 # What the commands do
 
 
@@ -144,6 +171,19 @@ def test_a_grid_is_read_from_the_command_line(vprompt, images, tmp_path):
     code, _, _ = vprompt("learn", images, *words, "--output", tmp_path / "it")
     recipe = json.loads((tmp_path / "it" / "adapter_config.json").read_text())["recipe"]
     assert code == 0 and recipe["grid"] == {"lr": [0.01, 0.02], "weight_decay": [0.0]}
+
+
+def test_combine_takes_warmup_and_an_image_size_as_learn_does(
+    vprompt, fails, pool, images, tmp_path
+):
+    words = ["--pool", pool, "--shots", 2, "--epochs", 1, "--form", "sum", "-q", "--include-self"]
+    own = ["--warmup", 0.5, "--img-size", 32, "--split-seed", 4, "--output", tmp_path / "it"]
+    code, _, err = vprompt("combine", images, *words, *own)
+    assert code == 0, err
+    record = json.loads((tmp_path / "it/run.json").read_text())
+    assert record["train"]["warmup"] == 0.5 and record["train"]["lr"] == 1e-3
+    assert "by seed 4" in record["task"]["census"]["cut"]
+    assert "input" in fails("combine", images, *words, "--image-size", 64)
 
 
 def test_a_freeze_report_lists_every_trained_tensor(vprompt, images):

@@ -27,7 +27,7 @@ def test_a_size_is_a_number_or_height_and_width(text, size):
 def test_a_size_that_no_image_has_is_refused(text, refused):
     from vprompt.data.preprocessing import read_size
 
-    with refused("--img-size"):
+    with refused("--image-size"):
         read_size(text)
 
 
@@ -37,16 +37,16 @@ def test_no_size_stands_for_the_default(size, name, refused):
     from vprompt import open_backbone
     from vprompt.core import registry
 
-    with refused("--img-size"):
+    with refused("--image-size"):
         open_backbone(name, image_size=size)
-    with refused("--img-size|fill the patches"):
+    with refused("--image-size|fill the patches"):
         registry.find("backbones", name)(image_size=size)
 
 
 def test_the_command_line_refuses_0_and_takes_height_and_width(vprompt, fails, tmp_path):
     digits = ("learn", "digits", "--model", "tiny", "--shots", "1", "--epochs", "0", "--no-test")
     for wrong in ("0", "-1", "64x"):
-        fails(*digits, f"--img-size={wrong}", saying=["--img-size"])
+        fails(*digits, f"--img-size={wrong}", saying=["--image-size"])
     output = tmp_path / "it"
     code, _, err = vprompt(*digits, "--img-size", "64x32", "--output", output, "--quiet")
     assert code == 0, err

@@ -646,3 +646,35 @@ def test_a_drawn_array_has_a_census_too():
 
     pixels = np.zeros((4, 2, 2, 3), np.uint8)
     assert Task("t", ("a", "b"), Split("train", pixels, (0, 0, 1, 1))).census().sizes() == "train 4"
+
+
+def test_over_all_folds_every_image_is_tested_on_once(fill, census, tmp_path, refused):
+    from vprompt.data.task import Split
+    from vprompt.tasks import _cutting
+
+    fill("data")
+    found = census(f"folder(root='{tmp_path}/data', fold='2/3', seed=4)")
+    assert found.images == {"train": 6, "val": 2, "test": 4}
+    assert "cut into 3 folds by seed 4, fold 2 for test" in said(found)
+    assert "4 test images tell little" in said(found) and "k-fold" not in said(found)
+    whole = Split("all", tuple(tmp_path / str(n) for n in range(20)), tuple([0, 1] * 10))
+    settings = {"allow_absent": False, "where": "here"}
+    tested = []
+    for number in range(1, 6):
+        made = _cutting.cut(whole, "ab", (1.0, 0.0, 0.0), 0, fold=f"{number}/5", **settings).splits
+        parts = [{*made[name].images} for name in ("train", "val", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 20
+        assert sorted(made["test"].labels) == [0, 0, 1, 1]
+        tested += made["test"].images
+    assert sorted(tested) == sorted(whole.images)
+    for wrong in ("0/5", "6/5", "1/1", "half"):
+        with refused("fold is such as '1/5'", wrong):
+            census(f"folder(root='{tmp_path}/data', fold='{wrong}')")
+
+
+def test_a_list_is_cut_into_folds_too(fill, census, tmp_path):
+    root = fill("data")
+    rows = "".join(f"{p.relative_to(tmp_path)},{p.parent.name}\n" for p in root.rglob("*.png"))
+    (tmp_path / "list.csv").write_text("image,label\n" + rows)
+    found = census(f"table(file='{tmp_path}/list.csv', fold='1/3')")
+    assert found.images["test"] == 4 and "fold 1 for test" in said(found)

@@ -235,7 +235,7 @@ def test_folder_with_one_class_only_is_refused(tmp_path, load, refused):
 def test_folder_names_the_class_with_one_image(tmp_path, load, refused):
     class_folders(tmp_path, cat=9, dog=9, emu=1)
     for fractions in ((0.64, 0.16, 0.2), (0.3, 0.3, 0.4)):  # it would go to train, to test
-        with refused("one image only: 'emu'", "--allow-absent-classes"):
+        with refused("one image only: 'emu'", "--allow-absent"):
             load("folder", root=str(tmp_path), fractions=fractions)
     task = load("folder", root=str(tmp_path), allow_absent=True)
     assert task.class_counts()[2] == 1
@@ -244,7 +244,7 @@ def test_folder_names_the_class_with_one_image(tmp_path, load, refused):
 def test_folder_names_classes_that_training_does_not_show(tmp_path, load, refused):
     class_folders(tmp_path / "train", cat=5, dog=5)
     class_folders(tmp_path / "test", cat=2, emu=2)
-    with refused("in 'test' that no training image shows: 'emu'", "--allow-absent-classes"):
+    with refused("in 'test' that no training image shows: 'emu'", "--allow-absent"):
         load("folder", root=str(tmp_path))
     assert load("folder", root=str(tmp_path), allow_absent=True).classes == ("cat", "dog", "emu")
 

@@ -83,7 +83,7 @@ def artefact(tmp_path, tiny):
             output=tmp_path / "pool" / f"source{seed}",
         )
     return flow.combine(
-        "digits", pool_folder=tmp_path / "pool", model=tiny, shots=4, output=tmp_path / "made"
+        "digits", pool=tmp_path / "pool", model=tiny, shots=4, output=tmp_path / "made"
     )
 
 
@@ -101,7 +101,7 @@ def test_it_is_served_beside_prompts_of_another_width(artefact, tmp_path, tiny, 
 
     places = [str(tmp_path / "made"), str(tmp_path / "pool" / "source0")]
     server = serving.serve(places, model=tiny)
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 3, 32, 32).clamp(-1, 1)
     names = [places[0], places[1], places[0], places[1]]
     logits = server.logits(images, names, precision="fp32")
     assert [len(row) for row in logits] == [10, 16, 10, 16]

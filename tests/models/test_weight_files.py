@@ -282,8 +282,9 @@ def test_a_checkpoint_goes_before_what_a_folder_holds(vit, folder, tmp_path):
 def test_a_hub_s_weights_fill_the_model_whole_or_are_refused(vit, monkeypatch, refused):
     from timm.models import _factory
 
-    from vprompt.backbones import _timm_models, timm_vit
+    from vprompt.backbones import _reach, _timm_models, timm_vit
 
+    monkeypatch.setattr(_reach, "_problem", lambda address: "")
     config = {
         "input_size": (3, 32, 32),
         "num_classes": 0,

@@ -41,7 +41,7 @@ def combine(tiny, tmp_path):
     def run(pool, **given):
         heard = Listening()
         given = {"shots": 4, "test": False, **given}
-        outcome = flow.combine("digits", pool_folder=pool, model=tiny, progress=heard, **given)
+        outcome = flow.combine("digits", pool=pool, model=tiny, progress=heard, **given)
         return outcome, heard.said
 
     return run

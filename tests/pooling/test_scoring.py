@@ -203,7 +203,7 @@ def test_every_metric_finds_what_it_needs_in_a_pool(tiny, write_pool, tmp_path):
     folder_task(tmp_path / "data", "sides")
     found = score(
         str(target),
-        pool_folder=pool,
+        pool=pool,
         model=tiny,
         metric=registry.names("metrics"),
         source_data=tmp_path / "data",
@@ -225,7 +225,7 @@ def test_leep_in_a_pool_is_that_of_the_source_s_head_on_the_target(tiny, write_p
 
     pool = write_pool({"one": "sides"})
     target = folder_task(tmp_path / "data", "target")
-    [(name, found)] = score(str(target), pool_folder=pool, model=tiny, metric="leep")
+    [(name, found)] = score(str(target), pool=pool, model=tiny, metric="leep")
     source, task = load_artifact(pool / "one"), open_task(str(target))
     examples = task.examples(task.train, tiny.data_config)
     [(pixels, labels)] = examples.batches(len(examples))

@@ -438,7 +438,7 @@ def test_combine_records_the_screening_and_can_be_replayed(large, task, tiny, tm
     from vprompt.report.facts import groups
 
     call = {"model": tiny, "config": quick(), "method": "uniform"}
-    found = combine(task, pool_folder=large, screen=SMALL, output=tmp_path / "it", **call)
+    found = combine(task, pool=large, screen=SMALL, output=tmp_path / "it", **call)
     kept = found.run["screening"]["kept"]
     assert len(kept) == 8 and kept == [s["name"] for s in found.run["transfer"]["sources"]]
     assert [m["model"] for m in found.run["replay"]["models"]] == [str(large / n) for n in kept]
@@ -449,7 +449,7 @@ def test_combine_records_the_screening_and_can_be_replayed(large, task, tiny, tm
     text = {fact.name: fact for fact in group.facts}
     assert text["marginal gain"].text.startswith("8 sources kept")
     assert text["few images, left out"].summary == "10 sources"
-    again = combine(task, pool_folder=[large / name for name in kept], **call)
+    again = combine(task, pool=[large / name for name in kept], **call)
     assert "screening" not in again.run and "screen" not in again.run["seconds"]
     assert again.run["transfer"]["start_digest"] == found.run["transfer"]["start_digest"]
 
@@ -457,7 +457,7 @@ def test_combine_records_the_screening_and_can_be_replayed(large, task, tiny, tm
 def test_a_small_pool_is_combined_as_without_any_screen(large, task, tiny):
     from vprompt import combine
 
-    call = {"pool_folder": [large / name for name in PLANTED], "model": tiny, "config": quick()}
+    call = {"pool": [large / name for name in PLANTED], "model": tiny, "config": quick()}
     found = [combine(task, screen=screen, **call).run for screen in ("auto", "off")]
     assert "screening" not in found[0]
     assert found[0]["transfer"] == found[1]["transfer"]
@@ -467,5 +467,5 @@ def test_a_small_pool_is_combined_as_without_any_screen(large, task, tiny):
 def test_score_ranks_what_the_screen_kept(large, task, tiny):
     from vprompt import score
 
-    found = dict(score(task, pool_folder=large, model=tiny, screen=SMALL))
+    found = dict(score(task, pool=large, model=tiny, screen=SMALL))
     assert len(found) == 9 and "(no prompt)" in found

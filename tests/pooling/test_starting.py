@@ -46,7 +46,7 @@ def combine(folder, tiny):
 
     def call(method, config=None, **given):
         config = config or quick(epochs=2, batch_size=64)
-        given = {"pool_folder": folder, "model": tiny, "config": config, **given}
+        given = {"pool": folder, "model": tiny, "config": config, **given}
         return combine(few(), method=method, **given)
 
     return call
@@ -295,7 +295,7 @@ def test_an_attempt_is_an_artefact_that_needs_no_pool(tiny, pool, deep_pool, tmp
     from vprompt.results.measure import features_of
 
     write(tiny, deep_pool if deep else pool, tmp_path / "sources")
-    call = {"model": tiny, "config": quick(epochs=1), "pool_folder": tmp_path / "sources"}
+    call = {"model": tiny, "config": quick(epochs=1), "pool": tmp_path / "sources"}
     outcome = combine(few(), method="attempt", output=tmp_path / "made", **call)
     loaded = artifact.load(tmp_path / "made")
     assert loaded.prompt is None and loaded.config["method"].startswith("attempt(")
@@ -362,7 +362,7 @@ def test_the_oracle_in_full_tunes_every_source_and_keeps_the_best(combine, pool)
 def test_spots_best_needs_validation_images(folder, tiny, refused):
     from vprompt import combine
 
-    call = {"pool_folder": folder, "model": tiny, "config": quick(epochs=1)}
+    call = {"pool": folder, "model": tiny, "config": quick(epochs=1)}
     with refused("use=average"):
         combine(replace(few(), val=None), method="spot(use=best, epochs=1)", **call)
 
@@ -374,7 +374,7 @@ def test_the_validation_oracle_sees_validation_and_says_so(combine, folder, tiny
     from vprompt import combine as combine_any
 
     with refused("chooses on validation images"):
-        call = {"pool_folder": folder, "model": tiny}
+        call = {"pool": folder, "model": tiny}
         combine_any(replace(few(), val=None), method="best_validation", **call)
 
 

@@ -148,7 +148,7 @@ def test_a_pool_of_different_lengths_combines_and_says_who_fills_what(mixed_pool
 
     outcome = flow.combine(
         "digits",
-        pool_folder=mixed_pool,
+        pool=mixed_pool,
         method="hgprompt(bootstrap=0, refine=1)",
         model=tiny,
         config=TrainConfig(epochs=1),
@@ -208,7 +208,7 @@ def test_alignments_work_on_slots(mixed_pool, tiny, alignment):
 
     outcome = flow.combine(
         "digits",
-        pool_folder=mixed_pool,
+        pool=mixed_pool,
         method=f"hgprompt(alignment={alignment}, bootstrap=0)",
         model=tiny,
         config=TrainConfig(epochs=1),
@@ -221,7 +221,7 @@ def test_alignments_work_on_slots(mixed_pool, tiny, alignment):
 def test_a_pool_of_different_lengths_is_scored(mixed_pool, tiny):
     from vprompt import flow
 
-    ranked = flow.score("digits", pool_folder=mixed_pool, model=tiny, shots=2)
+    ranked = flow.score("digits", pool=mixed_pool, model=tiny, shots=2)
     assert {"apples", "birds", "cars"} <= {name for name, _ in ranked}
 
 
@@ -238,6 +238,4 @@ def test_what_needs_corresponding_tokens_is_refused(
     from vprompt import flow
 
     with refused(*words):
-        flow.combine(
-            "digits", pool_folder=mixed_pool, method=method, align=align, model=tiny, shots=2
-        )
+        flow.combine("digits", pool=mixed_pool, method=method, align=align, model=tiny, shots=2)

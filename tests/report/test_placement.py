@@ -141,7 +141,7 @@ def test_prompts_that_moved_are_refused_or_brought_to_one_placement(pool, tiny, 
     code, out, _ = vprompt("placement", pool / "source0")
     assert code == 0 and "among 12 tokens" in out
     task = open_task("digits").few_shot(2, 1)
-    given = {"pool_folder": pool, "model": tiny, "method": "uniform", "test": False}
+    given = {"pool": pool, "model": tiny, "method": "uniform", "test": False}
     given |= {"include_self": True, "shots": None}
     with refused("same placement", "--align placement"):
         combine(task, **given)

@@ -18,6 +18,8 @@ def adapter(tiny, monkeypatch):
     from vprompt.core import registry
 
     monkeypatch.setattr("vprompt.results.cost.images_per_second", lambda *a: 10.0)
+    monkeypatch.setattr("vprompt.results.cost.head_seconds", lambda *a: 0.0)
+    monkeypatch.setattr("vprompt.core.clock._BEGAN", [])
     return registry.build("adapters", "vpt(num_virtual_tokens=1)")(tiny)
 
 
@@ -27,8 +29,8 @@ def test_learning_looks_at_validation_after_every_epoch_and_at_test_twice(adapte
 
     config = TrainConfig(epochs=2, keep="best")
     said = training_estimate(adapter, train, config, points=2, val=15, test=30)
-    # 2 x 2 x 30 steps; 2 x 3 x 15 + 2 x 30 looks, each a third of a step
-    assert said.startswith("about 17 s: 2 x 2 epochs x 30 images at 10 images/s, 150 looks")
+    # 2 x 2 x 30 steps; 2 x 3 x 15 + 2 x 30 looks, each a third of a step; 3 x 30 for the heads
+    assert said.startswith("about 20 s: 2 x 2 epochs x 30 images at 10 images/s, 150 looks")
     assert "looks" not in training_estimate(adapter, train, config)
     # With patience every epoch is looked at, even where the last one is kept.
     for settings, looks in (({}, 2), ({"patience": 9}, 6)):
@@ -86,3 +88,33 @@ def test_a_sum_of_moves_adds_its_looks_along_the_scales(adapter, train):
     said = combining_estimate(adapter, train, TrainConfig(epochs=0), plan=plan, sources=4)
     # 4 + 1 sources, 5 scales, 3 members
     assert said.startswith("about 13 s: 13 evidence passes and 0 epochs x 30 images")
+
+
+def test_heads_start_up_and_decoding_count(adapter, train, monkeypatch):
+    import time
+
+    from vprompt.core import clock
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.results import cost
+
+    config = TrainConfig(epochs=1)
+    plain = cost.training_estimate(adapter, train, config)
+    assert plain.startswith("about 5 s: ")
+    assert cost.training_estimate(adapter, train, config, decoding=10.0).startswith("about 15 s: ")
+    monkeypatch.setattr(cost, "head_seconds", lambda *a: 5.0)  # of the start, and of no prompt
+    assert cost.training_estimate(adapter, train, config).startswith("about 15 s: ")
+    clock.begin()
+    clock._BEGAN[0] = time.perf_counter() - 20
+    said = cost.training_estimate(adapter, train, config)
+    assert said.startswith("about 15 s more, 35 s in all: ")
+
+
+def test_an_ensemble_looks_at_test_images_once_for_each_member(adapter, train):
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.pooling.mix import Plan
+    from vprompt.results.cost import combining_estimate
+
+    plan = Plan(move_scale="auto", form="ensemble", members=3)
+    said = combining_estimate(adapter, train, TrainConfig(epochs=0), plan=plan, sources=4, test=10)
+    # without a prompt, the start, the best source; twice three members and no prompt
+    assert said.endswith(", 110 looks at images to validate and test")

@@ -133,10 +133,10 @@ def test_combining_opens_it_once_and_scoring_never(tiny, task, config, tmp_path)
 
     for name in ("one", "two"):
         learn(task, model=tiny, config=config, output=tmp_path / "pool" / name, test=False)
-    score(task, pool_folder=tmp_path / "pool", model=tiny)
+    score(task, pool=tmp_path / "pool", model=tiny)
     assert task.test.opened == 0
     pool = tmp_path / "pool"
-    combine(task, pool_folder=pool, model=tiny, config=config, include_self=True)
+    combine(task, pool=pool, model=tiny, config=config, include_self=True)
     assert task.test.opened == 1
 
 

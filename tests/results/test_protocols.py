@@ -129,7 +129,7 @@ def test_preprocessing_is_changed_on_a_copy_that_shares_the_weights(tiny, refuse
     wanted = torch.tensor([(1 - m) / s for m, s in zip(*_imagenet(), strict=True)])
     torch.testing.assert_close(changed.normalise(pixels)[0, :, 0, 0], wanted)
     assert not torch.equal(changed.normalise(pixels), tiny.normalise(pixels))
-    with refused("images of 224 pixels", "opened for 32", "--img-size 224"):
+    with refused("images of 224 pixels", "opened for 32", "--image-size 224"):
         plan("vpt").preprocess(tiny)
 
 

@@ -34,7 +34,7 @@ def build(
     if network != "small" and min(backbone.data_config.input_size[1:]) < _SMALLEST_ALEXNET:
         raise VPromptError(
             f"AlexNet needs images of {_SMALLEST_ALEXNET} pixels, but {backbone.name!r} sees "
-            f"{backbone.data_config.shown_size}. Use network=small, or a larger --img-size."
+            f"{backbone.data_config.shown_size}. Use network=small, or a larger --image-size."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)

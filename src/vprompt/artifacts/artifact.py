@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from vprompt.artifacts import codec, whole
@@ -30,6 +32,7 @@ from vprompt.core.files import (
     text_bytes,
     write_json,
 )
+from vprompt.data import inputs
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.backbone import Backbone
 from vprompt.models.heads import Head
@@ -83,6 +86,21 @@ class Artifact:
         """SHA-256 over the image prompt's tokens and placement: what evidence depends on."""
         return prompt_digest(self.prompt)
 
+    def preprocess(self, images: Any) -> Tensor:
+        """Return what the backbone reads: one image as `[3, height, width]`, several as a batch.
+
+        An image is a path, a Pillow image, a NumPy array `[height, width, 3]` or a tensor
+        `[3, height, width]` of whole numbers up to 255 or floats up to 1; several are a list, or
+        one more axis in front. So this is also a `transform` for torchvision's data sets.
+        """
+        config, found = self.data_config, inputs.each(images)
+        if not found:
+            raise VPromptError("There are no images to preprocess.")
+        made = np.stack([inputs.pixels(image, config) for image in found])
+        batch = inputs.normalise(torch.from_numpy(made), config)
+        many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        return batch if many else batch[0]
+
 
 def make_config(
     backbone: Backbone,
@@ -106,6 +124,7 @@ def make_config(
         "format_version": 3 if wide else 2 if cosine or text else 1,
         "base_model_name_or_path": backbone.name,
         "revision": None,
+        **({"base_model_repository": backbone.repository} if backbone.repository else {}),
         "base_model_fingerprint": backbone.fingerprint,
         "inference_mode": True,
         **codec.placement(prompt, backbone.depth, backbone.dim),

@@ -7,22 +7,42 @@ from typing import Any
 
 import yaml
 
+from vprompt.artifacts import publishing
 from vprompt.core.plain import in_code, in_markdown
 
+_FINAL = ("learned", "tuned")  # what an artefact's own measurement is called
+_LISTED = 100  # classes named on a card
 
-def render(config: dict[str, Any], run: dict[str, Any]) -> str:
-    """Return the card: what it is, how it was made, how well it does, how to use it."""
+
+def write(config: dict[str, Any], run: dict[str, Any]) -> str:
+    """Return the card of a run, without the places of its author's disk."""
+    clean, record = publishing.published(config, run)
+    assert record is not None
+    return render(clean, record)
+
+
+def render(config: dict[str, Any], run: dict[str, Any], *, place: str = "FOLDER") -> str:
+    """Return the card: what it is, what for, how well it does, how to use it and how it was made.
+
+    `place` is where it can be had.
+    """
     task, backbone = run["task"], run["backbone"]
-    head = yaml.safe_dump(_head(config, run), sort_keys=False).strip()
+    head = yaml.safe_dump(_head(config, run), sort_keys=False, allow_unicode=True).strip()
     lines = [
         f"---\n{head}\n---",
         f"# {_kind(config)} for {in_markdown(task['name'])}",
         f"{_what(config)} for the frozen backbone `{in_code(backbone['name'])}` "
         f"(`{backbone['fingerprint'][:19]}`), with its head for "
-        f"{task['num_classes']} classes. Made by vprompt {run['machine']['versions']['vprompt']} "
-        f"with `{run['command']}` and the method `{in_code(run['method'])}`.",
+        f"{task['num_classes']} classes: {_classes(config['label_names'])}. Made by vprompt "
+        f"{run['machine']['versions']['vprompt']} with `{run['command']}` and the method "
+        f"`{in_code(run['method'])}`.",
         "## Use",
-        "```bash\nvprompt predict IMAGES --artifact FOLDER\n```",
+        f"```bash\nvprompt predict IMAGES --artifact {place}\n```",
+        f'```python\nimport vprompt\n\nclassifier = vprompt.load("{place}")\n'
+        'found = classifier.predict("photo.jpg")[0]  # or a Pillow image, an array, a tensor, a '
+        "list\nprint(found.label, found.probabilities)\n```",
+        "## Intended use and limits",
+        _limits(run),
         "## Results",
         _results(run),
         f"Selection: {run['tuning']['selection']}; {run['tuning']['kept']}. One run, seed "
@@ -46,6 +66,42 @@ def render(config: dict[str, Any], run: dict[str, Any]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def _classes(names: list[str]) -> str:
+    """Return the labels as they are predicted."""
+    more = len(names) - _LISTED
+    listing = ", ".join(f"`{name}`" for name in names[:_LISTED])
+    return listing + (f", and {more} more in `adapter_config.json`" if more > 0 else "")
+
+
+def _limits(run: dict[str, Any]) -> str:
+    """Return what it is for and where it ends, as far as its record tells."""
+    task, counts = run["task"], run["task"]["train_images_per_class"]
+    seen = [count for count in counts if count]
+    span = f"{min(seen)}" if min(seen) == max(seen) else f"{min(seen)} to {max(seen)}"
+    lines = [
+        f"- For images like those it was learned from: {sum(counts)} training images, {span} of "
+        "each class.",
+        "- Every image is given one of the classes above, one that shows none of them, too. A "
+        "probability is no warning of that.",
+    ]
+    tested = next(iter(run["test"].values()), None)
+    if tested is None:
+        lines.append("- How often it is right was not measured.")
+    else:
+        last = _ordered(run["test"])[-1][1]
+        low, high = 100 * last["low"], 100 * last["high"]
+        lines.append(
+            f"- It was measured on {tested['images']} images of the same source, on which between "
+            f"{low:.0f} and {high:.0f} % are to be expected right. Images of another camera, place "
+            "or time may do worse; measure on your own: `vprompt evaluate`."
+        )
+    absent = len(counts) - len(seen)
+    if absent:
+        lines.append(f"- {absent} of its {task['num_classes']} classes had no training image.")
+    lines.append("- It was not examined for fairness, and is not meant for decisions about people.")
+    return "\n".join(lines)
+
+
 def tagged(card: str, config: dict[str, Any]) -> str:
     """Return a card whose head has the tags by which a hub's search finds it.
 
@@ -60,7 +116,7 @@ def tagged(card: str, config: dict[str, Any]) -> str:
     given = head.get("tags")
     given = [str(tag) for tag in given] if isinstance(given, list) else []
     name = config["base_model_name_or_path"]
-    head |= {"library_name": "vprompt", "base_model": _hub_name(name)}
+    head |= {"library_name": "vprompt", **_base(config)}
     head["tags"] = list(dict.fromkeys(["vprompt", "visual-prompt", backbone_tag(name), *given]))
     body = card[found.end() :] if found else card
     return f"---\n{yaml.safe_dump(head, sort_keys=False).strip()}\n---\n{body}"
@@ -77,19 +133,20 @@ def backbone_of(tags: Iterable[str]) -> str:
     return next((tag.removeprefix(start) for tag in tags if tag.startswith(start)), "")
 
 
-def _hub_name(name: str) -> str:
-    """Return a backbone's repository on the hub where its name tells, else the name itself."""
-    if re.fullmatch(r"\w+\.\w+", name):
-        return f"timm/{name}"
+def _base(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a hub's head says of the base model, where that is a repository of the hub."""
+    name = config["base_model_name_or_path"]
     found = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(@.*)?", name)
-    return found[1] if found else name
+    place = config.get("base_model_repository") or (found[1] if found else "")
+    if not place and re.fullmatch(r"\w+\.\w+", name):
+        place = f"timm/{name}"
+    return {"base_model": place, "base_model_relation": "adapter"} if place else {}
 
 
 def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     head: dict[str, Any] = {
         "library_name": "vprompt",
-        "base_model": _hub_name(config["base_model_name_or_path"]),
-        "base_model_relation": "adapter",
+        **_base(config),
         "pipeline_tag": "image-classification",
         "license": run["task"]["facts"].get("licence", "other"),
         "tags": [
@@ -114,12 +171,26 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
                             "name": run["task"]["name"],
                             "split": "test",
                         },
-                        "metrics": [{"type": "accuracy", "value": round(metrics["acc1"], 4)}],
+                        "metrics": [
+                            {
+                                "type": "accuracy",
+                                "value": round(metrics["acc1"], 4),
+                                "name": _measured(metrics),
+                            }
+                        ],
                     }
                 ],
             }
         ]
     return head
+
+
+def _measured(metrics: dict[str, Any]) -> str:
+    """Return what stands beside an accuracy, so that nobody takes 20 images for 20,000."""
+    return (
+        f"accuracy on {metrics['images']} images, 95 % interval {metrics['low']:.3f} to "
+        f"{metrics['high']:.3f}"
+    )
 
 
 def _kind(config: dict[str, Any]) -> str:
@@ -137,6 +208,14 @@ def _tokens(config: dict[str, Any]) -> int:
     return sum(config["num_virtual_tokens"]) + sum(text.get("num_virtual_tokens", ()))
 
 
+def _ordered(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return measurements, what others are compared with first, and the artefact's own last.
+
+    A record that was read from a file has its keys in another order than when it was made.
+    """
+    return sorted(found.items(), key=lambda e: (e[0] in _FINAL, e[1]["gain"] is not None, e[0]))
+
+
 def _results(run: dict[str, Any]) -> str:
     if not run["test"]:
         return "Not measured: the test split was left closed."
@@ -144,7 +223,7 @@ def _results(run: dict[str, Any]) -> str:
         "| on the test split | accuracy | 95 % interval | gain, paired | images |",
         "|---|---|---|---|---|",
     ]
-    for name, found in run["test"].items():
+    for name, found in _ordered(run["test"]):
         gain = found["gain"]
         paired = (
             ""
@@ -193,8 +272,9 @@ def _recipe(recipe: dict[str, Any]) -> str:
         return f"```json\n{json.dumps(recipe, indent=2, sort_keys=True)}\n```"
     text = yaml.safe_dump(replay, sort_keys=False).strip()
     return (
-        "Run it again with `vprompt combine --recipe FOLDER`, or save this as a file and change "
-        f"it:\n\n```yaml\n{text.replace('```', chr(39) * 3)}\n```"
+        "Run it again with `vprompt combine --recipe FOLDER`, or save this as a file, with the "
+        "places of the sources and of the images put in:\n\n"
+        f"```yaml\n{text.replace('```', chr(39) * 3)}\n```"
     )
 
 

@@ -12,7 +12,6 @@ from vprompt.core import drafts
 from vprompt.core.errors import VPromptError
 
 STILL = 1e-3  # a move of less than this share of its start is rounding, not learning
-Pool: TypeAlias = Path | str | Sequence[Path | str]
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Entry:
     problem: str | None = None
     start: str = ""  # how the start of its prompt is known, where that was looked at
     other: str = ""  # the kind of another program's adapter
+    stray: bool = False  # neither file of an artefact is in it
 
     @property
     def name(self) -> str:
@@ -35,10 +35,28 @@ class Entry:
         """Why there is no image prompt in it; nothing where there is one, or where it is broken."""
         if self.other:
             return f"an adapter of the type {self.other}, which holds no prompt"
+        if self.stray:
+            return f"no artefact.{foreign.describe_folder(self.folder)}".rstrip(".")
         if self.config is None or sum(self.config["num_virtual_tokens"]):
             return ""
         method = self.config.get("method") or self.config.get("recipe", {}).get("method")
         return f"learned with {method}, without an image prompt" if method else "holds no prompt"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A pool whose configs have been read: what it is called, and its folders in name order."""
+
+    place: str
+    entries: tuple[Entry, ...]
+
+
+Pool: TypeAlias = Path | str | Sequence[Path | str] | Listing
+
+
+def listing(pool: Pool) -> Listing:
+    """Return a pool with its configs read, for those who would otherwise read them again."""
+    return Listing(describe(pool), tuple(entries(pool)))
 
 
 def entries(pool: Pool) -> list[Entry]:
@@ -47,6 +65,8 @@ def entries(pool: Pool) -> list[Entry]:
     A pool is a folder that holds artefact folders, or several such folders and single artefacts,
     which may be `hf-hub:user/name`.
     """
+    if isinstance(pool, Listing):
+        return list(pool.entries)
     given = [pool] if isinstance(pool, Path | str) else list(pool)
     found = [_entry(folder) for each in given for folder in _folders(_on_disk(each))]
     known: dict[str, Path] = {}
@@ -62,6 +82,8 @@ def entries(pool: Pool) -> list[Entry]:
 
 def describe(pool: Pool) -> str:
     """Return a pool as a person would name it."""
+    if isinstance(pool, Listing):
+        return pool.place
     return str(pool) if isinstance(pool, Path | str) else ", ".join(str(each) for each in pool)
 
 
@@ -73,8 +95,8 @@ def _folders(pool: Path) -> list[Path]:
     if (pool / CONFIG).is_file():
         return [pool]
     drafts.sweep(pool)  # and what was displaced for good is back before it is listed
-    with os.scandir(pool) as listing:
-        names = [f.name for f in listing if f.is_dir() and not f.name.startswith(".")]
+    with os.scandir(pool) as inside:
+        names = [f.name for f in inside if f.is_dir() and not f.name.startswith(".")]
     found = [pool / name for name in sorted(names)]
     if not found:
         raise VPromptError(
@@ -85,12 +107,12 @@ def _folders(pool: Path) -> list[Path]:
 
 def rows(pool: Pool) -> list[dict[str, Any]]:
     """Return one plain row per artefact, for listing; a broken one has a `problem`."""
-    listing = []
+    found = []
     for entry in entries(pool):
         config = entry.config or {}
         metrics = config.get("metrics") or {}
         accuracy = metrics.get("acc1")
-        listing.append(
+        found.append(
             {
                 "name": entry.name,
                 "task": config.get("task", {}).get("name", ""),
@@ -102,7 +124,7 @@ def rows(pool: Pool) -> list[dict[str, Any]]:
                 "problem": entry.problem or "",
             }
         )
-    return listing
+    return found
 
 
 def move_of(config: dict[str, Any]) -> str:
@@ -121,7 +143,8 @@ def _entry(folder: Path) -> Entry:
     try:
         return Entry(folder, read_config(folder))
     except VPromptError as error:
-        return Entry(folder, None, str(error), other=other_method(folder))
+        stray = not any((folder / name).exists() for name in foreign.PARTS[:2])
+        return Entry(folder, None, str(error), other=other_method(folder), stray=stray)
 
 
 def _on_disk(place: Path | str) -> Path:

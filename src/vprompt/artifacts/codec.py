@@ -98,6 +98,13 @@ def _check_finite(path: Path, file: Any, start: int, key: str, entry: _Entry) ->
             )
 
 
+def shapes(data: bytes) -> dict[str, list[int]]:
+    """Return the shape of every tensor of a file's bytes, as its header says."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return {key: each["shape"] for key, each in header.items() if key != "__metadata__"}
+
+
 def _header(path: Path) -> tuple[int, dict[str, _Entry]]:
     """Return where the values begin, and what the file's header says of every tensor.
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vprompt.artifacts import artifact, cards, whole
+from vprompt.artifacts import artifact, cards, publishing, whole
 from vprompt.artifacts.artifact import CARD, CONFIG, LARGEST_RUN, RUN, TENSORS
 from vprompt.core import seals
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import atomic_folder, cache_folder, damaged, json_text, optional, read_json
+from vprompt.core.files import atomic_folder, cache_folder, damaged, json_text, optional
 from vprompt.core.progress import SILENT, Progress
 
 PREFIX = "hf-hub:"
@@ -43,6 +43,15 @@ class Found:
     tags: tuple[str, ...]
     downloads: int
     updated: str
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is sent to a repository: every file's bytes by name, and what a person should know."""
+
+    repo: str
+    files: dict[str, bytes]
+    notes: tuple[str, ...]
 
 
 def is_hub(place: Path | str) -> bool:
@@ -101,6 +110,48 @@ def pull(
     return output
 
 
+def pack(
+    folder: Path | str, repo: str, *, title: str | None = None, keep_places: bool = False
+) -> Parcel:
+    """Return what `push` would send, byte by byte; nothing is sent and no network is used.
+
+    Places of this disk are left out of config and record, and of the card unless it was edited, and
+    the card tells where the artefact can be had. `title` names the task; `keep_places` changes
+    nothing but the card's head.
+    """
+    folder, (repo, _) = Path(folder), _parse(f"{PREFIX}{repo.removeprefix(PREFIX)}")
+    loaded = artifact.load(folder)
+    run = artifact.read_run(folder) if (folder / RUN).is_file() else None
+    config, card, notes = loaded.config, loaded.card, []
+    if not keep_places:
+        config, record = publishing.published(loaded.config, run, title=title)
+        if run is not None and record is not None:
+            try:
+                own = card.strip() == cards.write(loaded.config, run).strip()
+            except (LookupError, TypeError):  # a record of an older version lacks what cards say
+                own = False
+            if own:
+                card = cards.render(config, record, place=f"{PREFIX}{repo}")
+            else:
+                notes.append("the card was edited, or is of another version: sent as it stands")
+            run = record
+        changed = loaded.config != config
+        notes += ["places of this disk are left out (--keep-places sends them)"] * changed
+    others = {
+        TENSORS: (folder / TENSORS).read_bytes(),
+        CARD: cards.tagged(card, config).encode(),
+        **({} if run is None else {RUN: _bytes_of(run)}),
+    }
+    if whole.DIGESTS in config:  # card, record and config are others now
+        config = whole.with_digests(config, others)
+    return Parcel(repo, {CONFIG: _bytes_of(config), **others}, tuple(notes))
+
+
+def _bytes_of(value: dict[str, Any]) -> bytes:
+    """Return what `files.write_json` would write."""
+    return json_text(value).encode("utf-8", "backslashreplace")
+
+
 def push(
     folder: Path | str,
     repo: str,
@@ -108,33 +159,28 @@ def push(
     private: bool = True,
     revision: str | None = None,
     message: str = "Upload a visual prompt",
+    title: str | None = None,
+    keep_places: bool = False,
 ) -> str:
     """Upload an artefact and return `hf-hub:user/name@commit`.
 
     It is checked first, as if a stranger had made it. The repository is made if it is not there,
-    private unless told otherwise; `revision` is a branch. The card is uploaded with the tags by
-    which `find` finds it; the folder stays as it is.
+    private unless told otherwise; `revision` is a branch. What is sent is what `pack` returns: the
+    card has the tags by which `find` finds it, and the folder stays as it is.
     """
     from huggingface_hub import CommitOperationAdd
 
-    repo, _ = _parse(f"{PREFIX}{repo.removeprefix(PREFIX)}")
-    loaded = artifact.load(folder)
-    card = cards.tagged(loaded.card, loaded.config).encode()
-    there = [name for name in FILES if (Path(folder) / name).is_file()]
-    contents: dict[str, Any] = {**{name: Path(folder) / name for name in there}, CARD: card}
-    plain = read_json(Path(folder) / CONFIG)
-    if whole.DIGESTS in plain:  # the card is another now
-        known = {**plain[whole.DIGESTS], CARD: seals.of_bytes(card)}
-        config = whole.with_digests(plain, {n: known[n] for n in contents if n != CONFIG})
-        contents[CONFIG] = json_text(config).encode()
-    operations = [CommitOperationAdd(name, each) for name, each in contents.items()]
+    parcel = pack(folder, repo, title=title, keep_places=keep_places)
+    operations = [CommitOperationAdd(name, data) for name, data in parcel.files.items()]
     api = _api()
-    with _explained(f"{folder} cannot be uploaded to {repo}"):
-        api.create_repo(repo, private=private, exist_ok=True)
+    with _explained(f"{folder} cannot be uploaded to {parcel.repo}"):
+        api.create_repo(parcel.repo, private=private, exist_ok=True)
         if revision is not None:
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
-    return f"{PREFIX}{repo}@{commit.oid}"
+            api.create_branch(parcel.repo, branch=revision, exist_ok=True)
+        commit = api.create_commit(
+            parcel.repo, operations, commit_message=message, revision=revision
+        )
+    return f"{PREFIX}{parcel.repo}@{commit.oid}"
 
 
 def find(query: str | None = None, *, backbone: str | None = None, limit: int = 50) -> list[Found]:

@@ -3,6 +3,8 @@
 `catalogue.py` lists them without their tensors.
 """
 
+from dataclasses import replace
+
 from vprompt.artifacts import artifact, origin
 from vprompt.artifacts.artifact import Artifact
 from vprompt.artifacts.catalogue import Entry, Pool, describe, entries
@@ -29,7 +31,7 @@ def check(pool: Pool, backbone: Backbone | None = None) -> list[Entry]:
                     start = "" if loaded.prompt is None else origin.of(loaded, backbone).how
             except VPromptError as error:
                 problem = str(error)
-        checked.append(Entry(entry.folder, entry.config, problem, start=start, other=entry.other))
+        checked.append(replace(entry, problem=problem, start=start))
     return checked
 
 
@@ -55,8 +57,8 @@ def load(
 ) -> list[Artifact]:
     """Return all prompts of a pool that fit the backbone; one that does not is an error.
 
-    `exclude` leaves out sources by name, such as the target's own prompt. Adapters without a prompt
-    are left out, too, and `progress` says which.
+    `exclude` leaves out sources by name, such as the target's own prompt. Adapters without a
+    prompt, and folders that hold no artefact, are left out, too, and `progress` says which.
     """
     found = chosen(pool, exclude)
     without = [f"{entry.name} ({entry.promptless})" for entry in found if entry.promptless]

@@ -14,7 +14,7 @@ import torch
 from timm.models import load_state_dict_from_hf
 from torch import nn
 
-from vprompt.backbones import _checkpoints
+from vprompt.backbones import _checkpoints, _reach
 from vprompt.backbones._filling import filled_whole
 from vprompt.backbones._names import advice
 from vprompt.core.errors import VPromptError
@@ -33,12 +33,12 @@ def create(
     options = {} if image_size is None else {"img_size": checked(image_size)}
     if model.startswith(_FOLDER):
         model = f"{_FOLDER}{Path(model.removeprefix(_FOLDER)).expanduser()}"
-    with _quiet():
+    with _quiet(), _reach.hub(model, _repository(model)):
         if not pretrained and checkpoint is None:
             vit = _make(model, False, options)
             check_supported(vit, model)
             check_image_size(vit, model)
-            return vit, ""
+            return vit, f"{model}: random weights, since pretrained=False; nothing was loaded"
         sketch = _sketch(model, options)
         if checkpoint is None or "." in model:
             _check_activation(sketch, model)
@@ -49,7 +49,8 @@ def create(
             return vit, f"{file}: read as the original ViT's arrays"
         held = _held(model, file, sketch.pretrained_cfg)
         if held is None:
-            return _make(model, True, options), ""
+            with _reach.hub(model, sketch.pretrained_cfg.get("hf_hub_id")):
+                return _make(model, True, options), ""
         source = str(file) if file is not None else model
         state, remark = _checkpoints.unwrap(held, list(sketch.state_dict()), source)
         # An empty source, for otherwise timm would fetch what a hub or a folder holds.
@@ -110,6 +111,11 @@ def _stride(pixels: int, cells: int) -> int:
     return stride if -(-pixels // stride) == cells else pixels // cells
 
 
+def _repository(model: str) -> str | None:
+    """Return the repository that a name asks a hub for; a name of timm's own asks later."""
+    return model.removeprefix(_HUB).partition("@")[0] if model.startswith(_HUB) else None
+
+
 def _sketch(model: str, options: dict[str, Any]) -> Any:
     """Return the model without its weights, and without memory where this timm can, checked."""
     try:
@@ -167,7 +173,7 @@ def _size_refusal(model: str, size: ImageSize, error: Exception) -> str:
     first = str(error).strip().split("\n")[0].rstrip(".")
     return (
         f"timm cannot make {model!r} for images of {shown(*pair(size))} pixels"
-        f"{f': {first}' if first else ''}. Leave --img-size out, or choose another."
+        f"{f': {first}' if first else ''}. Leave --image-size out, or choose another."
     )
 
 

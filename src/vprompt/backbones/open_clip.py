@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vprompt.backbones import _reach
 from vprompt.backbones._checkpoints import unwrap
 from vprompt.backbones._filling import filled_whole
 from vprompt.backbones._open_clip_models import (
@@ -204,6 +205,7 @@ def load(
         _quiet(),
         torch.random.fork_rng(devices=[]),
         filled_whole(model, f"The checkpoint of {model!r}", _without_wrappers) as filled,
+        _reach.hub(model, _repository(architecture)),
     ):
         check_config(library.get_model_config(architecture), model, image_size)
         tokenizer = library.get_tokenizer(architecture)
@@ -214,19 +216,31 @@ def load(
             # still runs, several points worse, and open_clip only warns.
             options["quick_gelu"] = bool(weights["quick_gelu"])
         torch.manual_seed(seed)
-        clip = library.create_model(
-            architecture,
-            pretrained=(tag or None) if pretrained else None,
-            load_weights=pretrained,
-            require_pretrained=pretrained,
-            **options,
-        )
+        with _reach.hub(model, _repository(weights.get("hf_hub", "")) if pretrained else None):
+            clip = library.create_model(
+                architecture,
+                pretrained=(tag or None) if pretrained else None,
+                load_weights=pretrained,
+                require_pretrained=pretrained,
+                **options,
+            )
     given = {"pretrained": (pretrained, True), "seed": (seed, 0)}
     changed = {key: value for key, (value, plain) in given.items() if value != plain}
     name = str(Spec("open_clip", {"model": model, **changed})) if changed else model
     backbone = OpenClip(clip, name, tokenizer)
     backbone.remark = filled.remark
+    place = _repository(weights.get("hf_hub", "")) or _repository(architecture)
+    backbone.repository = place if pretrained and place else ""
+    if not pretrained:
+        backbone.remark = f"{model}: random weights, since pretrained=False; nothing was loaded"
     return backbone
+
+
+def _repository(place: str) -> str | None:
+    """Return the repository of `hf-hub:org/name@revision`, or of `org/name/file`; else None."""
+    parts = place.removeprefix("hf-hub:").partition("@")[0].split("/")
+    is_hub = place.startswith("hf-hub:") or len(parts) > 2
+    return "/".join(parts[:2]) if is_hub and len(parts) > 1 else None
 
 
 def from_config(config: Mapping[str, Any], *, name: str, seed: int = 0) -> TwoTower:

@@ -45,6 +45,10 @@ class TimmViT(Backbone):
         self.patch_size = patch_size_of(model)
         self.centres_tokens = _centres_tokens(model.blocks[0])
         self.pooled = 1 if _pools_class_token(model) else None
+        embed = model.patch_embed
+        if embed.img_size is None or not getattr(embed, "strict_img_size", True):
+            padded = getattr(embed, "dynamic_img_pad", False)
+            self.size_step = (1, 1) if padded else self.patch_size
         self._prefer_plain_attention()
         self.eval()
 
@@ -176,6 +180,8 @@ def load(
     name = str(Spec("timm_vit", {"model": model, **changed})) if changed else model
     backbone = TimmViT(vit, name, data_config_of(vit))
     backbone.remark = remark
+    if pretrained and checkpoint is None and not model.startswith("local-dir:"):
+        backbone.repository = str(vit.pretrained_cfg.get("hf_hub_id") or "").partition("@")[0]
     _check_same_features(backbone, model)
     return backbone
 

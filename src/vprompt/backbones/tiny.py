@@ -14,4 +14,5 @@ def load(*, model: str = "test_vit", image_size: ImageSize = 32, seed: int = 0) 
     backbone.name = (
         "tiny" if (model, seed) == ("test_vit", 0) else f"tiny(model={model}, seed={seed})"
     )
+    backbone.remark = f"{backbone.name} has random weights: for tests and timings, not for results"
     return backbone

@@ -26,7 +26,7 @@ from vprompt.data.task import Split, Task
 from vprompt.opening import open_task
 
 # How a run is called, where it happens, and what follows from the rest.
-PLACES = {"method", "data", "pools", "output", "device", "counts"}
+PLACES = {"method", "data", "pools", "output", "device", "counts", "cut"}
 _SPLITS = ("train", "val", "test")
 
 
@@ -35,7 +35,7 @@ class Job(BaseModel):
 
     `needs` are the ids of runs that have to be there first; the chosen settings of a `final` run
     come from those of its `select` runs, so they are not in `train`. `counts` are the images of
-    each split that the run may see, and the sources that it combines.
+    each split that the run may see, and the sources that it combines; `cut` says how they were cut.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +66,7 @@ class Job(BaseModel):
     output: str | None = None
     device: str = "auto"
     counts: dict[str, int] = Field(default_factory=dict)
+    cut: str = ""
 
     @functools.cached_property
     def id(self) -> str:
@@ -154,6 +155,7 @@ class _Target:
             "data_digest": task_digest(task),
             "data": place,
             "device": device,
+            "cut": task.reading.cut,
         }
 
     def source(self, sources: Sources) -> Job:
@@ -228,11 +230,11 @@ def _counts(task: Task) -> dict[str, int]:
 
 
 def sizes(jobs: Iterable[Job]) -> list[str]:
-    """Return the sizes of the splits of every task, a line each."""
-    counts = {job.task: job.counts for job in jobs}
+    """Return the sizes of the splits of every task and how they were cut, a line each."""
+    found = {job.task: (job.counts, f": {job.cut}" if job.cut else "") for job in jobs}
     return [
-        f"{task}: {', '.join(f'{name} {each[name]}' for name in _SPLITS if each.get(name))}"
-        for task, each in counts.items()
+        f"{task}: {', '.join(f'{name} {each[name]}' for name in _SPLITS if each.get(name))}{cut}"
+        for task, (each, cut) in found.items()
     ]
 
 
@@ -245,18 +247,34 @@ def _count_sources(pools: Sequence[str], exclude: Sequence[str], target: Task) -
 
 
 def place_of(entry: TaskEntry, data: Path | None) -> str:
-    """Return what opens a task: its `data` as it is, or its folder under the data folder."""
+    """Return what opens a task: its `data` as it is, its folder under the data folder, or itself.
+
+    A name that stands in no folder may be that of a task that needs none, such as `digits`.
+    """
     if entry.data is not None:
         return entry.data
+    name, _, variant = entry.name.partition(":")
+    if (data is None or not (data / name).is_dir()) and _is_built_in(entry.name):
+        return entry.name
     if data is None:
         raise VPromptError(
             f"The task {entry.name!r} is a folder of image sets: say where they are, --data DIR."
         )
-    name, _, variant = entry.name.partition(":")
     if (data / name).is_dir():
         return str(data / entry.name)
     settings = {"root": str(data), "name": name, **({"prefix": variant} if variant else {})}
     return str(registry.Spec("vtab", settings))  # knows the other names of VTAB's tasks
+
+
+def _is_built_in(name: str) -> bool:
+    """Say whether a task of this name opens without a folder or a file."""
+    if name not in registry.names("tasks"):
+        return False
+    try:
+        registry.require("tasks", registry.parse(name))
+    except VPromptError:
+        return False
+    return True
 
 
 def task_digest(task: Task) -> str:
@@ -302,7 +320,7 @@ def pool_digest(pools: Iterable[str], exclude: Iterable[str]) -> str:
     left_out = set(exclude)
     found = []
     for entry in pool.entries(list(pools)) if pools else []:
-        if entry.name in left_out or entry.other:
+        if entry.name in left_out or entry.other or entry.stray:
             continue
         if entry.problem is not None:
             raise VPromptError(entry.problem)

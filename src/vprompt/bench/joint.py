@@ -49,12 +49,12 @@ def join(
     `asked` is as for `fleets.width`. Executors that run calls beside one another on processors are
     given none by themselves: their processes take all of them already.
     """
-    fleets.check(asked)
+    fleet.checked(asked)
     levels = _levels(calls)
     groups: dict[Any, list[Call]] = {}
     for call in calls:
         job = jobs.get(call.key)
-        alike = call.key if job is None or asked == fleets.OFF else _alike(job)
+        alike = call.key if job is None or asked == fleet.OFF else _alike(job)
         groups.setdefault((levels[call.key], alike or call.key), []).append(call)
     found: list[list[Call]] = []
     for group in groups.values():
@@ -85,7 +85,7 @@ def _size(jobs: Sequence[Job], asked: str | int, parallel: bool) -> int:
     largest = max(jobs, key=lambda job: TrainConfig.checked(job.train).batch_size)
     try:
         backbone = load_backbone(largest.model, largest.image_size, largest.device)
-        if asked == fleets.AUTO and parallel and backbone.device.type == "cpu":
+        if asked == fleet.AUTO and parallel and backbone.device.type == "cpu":
             return 1
         spec = largest.spec if largest.command == "learn" else _STAND_IN
         if registry.parse(spec).name == "linear":
@@ -98,7 +98,7 @@ def _size(jobs: Sequence[Job], asked: str | int, parallel: bool) -> int:
         points = [TrainConfig.checked(largest.train)] * len(jobs)
         return fleets.width(asked, build, examples, points)
     except VPromptError:
-        if asked != fleets.AUTO:
+        if asked != fleet.AUTO:
             raise
         return 1  # the runs themselves say what is wrong
 

@@ -12,8 +12,9 @@
       - {name: VPT-Deep, learn: vpt(num_virtual_tokens=10)}
       - {name: HGPrompt, combine: hgprompt, safeguard: false, train: {lr: 0.001}}
 
-A task is a folder of `--data`, or what its `data` says; there `{data}` stands for the folder of
-`--data` and `{seed}` for the run's seed, as it does in a method. `each: {shots: [1, 4]}` in a task
+A task is a folder of `--data`, or else a built-in one such as `digits`, or what its `data` says;
+there `{data}` stands for the folder of `--data` and `{seed}` for the run's seed, as it does in a
+method. `each: {shots: [1, 4]}` in a task
 makes one of every value, or of every combination, with `{shots}` filled into its texts. Where
 `protocol` is a name of `vprompt list protocols`, every record says in which points the run departs
 from it; any other text just stands above the table. With `selection: {grid: {lr: [0.001, 0.01]}}`
@@ -36,9 +37,9 @@ from vprompt.learning import ending
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.pooling import recipe as recipes
 from vprompt.pooling.mix import plan_of
+from vprompt.pooling.settings import Sum
 from vprompt.stages import training_defaults
 
-SUM = ("align", "scale", "safeguard", "move_scale", "form")
 SEED, DATA = "{seed}", "{data}"
 Command = Literal["learn", "combine", "search"]
 Side: TypeAlias = Annotated[int, Field(ge=1)]
@@ -78,7 +79,7 @@ class TaskEntry(_Strict):
         return {"name": values} if isinstance(values, str) else values
 
 
-class MethodEntry(_Strict):
+class MethodEntry(Sum):
     """One row of the table: a plug-in of `adapters/` or of `transfer/` with its settings.
 
     `search` is one that looks for lengths first; `train` is then about learning what it found, and
@@ -90,11 +91,6 @@ class MethodEntry(_Strict):
     combine: str | None = None
     search: str | None = None
     search_train: dict[str, Any] = Field(default_factory=dict)
-    align: str | None = None
-    scale: str | None = None
-    safeguard: bool | None = None
-    move_scale: str | float | None = None
-    form: str | None = None
     train: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[float]] | None = None
     group: str | None = None
@@ -104,7 +100,7 @@ class MethodEntry(_Strict):
     def _one_way(self) -> "MethodEntry":
         if sum(verb is not None for verb in (self.learn, self.combine, self.search)) != 1:
             raise ValueError("a method has either `learn` or `combine` or `search`")
-        given = [key for key in SUM if getattr(self, key) is not None]
+        given = list(self.of_sum())
         if self.combine is None and given:
             raise ValueError(f"`{given[0]}` is for methods that combine")
         if self.search is None and self.search_train:
@@ -134,7 +130,7 @@ class MethodEntry(_Strict):
     def options(self) -> dict[str, Any]:
         """Return what is said about the sum of prompts, or about the search."""
         about = {"search_train": self.search_train_of()} if self.search is not None else {}
-        return about | {key: getattr(self, key) for key in SUM if getattr(self, key) is not None}
+        return about | self.of_sum()
 
     def search_train_of(self) -> dict[str, Any]:
         """Return the training settings of the search: what it works best with, and its own."""

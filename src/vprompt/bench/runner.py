@@ -17,7 +17,6 @@ from vprompt.bench.work import choose, run_job
 from vprompt.core import precision
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
-from vprompt.learning import fleets
 from vprompt.opening import resolve_device
 
 LOCAL = Local()
@@ -105,7 +104,7 @@ def run(
     *,
     retry_failed: bool = False,
     executor: Executor = LOCAL,
-    fleet: str | int = fleets.AUTO,
+    fleet: str | int = "auto",
     progress: Progress = SILENT,
     work: Callable[..., dict[str, Any]] = run_job,
 ) -> Report:
@@ -120,7 +119,7 @@ def run(
     by_id = {job.id: job for job in jobs}
     if executor.parallel and work is run_job:
         calls = shared.before(calls, [by_id[call.key] for call in calls])
-    asked = fleet if work is run_job else fleets.OFF
+    asked = fleet if work is run_job else "off"
     together = joint.join(calls, by_id, asked, parallel=executor.parallel)
     titles = {call.key: by_id[call.key].title if call.key in by_id else call.key for call in calls}
     with progress.step("runs", len(calls)) as step:

@@ -134,7 +134,7 @@ def _search(job: Job, backbone: Backbone, config: TrainConfig, progress: Progres
 def _combine(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> Outcome:
     return flow.combine(
         open_target(job),  # `combine` knows no trainval, so the splits are joined here
-        pool_folder=job.pools,
+        pool=job.pools,
         model=backbone,
         method=job.spec,
         config=config,

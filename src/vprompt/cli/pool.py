@@ -9,6 +9,13 @@ import typer
 from vprompt.cli import terminal
 from vprompt.cli.options import JsonOption
 
+_CHECKS = (
+    "the config is complete and of a known format",
+    "every tensor is there, of its shape and finite, and no other",
+    "no pickle, no link out of the folder",
+)
+_FIT = ("weights, sizes and preprocessing are the backbone's", "the start of the prompt")
+
 app = typer.Typer(help="Look at a folder of prompts.", no_args_is_help=True)
 
 
@@ -39,16 +46,23 @@ def pool_check(
 
     backbone = opening.open_pool_backbone(pool, model) if model else None
     entries = pools.check(pool, backbone)
-    bad = [entry for entry in entries if entry.problem]
+    print(f"checked of each: {'; '.join([*_CHECKS, *_FIT[: len(_FIT) * bool(model)]])}")
+    if not model:
+        print("not checked, for want of --model: whether it fits a backbone, and its start")
+    found = [entry for entry in entries if not entry.stray]
+    for entry in entries:
+        if entry.stray:
+            print(terminal.printable(f"left out {entry.name} ({entry.promptless})"))
+    bad = [entry for entry in found if entry.problem]
     for entry in bad:
         print(terminal.printable(f"{entry.name}: {entry.problem}"))
-    for entry in entries:
+    for entry in found:
         if entry.config is not None and not entry.problem:
             digest = "" if whole.DIGESTS in entry.config else "; no digest: it is older than those"
             moved = _move(entry.config, entry.start)
             print(terminal.printable(f"{entry.name}: {moved}{digest}"))
-    print(f"{len(entries) - len(bad)} of {len(entries)} artefacts are sound")
-    if bad:
+    print(f"{len(found) - len(bad)} of {len(found)} artefacts are sound")
+    if bad or not found:
         raise typer.Exit(1)
 
 

@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vprompt.cli import terminal
 from vprompt.cli.options import JsonOption, OverwriteOption, QuietOption
+from vprompt.core.files import check_free
 
 app = typer.Typer(help="Send prompts to a model hub, fetch and find them.", no_args_is_help=True)
 
@@ -22,11 +23,50 @@ def share_push(
     ] = True,
     revision: Annotated[str | None, typer.Option(help="A branch. Default: main.")] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload a visual prompt",
+    title: Annotated[
+        str | None, typer.Option(help="A name for the task, in place of its classes.")
+    ] = None,
+    keep_places: Annotated[
+        bool, typer.Option("--keep-places", help="Send paths and folder names of this disk, too.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show exactly what would be sent, and send nothing.")
+    ] = False,
 ) -> None:
     """Check an artefact and upload it; the card and run.json tell how it was made."""
     from vprompt.artifacts import hub
 
-    terminal.say(hub.push(artifact, repo, private=private, revision=revision, message=message))
+    if dry_run:
+        _show(hub.pack(artifact, repo, title=title, keep_places=keep_places), private)
+        return
+    terminal.say(
+        hub.push(
+            artifact,
+            repo,
+            private=private,
+            revision=revision,
+            message=message,
+            title=title,
+            keep_places=keep_places,
+        )
+    )
+
+
+def _show(parcel: Any, private: bool) -> None:
+    """Print every file of a parcel: texts in full, tensors by name and shape."""
+    from vprompt.artifacts.codec import shapes
+
+    kind = "private" if private else "public"
+    print(f"nothing is sent; to {parcel.repo}, made {kind} if it is not there, would go:")
+    for name, data in parcel.files.items():
+        print(f"\n== {name}, {len(data):,} bytes")
+        if name.endswith(".safetensors"):
+            for tensor, shape in shapes(data).items():
+                print(f"{tensor} {shape}")
+        else:
+            print(terminal.printable(data.decode()))
+    for note in parcel.notes:
+        print(f"\n{note}")
 
 
 @app.command("pull")
@@ -39,6 +79,7 @@ def share_pull(
     quiet: QuietOption = False,
 ) -> None:
     """Fetch an artefact, check it, and print its folder."""
+    check_free(output, overwrite=overwrite)
     from vprompt.artifacts import hub
 
     with terminal.progress(quiet) as progress:

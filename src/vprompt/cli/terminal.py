@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.cli.logged import Lines
-from vprompt.core.errors import CacheWarning, VPromptError
+from vprompt.core.errors import CacheWarning, Renamed, VPromptError
 from vprompt.core.plain import printable
 from vprompt.core.progress import SILENT, Progress
 
@@ -89,7 +89,7 @@ def running(name: str) -> Iterator[None]:
     shown_otherwise = warnings.showwarning
 
     def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
-        if issubclass(category, CacheWarning):
+        if issubclass(category, CacheWarning | Renamed):
             print(f"{name}: {printable(str(message))}", file=sys.stderr)
         else:
             shown_otherwise(message, category, *where, **more)
@@ -97,6 +97,7 @@ def running(name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings(), _ending_softly():
             warnings.simplefilter("always", CacheWarning)
+            warnings.simplefilter("always", Renamed)
             warnings.showwarning = show
             yield
     except (KeyboardInterrupt, SystemExit) as ended:
@@ -224,6 +225,7 @@ def show(
     `scale_path` is where the scales of a sum of moves are drawn.
     """
     from vprompt.report import write_report
+    from vprompt.results import advice
 
     run = outcome.run
     if "transfer" in run:
@@ -267,6 +269,9 @@ def show(
             say(f"  {sentence}")
     if freeze_report:
         _freeze_report(run)
+    if run["command"] == "combine":
+        for sentence in advice.after_combining(run, None if output is None else str(output)):
+            print(printable(sentence))
     if output is not None:
         say(f"artefact: {output}")
     if scale_path is not None:

@@ -1,4 +1,4 @@
-"""Errors: the one class for mistakes of the caller, and one warning; loads nothing heavy."""
+"""Errors: the one class for mistakes of the caller, and two warnings; loads nothing heavy."""
 
 
 class VPromptError(ValueError):
@@ -7,3 +7,7 @@ class VPromptError(ValueError):
 
 class CacheWarning(UserWarning):
     """The cache cannot be written: the run goes on, and nothing is kept for the next."""
+
+
+class Renamed(DeprecationWarning):
+    """A name of an earlier release was used: it is understood until the next."""

@@ -30,6 +30,14 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("vprompt"))
 
 
+def check_free(place: Path | str | None, *, overwrite: bool = False) -> None:
+    """Raise VPromptError where a result would replace something; looks at nothing else."""
+    if place is not None and not overwrite and Path(place).expanduser().exists():
+        raise VPromptError(
+            f"{place} exists already. Choose another --output, or add --overwrite to replace it."
+        )
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends, and vanishes if it fails.

@@ -12,7 +12,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from vprompt.core.errors import VPromptError
+
 R = TypeVar("R")
+
+AUTO, OFF = "auto", "off"  # sizes of a fleet, beside numbers
 
 # The order in which questions are answered. Members that are late catch up with a look or a step of
 # their own, and then ask with the others: nobody steps before all have joined, and a rung is
@@ -33,6 +37,13 @@ class _Question:
 
 
 _here = threading.local()
+
+
+def checked(asked: str | int) -> str | int:
+    """Return the size of a fleet that a person asked for; raises VPromptError if it is none."""
+    if asked in (AUTO, OFF) or (str(asked).isdecimal() and int(asked) >= 1):
+        return asked
+    raise VPromptError(f"--fleet is `auto`, `off` or a number from 1, but got {asked!r}.")
 
 
 def member() -> "Member[Any] | None":

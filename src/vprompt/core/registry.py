@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.renaming import respelled
 
 VERBS = {
     "backbones": "load",
@@ -29,6 +30,8 @@ VERBS = {
     "transfer": "weigh",
     "metrics": "score",
 }
+# Settings of an earlier release with their names of today, understood with a warning.
+OLD = {"tasks": {"seed": "split_seed"}}
 _SPEC = re.compile(r"^\s*(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<settings>.*)\))?\s*$", re.DOTALL)
 
 
@@ -141,6 +144,8 @@ def build(kind: str, spec: str | Spec) -> Callable[..., Any]:
     spec = parse(spec) if isinstance(spec, str) else spec
     function = find(kind, spec.name)
     known = settings(kind, spec.name)
+    old = {was: now for was, now in OLD.get(kind, {}).items() if was not in known and now in known}
+    spec = Spec(spec.name, respelled(spec.settings, old))
     for key in spec.settings:
         if key not in known:
             listing = ", ".join(f"{k}={v!r}" for k, v in known.items()) or "no settings"

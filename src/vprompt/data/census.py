@@ -106,10 +106,10 @@ def take(
     if 0 < images.get("test", FEW_TEST) < FEW_TEST:
         count = images["test"]
         more = ""
-        if reading.cut.startswith("cut"):
+        if reading.cut.startswith("cut") and " folds " not in reading.cut:
             more = (
-                ", or take the mean over several cuts of the same images, in the manner of k-fold: "
-                "`folder(root='...', seed=1)`, seed=2 and so on"
+                ", or test every image once, by k-fold: `folder(root='...', fold='1/5')` to '5/5' "
+                "and the mean over them"
             )
         reading = reading.noting(
             f"{count} test images tell little: each is worth {100 / count:.0f} points. Add "

@@ -93,21 +93,26 @@ def read_rgb(source: Path | BytesIO, given: Values = EACH_ITSELF) -> Image.Image
     Images of more than 8 bits a channel are scaled to the `given` range, or else to their own.
     """
     with _opened(source) as opened:
-        kind, absent = values.kind_of(opened), values.no_data(opened)
-        colour = values.is_deep_colour(opened)
-        image = ImageOps.exif_transpose(opened)
-        if kind is not None:
-            chosen = getattr(given, kind) or values.range_of([values.sample(image, absent)], kind)
-            if colour and chosen[1] < 2**16 - 1:
-                warnings.warn(
-                    "of 16 bits a colour the upper 8 are read, and few are used", stacklevel=2
-                )
-            image = values.eight_bits(image, chosen, absent)
-        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-            # What lies under full transparency is arbitrary; a page is white.
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-        return image.convert("RGB")
+        return as_rgb(opened, given)
+
+
+def as_rgb(opened: Image.Image, given: Values = EACH_ITSELF) -> Image.Image:
+    """Return one image of any mode, opened or made in memory, as `read_rgb` does a file."""
+    kind, absent = values.kind_of(opened), values.no_data(opened)
+    colour = values.is_deep_colour(opened)
+    image = ImageOps.exif_transpose(opened)
+    if kind is not None:
+        chosen = getattr(given, kind) or values.range_of([values.sample(image, absent)], kind)
+        if colour and chosen[1] < 2**16 - 1:
+            warnings.warn(
+                "of 16 bits a colour the upper 8 are read, and few are used", stacklevel=2
+            )
+        image = values.eight_bits(image, chosen, absent)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        # What lies under full transparency is arbitrary; a page is white.
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 def deep_kind(path: Path) -> Kind | None:

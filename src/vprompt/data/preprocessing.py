@@ -21,7 +21,7 @@ def sides(size: ImageSize) -> tuple[int, int]:
     height, width = pair(size)
     if isinstance(size, bool) or not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
         raise VPromptError(
-            f"An image size (--img-size) is a number of pixels from 1 to {LARGEST_SIDE}, or "
+            f"An image size (--image-size) is a number of pixels from 1 to {LARGEST_SIDE}, or "
             f"HEIGHTxWIDTH such as 256x128, but got {shown(height, width)}."
         )
     return height, width
@@ -44,7 +44,7 @@ def read_size(text: str) -> ImageSize:
     parts = text.lower().replace(",", "x").split("x")
     if len(parts) > 2 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
         raise VPromptError(
-            f"--img-size is a number of pixels such as 224, or HEIGHTxWIDTH such as 256x128, but "
+            f"--image-size is a number of pixels such as 224, or HEIGHTxWIDTH such as 256x128, but "
             f"got {text!r}."
         )
     return checked((int(parts[0]), int(parts[-1])))
@@ -65,7 +65,7 @@ def check_filled(size: tuple[int, int], patch: tuple[int, int], name: str) -> No
     raise VPromptError(
         f"Images of {size[0]} x {size[1]} pixels do not fill the patches of {name!r}, which have "
         f"{patch[0]} x {patch[1]}: a border would be left out, or made up. Choose a multiple of "
-        f"that as --img-size, such as {' or '.join(near)}."
+        f"that as --image-size, such as {' or '.join(near)}."
     )
 
 

@@ -269,7 +269,7 @@ class Task:
                 raise VPromptError(
                     f"Task {self.name!r} has classes in {split.name!r} that no training image "
                     f"shows: {_some([self.classes[c] for c in absent])}. Add training images, or "
-                    "add --allow-absent-classes to count them as errors."
+                    "add --allow-absent to count them as errors."
                 )
 
 

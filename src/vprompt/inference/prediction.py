@@ -1,12 +1,13 @@
-"""Predict: labels and probabilities for image files, from artefacts alone."""
+"""Predict: labels and probabilities for images of any kind, from artefacts alone."""
 
 import csv
 import io
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.files import write_text
 from vprompt.core.plain import in_cell
 from vprompt.core.progress import SILENT, Progress
-from vprompt.data import finding, lists, pixel_files
+from vprompt.data import finding, inputs, lists, pixel_files
 from vprompt.data.census import LeftOut, tally
 from vprompt.data.images import Pixels, load_pixels
 from vprompt.data.lists import Listing
-from vprompt.data.preprocessing import Values
+from vprompt.data.preprocessing import DataConfig, Values
 from vprompt.inference.serving import PromptServer, serve
 from vprompt.models.backbone import Backbone
 from vprompt.opening import open_for
@@ -34,6 +35,7 @@ from vprompt.opening import open_for
 class Prediction:
     """The most probable label of one image, and the probability of every label.
 
+    `image` is the file's path, or `image 0` and so on for those given in memory, by their place.
     `artifact` is the one that a table names for the image.
     """
 
@@ -45,7 +47,7 @@ class Prediction:
 
 
 def predict(
-    images: Sequence[Path | str],
+    images: Any,
     *,
     artifact: Artifact | Path | str,
     model: str | Backbone | None = None,
@@ -56,19 +58,37 @@ def predict(
     skip_bad: bool = False,
     progress: Progress = SILENT,
 ) -> list[Prediction]:
-    """Return one prediction per image; folders are searched, in name order, and lists read.
+    """Return one prediction per image, in their order; one image alone gives a list of one.
+
+    An image is a path, a Pillow image, a NumPy array `[height, width, 3]` or a tensor
+    `[3, height, width]`, of whole numbers up to 255 or floats up to 1; several are a list, or one
+    more axis in front. Folders are searched, in name order, and lists of images read.
 
     The backbone is the one that the artefact names, unless `model` gives another; it is checked
-    against the artefact's fingerprint, unless `force`.
+    against the artefact's fingerprint, unless `force`. Each call opens it again: to label images
+    as they come, `vprompt.load` once and call its `predict`.
     """
-    files = find_images(images, progress=progress)
+    given = _collect(images, progress)
     if isinstance(artifact, Artifact):
         loaded = artifact
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
     backbone = open_for(loaded, model, device=device, force=force, progress=progress)
-    server = PromptServer(backbone, {"": loaded}, force)
-    return _label(server, files, [""] * len(files), precision, batch_size, skip_bad, progress)
+    server = PromptServer(backbone, {"": loaded}, force, check=False)
+    return _label(server, given, [""] * len(given), precision, batch_size, skip_bad, progress)
+
+
+def _collect(images: Any, progress: Progress) -> list[inputs.Given]:
+    """Return single images, those of folders and lists among them."""
+    singles = inputs.each(images)
+    paths = [each for each in singles if isinstance(each, Path | str)]
+    if len(paths) == len(singles):
+        return list(find_images(paths, progress=progress))
+    found: list[inputs.Given] = []
+    for each in singles:
+        found += find_images([each]) if isinstance(each, Path | str) else [each]
+    progress.say(f"{len(found)} images")
+    return found
 
 
 def predict_table(
@@ -88,13 +108,13 @@ def predict_table(
     of them one batch: see `serving.PromptServer`.
     """
     files, names = _read_table(Path(table).expanduser())
-    server = serve(names, model=model, device=device, force=force, progress=progress)
+    server = serve(names, model=model, device=device, force=force, check=False, progress=progress)
     return _label(server, files, names, precision, batch_size, skip_bad, progress)
 
 
 def _label(
     server: PromptServer,
-    files: Sequence[Path],
+    given: Sequence[inputs.Given],
     names: Sequence[str],
     precision: str,
     batch_size: int,
@@ -106,7 +126,7 @@ def _label(
     So an image has one answer whatever else is asked for; docs/concepts.md says how exactly. Rows
     of one artefact stand together, so that few share a batch.
     """
-    pixels = _decode(server, files, names, skip_bad, progress)
+    pixels = _decode(server, given, names, skip_bad, progress)
     mine = [names[index] for index in pixels.kept]
     # Rows of one table: a small tensor for each image among the large ones of a batch would keep
     # the heap from ever shrinking.
@@ -126,9 +146,8 @@ def _label(
         own = shares[row, : len(classes)]
         values = dict(zip(classes, own.tolist(), strict=True))
         best = classes[int(own.argmax())]
-        found.append(
-            Prediction(str(files[index]), best, values[best], values, names[index] or None)
-        )
+        title = given[index] if isinstance(given[index], Path) else f"image {index}"
+        found.append(Prediction(str(title), best, values[best], values, names[index] or None))
     return found
 
 
@@ -145,27 +164,39 @@ def _shares(logits: Tensor, name: str) -> NDArray[np.float32]:
 
 def _decode(
     server: PromptServer,
-    files: Sequence[Path],
+    given: Sequence[inputs.Given],
     names: Sequence[str],
     skip_bad: bool,
     progress: Progress,
 ) -> Pixels:
-    """Return the pixels of all files, each by the range of values of its artefact."""
+    """Return the pixels of all images, each by the range of values of its artefact."""
     config = next(iter(server.artifacts.values())).data_config
-    ranges = {name: server.artifacts[name].data_config.values for name in dict.fromkeys(names)}
-    if len(set(ranges.values())) == 1:
-        shared = ranges[names[0]] or Values()
-        return load_pixels(files, config, values=shared, skip_bad=skip_bad, progress=progress)
+    ranges = [server.artifacts[name].data_config.values for name in names]
+    files = [row for row, image in enumerate(given) if isinstance(image, Path)]
+    if len(files) == len(given) and len(set(ranges)) == 1:
+        shared = ranges[0] or Values()
+        paths = [image for image in given if isinstance(image, Path)]
+        return load_pixels(paths, config, values=shared, skip_bad=skip_bad, progress=progress)
     parts = []
-    for each in dict.fromkeys(ranges.values()):
-        rows = [row for row, name in enumerate(names) if ranges[name] == each]
-        some = [files[row] for row in rows]
+    for each in dict.fromkeys(ranges[row] for row in files):
+        rows = [row for row in files if ranges[row] == each]
+        some = [Path(str(given[row])) for row in rows]
         found = load_pixels(
             some, config, values=each or Values(), skip_bad=skip_bad, progress=progress
         )
         parts += [(rows[row], found.array[place]) for place, row in enumerate(found.kept)]
+    for row in sorted(set(range(len(given))) - set(files)):
+        parts.append((row, _in_memory(given[row], replace(config, values=ranges[row]), row)))
     parts.sort(key=lambda part: part[0])
     return Pixels(np.stack([array for _, array in parts]), tuple(row for row, _ in parts), "")
+
+
+def _in_memory(image: inputs.Given, config: DataConfig, row: int) -> NDArray[np.uint8]:
+    """Return the pixels of one image; what is wrong with it is said with its place."""
+    try:
+        return inputs.pixels(image, config)
+    except VPromptError as error:
+        raise VPromptError(f"Image {row}: {error}") from None
 
 
 def _batches(server: PromptServer, names: Sequence[str], size: int) -> Iterator[list[int]]:

@@ -18,6 +18,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.precision import autocast
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.types import Features, Images
+from vprompt.data import inputs
 from vprompt.learning.adapter import Adapter
 from vprompt.models.backbone import Backbone, extract
 from vprompt.opening import open_adapter, open_for
@@ -28,12 +29,14 @@ from vprompt.prompts.prompt import Prompt, PromptBatch
 class PromptServer:
     """Artefacts by name, and the frozen backbone that all of them were learned on.
 
-    Raises VPromptError when one does not fit the backbone, unless `force`.
+    Raises VPromptError when one does not fit the backbone, unless `force`. Images whose floats
+    cannot be normalised ones are refused, unless `check` is False.
     """
 
     backbone: Backbone
     artifacts: Mapping[str, Artifact]
     force: bool = False
+    check: bool = True
     _prompts: dict[str, Prompt] = field(init=False, default_factory=dict)
     _adapters: dict[str, Adapter] = field(init=False, default_factory=dict)
 
@@ -81,6 +84,8 @@ class PromptServer:
     def _each(self, images: Images, adapter_names: Sequence[str], precision: str) -> list[Tensor]:
         """Return the features of every image, each as wide as its artefact makes them."""
         self._check_names(len(images), adapter_names)
+        if self.check and images.is_floating_point():
+            inputs.check_normalised(images, self.backbone.data_config)
         found: dict[int, Tensor] = {}
         with torch.no_grad(), autocast(precision, self.backbone.device):
             for name in {*adapter_names} & self._adapters.keys():
@@ -134,12 +139,14 @@ def serve(
     model: str | Backbone | None = None,
     device: str = "auto",
     force: bool = False,
+    check: bool = True,
     progress: Progress = SILENT,
 ) -> PromptServer:
     """Return a server of artefact folders (or `hf-hub:user/name`), named as they were given.
 
     The backbone is the one that they name, unless `model` gives another. They have to share it,
-    with its image size and preprocessing: other prompts cannot be in one batch.
+    with its image size and preprocessing: other prompts cannot be in one batch. `check=False` takes
+    images as they are, whatever the range of their floats.
     """
     if not places:
         raise VPromptError("There are no artefacts to serve. Name at least one folder.")
@@ -151,7 +158,7 @@ def serve(
         _check_shared(loaded)
     first = next(iter(loaded.values()))
     backbone = open_for(first, model, device=device, force=force, progress=progress)
-    return PromptServer(backbone, loaded, force)
+    return PromptServer(backbone, loaded, force, check)
 
 
 def _check_shared(loaded: Mapping[str, Artifact]) -> None:

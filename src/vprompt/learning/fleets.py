@@ -7,25 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vprompt.core import distributed
+from vprompt.core import distributed, fleet
 from vprompt.core.errors import VPromptError
 from vprompt.core.precision import autocast
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.train_config import TrainConfig
 
-AUTO, OFF = "auto", "off"
 # Images in one pass from which on more of them make it no faster.
 _ENOUGH = {"cpu": 128, "cuda": 2048}
 _SHARE = 0.8  # of the free memory that a fleet may take
 _TRIAL = 4  # images
-
-
-def check(asked: str | int) -> None:
-    """Refuse what is no size of a fleet; raises VPromptError."""
-    if asked in (AUTO, OFF) or (str(asked).isdecimal() and int(asked) >= 1):
-        return
-    raise VPromptError(f"--fleet is `auto`, `off` or a number from 1, but got {asked!r}.")
 
 
 def width(
@@ -38,15 +30,15 @@ def width(
 
     Raises VPromptError where more are asked for than there is memory for.
     """
-    check(asked)
+    fleet.checked(asked)
     members, config = len(points), max(points, key=lambda config: config.batch_size)
-    if asked == OFF or members < 2 or distributed.size() > 1:
+    if asked == fleet.OFF or members < 2 or distributed.size() > 1:
         return 1
     adapter = build()
     if not adapter.shares_passes:
         return 1
     device, batch = adapter.backbone.device, min(config.batch_size, len(train))
-    wanted = min(members, int(asked) if asked != AUTO else enough(batch, device))
+    wanted = min(members, int(asked) if asked != fleet.AUTO else enough(batch, device))
     free = free_bytes(device)
     if free is None or wanted < 2:
         return wanted
@@ -54,7 +46,7 @@ def width(
     most = max(1, int(_SHARE * free // max(own, 1)))
     if wanted <= most:
         return wanted
-    if asked == AUTO:
+    if asked == fleet.AUTO:
         return most
     raise VPromptError(
         f"A fleet of {wanted} at batch size {batch} keeps about {wanted * own / 1e9:.1f} GB for "

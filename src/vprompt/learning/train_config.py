@@ -1,12 +1,12 @@
 """TrainConfig: every setting of the one training loop, checked when a person types it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from vprompt.core import registry
-from vprompt.core.errors import VPromptError
+from vprompt.core.settings import TRAINING, Flag, Settings
 
 # What `combine` changes: its start is good already and its images are few, so steps are smaller and
 # more, and epochs are judged by validation loss, which few images tell better than accuracy.
@@ -28,41 +28,54 @@ def combining_defaults(method: str, form: str = "sum") -> dict[str, Any]:
     return {**COMBINE, **FORMS.get(form, {}), **({} if ask is None else ask())}
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """How a head and an adapter are trained; the names are timm's where timm has one.
 
     The defaults are meant to work untouched. `head`, `keep` and the method's `prompt_init` switch
-    back to the literature's habits one by one.
+    back to the literature's habits one by one. What the epochs of a schedule leave out stands in
+    Python and in a recipe's `train` alone: `decay_bias`, `first_epoch_lr`, `min_lr`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    CALLED: ClassVar[str] = "training setting"
 
-    epochs: int = Field(10, ge=0)
-    batch_size: int = Field(64, ge=1)
-    opt: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(5e-3, gt=0, description="of the adapter's parameters")
-    head_lr: float | None = Field(
-        1e-3, ge=0, description="of the head, in whitened coordinates if closed_form; null: lr"
-    )
-    weight_decay: float = Field(1e-4, ge=0)
-    decay_bias: bool = Field(False, description="decay the head's bias, too")
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
-    sched: Literal["cosine", "cosine_by_epoch", "constant"] = "cosine"
-    first_epoch_lr: float | None = Field(
-        None, gt=0, description="of everything, in the first epoch of cosine_by_epoch; null: lr"
-    )
-    min_lr: float = Field(1e-3, ge=0, le=1, description="share of lr at the end of the cosine")
-    augment: Literal["none", "crop_flip"] = "none"
-    clip_grad: float = Field(0.0, ge=0, description="largest norm of a step's gradient; 0: any")
-    head: Literal["closed_form", "zero", "kaiming"] = "closed_form"
-    keep: Literal["best", "least_loss", "last"] = "best"
-    patience: int = Field(
-        0, ge=0, description="end once the least validation loss is so many epochs old; 0: never"
-    )
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = 0
+    epochs: Annotated[int, Field(ge=0), Flag("Passes over the training images.", TRAINING)] = 10
+    batch_size: Annotated[int, Field(ge=1), Flag("Images a step.", TRAINING)] = 64
+    opt: Annotated[Literal["adamw", "sgd"], Flag("Optimiser.", TRAINING)] = "adamw"
+    lr: Annotated[float, Field(gt=0), Flag("Peak rate of the prompt.", TRAINING)] = 5e-3
+    head_lr: Annotated[float | None, Field(ge=0), Flag("Peak rate of the head.", TRAINING)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0), Flag("Not of the head's bias.", TRAINING)] = 1e-4
+    decay_bias: bool = False
+    warmup: Annotated[
+        float, Field(ge=0, le=1), Flag("Share of steps in which rates rise.", TRAINING)
+    ] = 0.1
+    sched: Annotated[
+        Literal["cosine", "cosine_by_epoch", "constant"], Flag("How rates fall.", TRAINING)
+    ] = "cosine"
+    first_epoch_lr: Annotated[float | None, Field(gt=0)] = None  # of cosine_by_epoch; None: lr
+    min_lr: Annotated[float, Field(ge=0, le=1)] = 1e-3  # share of lr at the end of the cosine
+    augment: Annotated[Literal["none", "crop_flip"], Flag("Vary images", TRAINING)] = "none"
+    clip_grad: Annotated[
+        float, Field(ge=0), Flag("Largest norm of gradients; 0: any.", TRAINING)
+    ] = 0.0
+    head: Annotated[
+        Literal["closed_form", "zero", "kaiming"], Flag("Start of the head.", TRAINING)
+    ] = "closed_form"
+    keep: Annotated[
+        Literal["best", "least_loss", "last"], Flag("Which epoch is kept.", TRAINING)
+    ] = "best"
+    patience: Annotated[
+        int,
+        Field(ge=0),
+        Flag(
+            "Early stopping: end so many epochs after the least validation loss; 0: off.", TRAINING
+        ),
+    ] = 0
+    precision: Annotated[Literal["auto", "bf16", "fp32"], Flag("Of the backbone.")] = "auto"
+    seed: Annotated[int, Flag("Seed of order and dropout.", TRAINING)] = 0
     # Changes no result, so it is part of no record and of no checkpoint's name.
-    prefix_cache: float = Field(2.0, ge=0, exclude=True, description="GiB on disk; 0: off")
+    prefix_cache: Annotated[
+        float, Field(ge=0, exclude=True), Flag("GiB of disk for late prompts; 0: off.")
+    ] = 2.0
 
     @property
     def rate_of_head(self) -> float:
@@ -70,17 +83,10 @@ class TrainConfig(BaseModel):
         return self.lr if self.head_lr is None else self.head_lr
 
     @classmethod
-    def checked(cls, values: Mapping[str, object]) -> "TrainConfig":
-        """Return the settings, or raise VPromptError that names the flag which is wrong."""
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0])
-            if first["type"] == "extra_forbidden":
-                known = ", ".join(cls.model_fields)
-                raise VPromptError(
-                    f"There is no training setting {name!r}. There are: {known}."
-                ) from None
-            flag = "--" + name.replace("_", "-")
-            raise VPromptError(f"{flag}: {first['msg']}, but got {first['input']!r}.") from None
+    def of(
+        cls, config: "TrainConfig | Mapping[str, Any] | None", usual: Mapping[str, Any]
+    ) -> "TrainConfig":
+        """Return a whole config as it is, or what is usual with what differs from it."""
+        if isinstance(config, TrainConfig):
+            return config
+        return cls.checked({**usual, **(config or {})})

@@ -121,8 +121,9 @@ def tune(
     least loss on `val` is so many epochs old, whatever is kept. With `checkpoint`, a folder, the
     state is written there after every epoch, and the same run started again continues from it,
     until the caller has saved the result and calls `Tuned.checkpoint.remove`. `after_epoch` sees
-    the history after every epoch, also of a run that continues; what it raises ends training. `opened` is
-    told of the state, which a training that fails leaves behind as well. In a fleet the images go through the backbone with those of the other members.
+    the history after every epoch, also of a run that continues; what it raises ends training.
+    `opened` is told of the state, which a training that fails leaves behind as well. In a fleet the
+    images go through the backbone with those of the other members.
 
     Raises VPromptError when the loss is not finite, naming the step.
     """

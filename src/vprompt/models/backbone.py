@@ -26,6 +26,7 @@ from vprompt.core.types import (
     Tokens,
     Which,
 )
+from vprompt.data.inputs import normalise
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.attention import Attend
 from vprompt.prompts.prompt import Prompt, PromptBatch
@@ -48,6 +49,8 @@ class Backbone(nn.Module, abc.ABC):
     data_config: DataConfig
     centres_tokens: bool = True  # LayerNorm does, RMSNorm does not
     pooled: int | None = None  # how many of the first tokens `pool` reads; None: all of them
+    size_step: tuple[int, int] | None = None  # images of whole steps fit; None: of one size alone
+    repository: str = ""  # of its weights on a hub, where that is known
     remark: str = ""  # what a person should know of how the weights were read
 
     @abc.abstractmethod
@@ -145,9 +148,7 @@ class Backbone(nn.Module, abc.ABC):
 
     def normalise(self, pixels: Tensor) -> Images:
         """Turn `uint8 [batch, height, width, 3]` into this model's input; writes into nothing."""
-        mean = torch.tensor(self.data_config.mean, device=pixels.device) * 255
-        std = torch.tensor(self.data_config.std, device=pixels.device) * 255
-        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+        return normalise(pixels, self.data_config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +168,7 @@ class Entering:
 
 def enter(backbone: Backbone, images: Images, block: int) -> Entering:
     """Run the blocks before `block`, without a prompt."""
+    _check_images(backbone, images)
     sequence = backbone.embed(images)
     for index in range(block):
         sequence = backbone.block(index, sequence)
@@ -366,6 +368,22 @@ def _check_not_late(begin: Entering, prompt: Prompt | PromptBatch | None) -> Non
                 f"The prompt enters at block {each.places[0]}, but the images were kept as "
                 f"what enters block {begin.block}. Give the images themselves."
             )
+
+
+def _check_images(backbone: Backbone, images: Images) -> None:
+    """Raise VPromptError where a model would end in an assertion of its own."""
+    size, shape = backbone.data_config.input_size, tuple(images.shape)
+    fits = len(shape) == 4 and shape[1] == 3 and shape[2:] == size[1:]
+    if not fits and len(shape) == 4 and shape[1] == 3 and backbone.size_step is not None:
+        fits = not any(
+            side % step for side, step in zip(shape[2:], backbone.size_step, strict=True)
+        )
+    if not fits or not images.is_floating_point():
+        raise VPromptError(
+            f"{backbone.name!r} takes normalised floats [batch, 3, {size[1]}, {size[2]}], but got "
+            f"{list(shape)} of {images.dtype}. `artifact.preprocess(images)` makes them of images "
+            "of any kind and size, `backbone.normalise` of uint8 [batch, height, width, 3]."
+        )
 
 
 def _check_fits(backbone: Backbone, prompt: Prompt) -> None:

@@ -25,7 +25,7 @@ def inputs_of_all(
         own = {} if source_data is None else own_images(setting, source, Path(source_data))
         known = scoring.inputs_of(evidence, row)
         candidates[source.name] = {**known, "tokens": prompt.tokens, **own}
-    candidates["(no prompt)"] = scoring.inputs_of(evidence, None)
+    candidates[scoring.PLAIN] = scoring.inputs_of(evidence, None)
     return candidates
 
 

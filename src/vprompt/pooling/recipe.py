@@ -27,10 +27,10 @@ from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.pooling.mix import plan_of
+from vprompt.pooling.settings import METHOD, SUM
 
 _ALIASES = {"mean": "uniform"}  # mergekit's name
-_SUM = ("align", "scale", "move_scale", "form", "safeguard")
-_FLOW = (*_SUM, "include_self", "screen")
+_FLOW = (*SUM, "include_self", "screen")  # what `parameters` say that is no method's setting
 _LARGEST = 1 << 20
 _SHOWN = 80  # characters of a value in an error
 
@@ -63,7 +63,7 @@ class Target(_Strict):
 class Recipe(_Strict):
     """What `combine` needs, as plain values."""
 
-    merge_method: str = "hgprompt"
+    merge_method: str = METHOD
     base_model: str | None = None
     models: list[Model] = Field(min_length=1)
     target: Target
@@ -74,31 +74,32 @@ class Recipe(_Strict):
     def arguments(self, **given: Any) -> dict[str, Any]:
         """Return the arguments of `flow.combine`, every one of them checked.
 
-        What is `given` goes first; whoever names other images means them, so their digest is not
-        held against the recipe's.
+        What is `given` goes first, also among the training settings of `config`; whoever names
+        other images means them, so their digest is not held against the recipe's.
         """
         method = self._method()
         registry.build("transfer", method)
-        plan = plan_of(method, **{k: v for k, v in self.parameters.items() if k in _SUM})
-        config = TrainConfig.checked({**combining_defaults(method, plan.form), **self.train})
+        plan = plan_of(method, **{k: v for k, v in self.parameters.items() if k in SUM})
+        TrainConfig.of(self.train, combining_defaults(method, plan.form))
         if self.target.data is None:
             raise VPromptError(
                 "The recipe names no data: it was made in Python for a Task. Write target.data."
             )
         for model in self.models:
             _check_digest(model)
+        config = given.get("config", {})
         other = {"task", "shots", "draw", "model"} & set(given)
         return {
             "task": self.target.data,
-            "pool_folder": [model.model for model in self.models],
+            "pool": [model.model for model in self.models],
             "method": method,
             "model": self.base_model,
-            "config": config,
             "shots": self.target.shots,
             "draw": self.target.draw,
             "train_digest": None if other else self.target.digest,
             **{key: self.parameters[key] for key in _FLOW if key in self.parameters},
             **given,
+            "config": config if isinstance(config, TrainConfig) else {**self.train, **config},
         }
 
     def _method(self) -> str:

@@ -29,6 +29,7 @@ INPUTS = {
     "source_features": "the source's own images under its prompt (needs source data)",
     "source_labels": "the labels of the source's own images (needs source data)",
 }
+PLAIN = "(no prompt)"  # the frozen features by themselves, among the candidates
 SOURCE_DATA = frozenset({"source_features", "source_labels"})
 _LABELS = ("labels", "source_labels")
 _PER_IMAGE = (("labels", "features", "source_probabilities"), ("source_labels", "source_features"))

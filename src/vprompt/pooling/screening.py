@@ -103,7 +103,7 @@ class Selection:
 
 
 def select(
-    pool_folder: Pool,
+    listed: Pool,
     backbone: Backbone,
     target: Task | None,
     screen: str,
@@ -120,9 +120,9 @@ def select(
     those that cannot be with most others are left out of a large pool; None adds none up.
     """
     settings = Screen.read(screen)
-    found = pool.chosen(pool_folder, exclude)
+    found = pool.chosen(listed, exclude)
     if settings is None or len(found) <= settings.above:
-        sources = pool.load(pool_folder, backbone, exclude=exclude, force=force, progress=progress)
+        sources = pool.load(listed, backbone, exclude=exclude, force=force, progress=progress)
         if target is not None:
             sources = combining.without_self(sources, target, progress)
         return Selection(sources)

@@ -107,7 +107,7 @@ class Plan:
         if backbone.data_config.input_size != size:
             raise VPromptError(
                 f"The protocol has images of {size[1]} pixels, but {backbone.name!r} was opened "
-                f"for {backbone.data_config.shown_size}. Add --img-size {size[1]}."
+                f"for {backbone.data_config.shown_size}. Add --image-size {size[1]}."
             )
         changed = copy.copy(backbone)
         changed.data_config = replace(backbone.data_config, **self.data_config)

@@ -25,6 +25,7 @@ from vprompt.learning.tune import Tuned
 from vprompt.models.backbone import Backbone
 from vprompt.pooling.evidence import Evidence
 from vprompt.pooling.mix import Mix
+from vprompt.pooling.settings import SUM
 from vprompt.prompts.prompt import Prompt, prompt_digest
 
 _PACKAGES = ("vprompt", "torch", "timm", "numpy", "scipy", "scikit-learn", "pillow", "safetensors")
@@ -205,9 +206,6 @@ def describe_transfer(
     }
 
 
-_COMBINED = ("align", "scale", "move_scale", "form", "safeguard", "include_self")
-
-
 def replay(
     run: Mapping[str, Any],
     task: str | None,
@@ -228,6 +226,6 @@ def replay(
             for place, source in zip(places, sources, strict=True)
         ],
         "target": {"data": task, **draw},
-        "parameters": {key: run[key] for key in _COMBINED if key in run},
+        "parameters": {key: run[key] for key in (*SUM, "include_self") if key in run},
         "train": run["train"],
     }

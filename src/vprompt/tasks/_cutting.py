@@ -44,20 +44,48 @@ def cut(
     *,
     allow_absent: bool,
     where: object,
+    fold: str = "",
 ) -> Cut:
-    """Cut images into train, val and test, class by class; `where` is what they were read from."""
+    """Cut images into train, val and test, class by class; `where` is what they were read from.
+
+    `fold`, such as `2/5`, takes the second of five parts for test, and of the others a fifth for
+    val: over all folds, every image is tested on once.
+    """
     counts = [whole.labels.count(index) for index in range(len(classes))]
     single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
     if single and not allow_absent:
         raise VPromptError(
             f"{where} has classes with one image only: {', '.join(map(repr, single[:6]))}. One "
             "image cannot be both learned from and tested on; add images or remove the class, give "
-            "splits, or add --allow-absent-classes."
+            "splits, or add --allow-absent."
         )
+    if fold:
+        number, count = _read_fold(fold)
+        each = split_by_class(whole.labels, [1 / count] * count, seed)
+        test = each.pop(number - 1)
+        others = sorted(row for part in each for row in part)
+        parted = (1 - _VAL_SHARE, _VAL_SHARE)
+        labels = [whole.labels[row] for row in others]
+        train, val = ([others[i] for i in p] for p in split_by_class(labels, parted, seed))
+        splits = {
+            name: whole.subset(rows, name)
+            for name, rows in zip(_WORDS, (train, val, test), strict=True)
+            if rows or name == "train"
+        }
+        words = f"cut into {count} folds by seed {seed}, fold {number} for test"
+        return Cut(splits, f"{words}, by class", words)
     parts = zip(_WORDS, split_by_class(whole.labels, fractions, seed), strict=True)
     splits = {name: whole.subset(rows, name) for name, rows in parts if rows or name == "train"}
     how = f"cut into {', '.join(f'{share:g}' for share in fractions)} by class"
     return Cut(splits, how, f"cut {shares(fractions)} by seed {seed}")
+
+
+def _read_fold(text: str) -> tuple[int, int]:
+    """Read `2/5`, the second of five."""
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) >= 2:
+        return int(number), int(count)
+    raise VPromptError(f"fold is such as '1/5', the first of five, but got {text!r}.")
 
 
 def given(splits: Mapping[str, Split], seed: int, how: str, words: str) -> Cut:

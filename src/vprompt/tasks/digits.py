@@ -12,11 +12,11 @@ from vprompt.data.task import SealedSplit, Split, Task, split_by_sizes
 _SIZES = {"train": 800, "val": 200, "test": 797}
 
 
-def load(*, seed: int = 0) -> Task:
+def load(*, split_seed: int = 0) -> Task:
     """Return ten classes in 800 train, 200 val and 797 test images, drawn class by class.
 
     Pixels go from 0..16 to 0..255 and are repeated over three channels. Every split shows each
-    class in its overall proportion, to within an image or two; `seed` decides which images.
+    class in its overall proportion, to within an image or two; `split_seed` decides which images.
     """
     from sklearn.datasets import load_digits
 
@@ -24,7 +24,7 @@ def load(*, seed: int = 0) -> Task:
     grey = np.round(data.images * (255 / 16)).astype(np.uint8)
     labels = tuple(int(label) for label in data.target)
     whole = Split("all", np.repeat(grey[..., None], 3, axis=3), labels)
-    rows = split_by_sizes(data.target, [_SIZES["train"], _SIZES["val"]], seed, "digits split")
+    rows = split_by_sizes(data.target, [_SIZES["train"], _SIZES["val"]], split_seed, "digits split")
     parts = zip(_SIZES, rows, strict=True)
     splits = {name: whole.subset(rows, name) for name, rows in parts}
     return Task(
@@ -37,8 +37,8 @@ def load(*, seed: int = 0) -> Task:
             "source": "scikit-learn load_digits (test part of UCI optdigits)",
             "licence": "CC BY 4.0",
             "splits": "drawn in proportion to the classes",
-            "split_seed": seed,
+            "split_seed": split_seed,
             "sizes": dict(_SIZES),
         },
-        reading=Reading(f"drawn in proportion to the classes by seed {seed}"),
+        reading=Reading(f"drawn in proportion to the classes by seed {split_seed}"),
     )

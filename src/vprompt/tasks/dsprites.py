@@ -33,17 +33,22 @@ _PERIODS = np.array([10, 20, 40])  # orientation steps after which a shape looks
 
 
 def load(
-    *, target: str = "location", seed: int = 0, train: int = 800, val: int = 200, test: int = 1000
+    *,
+    target: str = "location",
+    split_seed: int = 0,
+    train: int = 800,
+    val: int = 200,
+    test: int = 1000,
 ) -> Task:
     """Return 16 classes of the x position (`location`) or of the `orientation`, 64 x 64 pixels.
 
-    `seed` decides which images are drawn; no image occurs twice, within a split or across.
+    `split_seed` decides which images are drawn; no image occurs twice, within a split or across.
     """
     if target not in CLASSES:
         raise VPromptError(f"dSprites has no target {target!r}.{suggest(target, CLASSES)}")
     sizes = {"train": train, "val": val, "test": test}
     _check_sizes(sizes)
-    factors, labels = _draw_factors(target, sum(sizes.values()), seed)
+    factors, labels = _draw_factors(target, sum(sizes.values()), split_seed)
     edges = np.cumsum([train, val])
     parts = zip(sizes, np.split(factors, edges), np.split(labels, edges), strict=True)
     splits = {
@@ -61,10 +66,10 @@ def load(
             "source": "dSprites-like images, drawn by vprompt from the published factors",
             "target": target,
             "splits": "distinct images, classes balanced",
-            "split_seed": seed,
+            "split_seed": split_seed,
             "sizes": sizes,
         },
-        reading=Reading(f"drawn, classes balanced, by seed {seed}"),
+        reading=Reading(f"drawn, classes balanced, by seed {split_seed}"),
     )
 
 

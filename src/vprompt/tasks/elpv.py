@@ -34,11 +34,11 @@ CLASSES = {
 _TRAIN, _VAL = 800, 200
 
 
-def load(*, target: str = "defect", seed: int = 0) -> Task:
+def load(*, target: str = "defect", split_seed: int = 0) -> Task:
     """Return 800 train, 200 val and 1,624 test cells, drawn in proportion to the classes.
 
     `target` is `defect`, four ordered grades of the experts' probability of a defect, or
-    `module`, whether the cell is monocrystalline or polycrystalline. `seed` decides the draw.
+    `module`, whether the cell is monocrystalline or polycrystalline. `split_seed` decides the draw.
     """
     if target not in CLASSES:
         raise VPromptError(f"ELPV has no target {target!r}.{suggest(target, CLASSES)}")
@@ -46,7 +46,7 @@ def load(*, target: str = "defect", seed: int = 0) -> Task:
     text = table.read_text(encoding="utf-8")
     paths, labels = _read(table, text, target)
     whole = Split("all", paths, labels)
-    rows = split_by_sizes(labels, [_TRAIN, _VAL], seed, f"elpv {target} split")
+    rows = split_by_sizes(labels, [_TRAIN, _VAL], split_seed, f"elpv {target} split")
     splits = {
         name: whole.subset(part, name)
         for name, part in zip(("train", "val", "test"), rows, strict=True)
@@ -63,10 +63,10 @@ def load(*, target: str = "defect", seed: int = 0) -> Task:
             "licence": "CC BY-NC-SA 4.0",
             "target": target,
             "splits": "drawn in proportion to the classes",
-            "split_seed": seed,
+            "split_seed": split_seed,
             "sizes": {name: len(split) for name, split in splits.items()},
         },
-        reading=Reading(f"drawn in proportion to the classes by seed {seed}"),
+        reading=Reading(f"drawn in proportion to the classes by seed {split_seed}"),
     )
 
 

@@ -18,8 +18,9 @@ _TWICE = "reached twice by links"
 def load(
     *,
     root: str,
-    seed: int = 0,
+    split_seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
+    fold: str = "",
     allow_absent: bool = False,
     all_test: bool = False,
 ) -> Task:
@@ -27,9 +28,10 @@ def load(
 
     Folders named train and test, and perhaps val, in any usual spelling, are taken as the splits;
     without val, 20 % of train becomes val, class by class. Otherwise the images are cut into
-    `fractions` (train, val, test), class by class. Both draws depend on `seed` and on the sorted
-    file names alone. With `all_test` nothing is cut: all images are test images, unless the folder
-    has a test folder beside others.
+    `fractions` (train, val, test), class by class. `fold`, such as `'2/5'`, takes the second of
+    five parts for test instead, so that over all folds every image is tested on once. The draws
+    depend on `split_seed` and on the sorted file names alone. With `all_test` nothing is cut: all
+    images are test images, unless the folder has a test folder beside others.
     """
     folder = Path(root).expanduser()
     check_fractions(fractions)
@@ -42,11 +44,19 @@ def load(
     whole, twice = _read(layout, classes)
     reading = reading.without(_TWICE, twice).noting(*layout.notes)
     if "all" not in whole:
-        made = given(whole, seed, "given by folders", layout.how)
+        made = given(whole, split_seed, "given by folders", layout.how)
     elif all_test:
         made = as_test(whole["all"])
     else:
-        made = cut(whole["all"], classes, fractions, seed, allow_absent=allow_absent, where=folder)
+        made = cut(
+            whole["all"],
+            classes,
+            fractions,
+            split_seed,
+            allow_absent=allow_absent,
+            where=folder,
+            fold=fold,
+        )
     return Task(
         name=folder.resolve().name,
         classes=classes,
@@ -57,7 +67,7 @@ def load(
             "source": "folder of class folders",
             "folder": folder.resolve().name,
             "splits": made.how,
-            "split_seed": seed,
+            "split_seed": split_seed,
             "sizes": {name: len(split) for name, split in made.splits.items()},
         },
         allow_absent=allow_absent,

@@ -32,8 +32,9 @@ def load(
     split_column: str = "split",
     val: str = "",
     test: str = "",
-    seed: int = 0,
+    split_seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
+    fold: str = "",
     allow_absent: bool = False,
     all_test: bool = False,
 ) -> Task:
@@ -41,9 +42,10 @@ def load(
 
     Class names are the labels, sorted (as numbers where all are integers); 1 and 1.0 are one.
     Without a split column the rows are cut into `fractions` (train, val, test), class by class, by
-    `seed`; with one that names no val, 20 % of train becomes val. `val` and `test` are lists of
-    their own, beside `file`. A default column name may also be another of `lists.NAMES`. With
-    `all_test` nothing is cut: all rows are test images, unless the table names splits.
+    `split_seed`, or into a `fold` such as `'2/5'`, the second of five; with one that names no val,
+    20 % of train becomes val. `val` and `test` are lists of their own, beside `file`. A default
+    column name may also be another of `lists.NAMES`. With `all_test` nothing is cut: all rows are
+    test images, unless the table names splits.
     """
     check_fractions(fractions)
     table = Path(file).expanduser()
@@ -72,11 +74,19 @@ def load(
             raise VPromptError(
                 f"{table} has no row whose {columns.get('split', 'split')!r} is 'train'."
             )
-        made = given(splits, seed, f"given by {source}", f"given by {source}")
+        made = given(splits, split_seed, f"given by {source}", f"given by {source}")
     elif all_test:
         made = as_test(whole)
     else:
-        made = cut(whole, classes, fractions, seed, allow_absent=allow_absent, where=table)
+        made = cut(
+            whole,
+            classes,
+            fractions,
+            split_seed,
+            allow_absent=allow_absent,
+            where=table,
+            fold=fold,
+        )
         reading = reading.noting(_beside(table))
     return Task(
         name=table.stem,
@@ -89,7 +99,7 @@ def load(
             "file": table.name,
             "columns": columns,
             "splits": made.how,
-            "split_seed": seed,
+            "split_seed": split_seed,
             "sizes": {name: len(split) for name, split in made.splits.items()},
         },
         allow_absent=allow_absent,

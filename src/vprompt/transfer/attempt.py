@@ -10,6 +10,7 @@ import torch
 
 from vprompt.core.errors import VPromptError
 from vprompt.core.registry import suggest
+from vprompt.core.settings import Settings, takes
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.mixture import InstanceMixture
 from vprompt.pooling.evidence import Evidence
@@ -19,23 +20,36 @@ from vprompt.prompts.compose import check_same_place, combine
 TARGETS = ("first", "mean", "zeros")
 
 
-def plan(
-    *,
-    temperature: float | None = None,
-    target: str = "first",
-    bottleneck: int = 100,
-    attention_rate: float = 1.0,
-    init_seed: int = 0,
-) -> Plan:
+class Attempt(Settings):
+    """The settings.
+
+    Without a `temperature` it is chosen so that the logits of the attention vary by about 1. The
+    published 2087 was made for word embeddings: on prompts of the size of image patches all weights
+    come out equal, and the method is plain averaging. `target` is where the target's own prompt
+    starts: `first`, the first source as published, `mean` or `zeros`. `attention_rate` is the rate
+    of the attention by that of the prompt; the public code meant a third, and a wrong name kept it
+    from being used.
+    """
+
+    temperature: float | None = None
+    target: str = "first"
+    bottleneck: int = 100
+    attention_rate: float = 1.0
+    init_seed: int = 0
+
+
+@takes(Attempt)
+def plan(settings: Attempt) -> Plan:
     """Ask for features alone; settings that make no sense are refused here."""
+    target, temperature = settings.target, settings.temperature
     if target not in TARGETS:
         raise VPromptError(f"attempt has no target {target!r}.{suggest(target, TARGETS)}")
     if temperature is not None and not temperature > 0:
         raise VPromptError(f"attempt needs a temperature above 0, but got {temperature}.")
-    if bottleneck < 1 or not attention_rate > 0:
+    if settings.bottleneck < 1 or not settings.attention_rate > 0:
         raise VPromptError(
             "attempt needs a bottleneck of at least 1 and an attention_rate above 0, but got "
-            f"{bottleneck} and {attention_rate}."
+            f"{settings.bottleneck} and {settings.attention_rate}."
         )
     return Plan(safeguard=False, merge_twins=False)
 
@@ -46,38 +60,18 @@ def training(**settings: object) -> dict[str, Any]:
     return {"lr": 5e-3}
 
 
-def weigh(
-    evidence: Evidence,
-    *,
-    temperature: float | None = None,
-    target: str = "first",
-    bottleneck: int = 100,
-    attention_rate: float = 1.0,
-    init_seed: int = 0,
-) -> Mix:
+@takes(Attempt)
+def weigh(evidence: Evidence, settings: Attempt) -> Mix:
     """Return equal weights: the attention finds its own, for every image, in training.
 
-    The record then holds their mean over the training images. Without a `temperature` it is chosen
-    so that the logits of the attention vary by about 1. The published 2087 was made for word
-    embeddings: on prompts of the size of image patches all weights come out equal, and the method
-    is plain averaging. `target` is where the target's own prompt starts: `first`, the first source
-    as published, `mean` or `zeros`. `attention_rate` is the rate of the attention by that of the
-    prompt; the public code meant a third, and a wrong name kept it from being used.
+    The record then holds their mean over the training images.
     """
-    del temperature, target, bottleneck, attention_rate, init_seed  # for what is trained
+    del settings  # for what is trained
     return Mix(torch.full((len(evidence),), 1 / len(evidence), dtype=torch.float64))
 
 
-def adapter(
-    start: TuningStart,
-    mix: Mix,
-    *,
-    temperature: float | None = None,
-    target: str = "first",
-    bottleneck: int = 100,
-    attention_rate: float = 1.0,
-    init_seed: int = 0,
-) -> tuple[Adapter, Mix]:
+@takes(Attempt)
+def adapter(start: TuningStart, mix: Mix, settings: Attempt) -> tuple[Adapter, Mix]:
     """Return the mixture of all sources."""
     check_same_place(start.prompts, start.names)
     first = start.prompts[0]
@@ -89,10 +83,10 @@ def adapter(
     mixture = InstanceMixture(
         start.backbone,
         start.prompts,
-        starts[target],
-        bottleneck=bottleneck,
-        temperature=temperature,
-        attention_rate=attention_rate,
-        seed=init_seed,
+        starts[settings.target],
+        bottleneck=settings.bottleneck,
+        temperature=settings.temperature,
+        attention_rate=settings.attention_rate,
+        seed=settings.init_seed,
     )
     return mixture, mix

@@ -17,6 +17,7 @@ import torch
 from vprompt.core.errors import VPromptError
 from vprompt.core.linalg import check_shrinkage
 from vprompt.core.registry import suggest
+from vprompt.core.settings import Settings, takes
 from vprompt.core.types import Labels, SourceFeatures, Weights
 from vprompt.pooling.evidence import Evidence
 from vprompt.pooling.mix import PUBLISHED, Mix, Plan
@@ -52,42 +53,52 @@ _POLISHED = 8  # optima of the smaller problem that the full objective is climbe
 ALIGNMENTS = ("none", "uniform", "reference", "variance")
 
 
-def plan(
-    *,
-    preset: str = "robust",
-    score: str | None = None,
-    alignment: str | None = None,
-    lambda_: float | None = None,
-    shrinkage: float | str | None = None,
-    solver: str | None = None,
-    class_balanced: bool = False,
-    standardise: bool = False,
-    gradient_head: str | None = None,
-    bootstrap: int | None = None,
-    refine: int | None = None,
-    soften: str | float | None = None,
-    climb: int | None = None,
-    members: int = 4,
-) -> Plan:
+class HGPrompt(Settings):
+    """The settings; `preset` sets whatever is None.
+
+    `score` is `hscore_shrunk`, `hscore_adjusted` (the same above what shuffled labels would reach),
+    `hscore_raw` (the paper's, from 0 to classes - 1) or `trace_ratio`; all but the raw one have 1
+    as their maximum. `shrinkage` is `ledoit_wolf`, `oas` or a number; `class_balanced` gives every
+    class the same say. `standardise` gives every feature of every source unit variance first, which
+    no summed prompt can do. `alignment` subtracts `lambda_` times `uniform` (the paper's Eq. 10,
+    which pulls towards uniform weights), `reference` or `variance`. `solver` is `exponentiated`
+    from several starts, or one of `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd`
+    from uniform weights. `gradient_head` is the head that gradients are taken under.
+    `bootstrap` is the number of resamples behind the intervals. `refine` is for how many epochs
+    the weights then climb the true objective through the summed prompt. `soften` moves the optimum
+    back towards uniform weights: `bagged` takes the mean of the resampled optima, `spread` pulls
+    that mean by as much as they differ, a number from 0 to 1 is the share of uniform weights.
+    Without a bootstrap nothing is softened unless it says so. `climb` is for how many steps the
+    coefficients of a sum of moves then climb the true loss, and `members` how many parts of the
+    pool an ensemble has at most (docs/moves.md).
+    """
+
+    preset: str = "robust"
+    score: str | None = None
+    alignment: str | None = None
+    lambda_: float | None = None
+    shrinkage: float | str | None = None
+    solver: str | None = None
+    class_balanced: bool = False
+    standardise: bool = False
+    gradient_head: str | None = None
+    bootstrap: int | None = None
+    refine: int | None = None
+    soften: str | float | None = None
+    climb: int | None = None
+    members: int = 4
+
+
+@takes(HGPrompt)
+def plan(settings: HGPrompt) -> Plan:
     """Ask for gradients where something uses them, and for the sum that the preset makes.
 
     The paper's preset and every alignment take them under the base head, unless `gradient_head`
     names another; `robust` does without.
     """
-    chosen = _chosen(
-        preset=preset,
-        score=score,
-        alignment=alignment,
-        lambda_=lambda_,
-        solver=solver,
-        bootstrap=bootstrap,
-        refine=refine,
-        soften=soften,
-        climb=climb,
-    )
-    del class_balanced, standardise
-    check_shrinkage(shrinkage)
-    paper = preset == "paper"
+    chosen, gradient_head = _chosen(settings), settings.gradient_head
+    check_shrinkage(settings.shrinkage)
+    paper = settings.preset == "paper"
     if gradient_head is None and (paper or chosen["alignment"] != "none"):
         gradient_head = "base"
     if chosen["alignment"] == "reference" and gradient_head != "base":
@@ -105,73 +116,28 @@ def plan(
         safeguard=not paper,
         move_scale="auto" if free else PUBLISHED,
         form="ensemble" if free else "sum",
-        members=members,
+        members=settings.members,
         climb=chosen["climb"],
     )
 
 
-def weigh(
-    evidence: Evidence,
-    *,
-    preset: str = "robust",
-    score: str | None = None,
-    alignment: str | None = None,
-    lambda_: float | None = None,
-    shrinkage: float | str | None = None,
-    solver: str | None = None,
-    class_balanced: bool = False,
-    standardise: bool = False,
-    gradient_head: str | None = None,
-    bootstrap: int | None = None,
-    refine: int | None = None,
-    soften: str | float | None = None,
-    climb: int | None = None,
-    members: int = 4,
-) -> Mix:
-    """Return the best of all optima found, with the others, intervals and the noise floor.
-
-    `preset` sets whatever is not given. `score` is `hscore_shrunk`, `hscore_adjusted` (the same
-    above what shuffled labels would reach), `hscore_raw` (the paper's, from 0 to classes - 1) or
-    `trace_ratio`; all but the raw one have 1 as their maximum. `shrinkage` is `ledoit_wolf`, `oas`
-    or a number; `class_balanced` gives every class the same say. `standardise` gives every feature
-    of every source unit variance first, which no summed prompt can do. `alignment` subtracts
-    `lambda_` times `uniform` (the paper's Eq. 10, which pulls towards uniform weights),
-    `reference` or `variance`. `solver` is `exponentiated` from several starts, or one of
-    `projected`, `frank_wolfe`, `softmax_adam`, `leave_one_out_sgd` from uniform weights.
-    `bootstrap` is the number of resamples behind the intervals. `refine` is for how many epochs
-    the weights then climb the true objective through the summed prompt. `soften` moves the optimum
-    back towards uniform weights: `bagged` takes the mean of the resampled optima, `spread` pulls
-    that mean by as much as they differ, a number from 0 to 1 is the share of uniform weights.
-    Without a bootstrap nothing is softened unless it says so. `climb` is for how many steps the
-    coefficients of a sum of moves then climb the true loss, and `members` how many parts of the
-    pool an ensemble has at most (docs/moves.md).
-    """
-    del gradient_head, members  # what the evidence was gathered with, and what becomes of it
-    chosen = _chosen(
-        preset=preset,
-        score=score,
-        alignment=alignment,
-        lambda_=lambda_,
-        solver=solver,
-        bootstrap=bootstrap,
-        refine=refine,
-        soften=soften,
-        climb=climb,
-    )
+@takes(HGPrompt)
+def weigh(evidence: Evidence, settings: HGPrompt) -> Mix:
+    """Return the best of all optima found, with the others, intervals and the noise floor."""
+    chosen = _chosen(settings)
     if len(evidence) == 1:
         return Mix(torch.ones(1, dtype=torch.float64), facts={"chosen": chosen})
-    if standardise:
+    if settings.standardise:
         evidence = replace(evidence, features=_standardised(evidence.features))
-    settings = {key: chosen[key] for key in ("score", "alignment", "lambda_")}
 
     def objective_of(features: SourceFeatures, labels: Labels) -> Objective:
         return _objective(
             features,
             labels,
             evidence=evidence,
-            shrinkage=shrinkage,
-            class_balanced=class_balanced,
-            **settings,
+            shrinkage=settings.shrinkage,
+            class_balanced=settings.class_balanced,
+            **{key: chosen[key] for key in ("score", "alignment", "lambda_")},
         )
 
     objective = objective_of(evidence.features, evidence.labels)
@@ -184,7 +150,7 @@ def weigh(
     facts: dict[str, Any] = {
         "chosen": chosen,
         "optima": [_describe(optimum) for optimum in found],
-        **_noise(evidence, weights, shrinkage),
+        **_noise(evidence, weights, settings.shrinkage),
         "without_gradient": _silent(evidence),
     }
     if samples is not None:
@@ -220,12 +186,13 @@ def _standardised(features: SourceFeatures) -> SourceFeatures:
     return torch.where(spread > 0, centred / spread, 0.0).float()
 
 
-def _chosen(*, preset: str, **given: Any) -> dict[str, Any]:
+def _chosen(settings: HGPrompt) -> dict[str, Any]:
     """Return the preset's settings with what was given in their place, each one checked."""
+    preset, given = settings.preset, settings.given()
     if preset not in PRESETS:
         raise VPromptError(f"hgprompt has no preset {preset!r}.{suggest(preset, PRESETS)}")
-    chosen = {**PRESETS[preset], **{k: v for k, v in given.items() if v is not None}}
-    if chosen["bootstrap"] == 0 and given.get("soften") is None:
+    chosen = {key: given.get(key, value) for key, value in PRESETS[preset].items()}
+    if chosen["bootstrap"] == 0 and "soften" not in given:
         chosen["soften"] = "none"  # nothing was resampled, so there is nothing to average
     known = {"score": SCORES, "alignment": ALIGNMENTS, "solver": ("exponentiated", *SOLVERS)}
     for key, values in known.items():

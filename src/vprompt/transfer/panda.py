@@ -17,6 +17,7 @@ from torch import Tensor
 from vprompt.core.errors import VPromptError
 from vprompt.core.linalg import unit_rows
 from vprompt.core.registry import suggest
+from vprompt.core.settings import Settings, takes
 from vprompt.learning.adapter import Adapter, PromptAdapter
 from vprompt.learning.distilling import Distilled
 from vprompt.models.features import features_of
@@ -28,15 +29,28 @@ STUDENTS = ("fresh", "source")
 _PUBLISHED = 0.1 * 0.1  # the public code's factor times its beta
 
 
-def plan(
-    *,
-    teachers: int = 1,
-    distillation: str = "kl",
-    strength: float = 1.0,
-    temperature: float = 2.0,
-    student: str = "fresh",
-) -> Plan:
+class Panda(Settings):
+    """The settings.
+
+    `teachers` is how many of the nearest tasks have a weight. `distillation` is `kl` (between
+    softmaxes at `temperature`, times its square) or `mse` (between logits). Either is multiplied by
+    `strength` and the similarity, which the paper asks for and its code leaves out. `published` is
+    that code: 0.01 times the `mse` divided once more by the batch size, next to nothing.
+    `student=source` starts the student where its teacher started.
+    """
+
+    teachers: int = 1
+    distillation: str = "kl"
+    strength: float = 1.0
+    temperature: float = 2.0
+    student: str = "fresh"
+
+
+@takes(Panda)
+def plan(settings: Panda) -> Plan:
     """Ask for features alone; settings that make no sense are refused here."""
+    teachers, distillation, student = settings.teachers, settings.distillation, settings.student
+    strength, temperature = settings.strength, settings.temperature
     if teachers < 1:
         raise VPromptError(f"panda has at least one teacher, but got teachers={teachers}.")
     if distillation not in DISTILLATIONS:
@@ -59,44 +73,21 @@ def training(**settings: object) -> dict[str, Any]:
     return {"lr": 5e-3}
 
 
-def weigh(
-    evidence: Evidence,
-    *,
-    teachers: int = 1,
-    distillation: str = "kl",
-    strength: float = 1.0,
-    temperature: float = 2.0,
-    student: str = "fresh",
-) -> Mix:
-    """Return the softmax of the similarities of the `teachers` nearest tasks, others 0.
-
-    `distillation` is `kl` (between softmaxes at `temperature`, times its square) or `mse` (between
-    logits). Either is multiplied by `strength` and the similarity, which the paper asks for and its
-    code leaves out. `published` is that code: 0.01 times the `mse` divided once more by the batch
-    size, next to nothing. `student=source` starts the student where its teacher started.
-    """
-    del distillation, strength, temperature, student  # what is trained with the weights
+@takes(Panda)
+def weigh(evidence: Evidence, settings: Panda) -> Mix:
+    """Return the softmax of the similarities of the `teachers` nearest tasks, others 0."""
     if evidence.task_embeddings is None:
         raise VPromptError("panda needs the sources' task embeddings, but the evidence has none.")
     found = task_similarities(evidence.task_embeddings, evidence.plain.mean(0))
-    nearest = found.argsort(descending=True)[:teachers]
+    nearest = found.argsort(descending=True)[: settings.teachers]
     weights = torch.zeros(len(evidence), dtype=torch.float64)
     weights[nearest] = found[nearest].softmax(0)
     return Mix(weights, facts={"similarities": found.tolist()})
 
 
-def adapter(
-    start: TuningStart,
-    mix: Mix,
-    *,
-    teachers: int = 1,
-    distillation: str = "kl",
-    strength: float = 1.0,
-    temperature: float = 2.0,
-    student: str = "fresh",
-) -> tuple[Adapter, Mix]:
+@takes(Panda)
+def adapter(start: TuningStart, mix: Mix, settings: Panda) -> tuple[Adapter, Mix]:
     """Train the teachers on the target, and return a student with their mean logits."""
-    del teachers
     rows = mix.weights.nonzero().flatten().tolist()
     logits, accuracies, similarity = torch.zeros(()), {}, 0.0
     for row in rows:
@@ -113,10 +104,10 @@ def adapter(
         )
         accuracies[start.names[row]] = tuned.record(tuned.kept_epoch).val_accuracy
         similarity += share * max(mix.facts["similarities"][row], 0.0)
-    afresh = student == "fresh"
+    afresh, distillation = settings.student == "fresh", settings.distillation
     first = start.fresh() if afresh else PromptAdapter(start.backbone, start.prompt)
-    weight = _PUBLISHED if distillation == "published" else strength * similarity
-    begun = Distilled(first, logits, weight, distillation, temperature)
+    weight = _PUBLISHED if distillation == "published" else settings.strength * similarity
+    begun = Distilled(first, logits, weight, distillation, settings.temperature)
     facts = {**mix.facts, "teachers": accuracies, "distillation_weight": weight}
     return begun, replace(mix, facts=facts)
 

@@ -9,14 +9,13 @@ Reference: Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt 
 2022, arXiv 2110.07904.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from vprompt.core.errors import VPromptError
 from vprompt.core.linalg import unit_rows
 from vprompt.core.registry import suggest
+from vprompt.core.settings import Settings, takes
 from vprompt.core.types import SourceTokens, TargetTokens
 from vprompt.learning.adapter import Adapter
 from vprompt.pooling.evidence import Evidence
@@ -27,10 +26,30 @@ SIMILARITIES = ("tokens", "mean", "moved")
 USES = ("average", "best")
 
 
-def plan(
-    *, similarity: str = "tokens", top: int = 1, use: str = "average", epochs: int = 5
-) -> Plan:
+class Spot(Settings):
+    """The settings.
+
+    `similarity` is `tokens` (mean cosine over all pairs of tokens), `mean` (cosine of the mean
+    tokens) or `moved` (cosine of the differences to the start, for a pool of one start). With
+    `use=best` the `top` count alike until each has been tuned and the best on validation is kept:
+    it costs as many trainings. `epochs` are those of the prompt that is learned on the target.
+    """
+
+    similarity: str = "tokens"
+    top: int = 1
+    use: str = "average"
+    epochs: int = 5
+
+
+@takes(Spot)
+def plan(settings: Spot) -> Plan:
     """Ask for a prompt learned on the target for a few epochs."""
+    similarity, use, top, epochs = (
+        settings.similarity,
+        settings.use,
+        settings.top,
+        settings.epochs,
+    )
     if similarity not in SIMILARITIES:
         raise VPromptError(
             f"spot has no similarity {similarity!r}.{suggest(similarity, SIMILARITIES)}"
@@ -45,41 +64,29 @@ def plan(
     return Plan(target_epochs=epochs, trainings=top - 1 if use == "best" else 0)
 
 
-def weigh(
-    evidence: Evidence,
-    *,
-    similarity: str = "tokens",
-    top: int = 1,
-    use: str = "average",
-    epochs: int = 5,
-) -> Mix:
+@takes(Spot)
+def weigh(evidence: Evidence, settings: Spot) -> Mix:
     """Return weights proportional to the similarity of the `top` nearest prompts, others 0.
 
-    `similarity` is `tokens` (mean cosine over all pairs of tokens), `mean` (cosine of the mean
-    tokens) or `moved` (cosine of the differences to the start, for a pool of one start).
     Similarities below 0 count as 0; if all do, the nearest source gets all the weight.
-    With `use=best` the `top` count alike until each has been tuned and the best on validation is
-    kept: it costs as many trainings.
     """
-    del epochs  # what the evidence was gathered with
     if evidence.prompts is None or evidence.target is None:
         raise VPromptError("spot needs a prompt learned on the target, but the evidence has none.")
     found = prompt_similarities(
-        evidence.prompts, evidence.target, similarity, evidence.target_start
+        evidence.prompts, evidence.target, settings.similarity, evidence.target_start
     )
-    nearest = found.argsort(descending=True)[:top]
+    nearest = found.argsort(descending=True)[: settings.top]
     weights = torch.zeros(len(evidence), dtype=torch.float64)
-    weights[nearest] = 1.0 if use == "best" else found[nearest].clamp_min(0)
+    weights[nearest] = 1.0 if settings.use == "best" else found[nearest].clamp_min(0)
     if float(weights.sum()) <= 0:
         weights[nearest[0]] = 1.0
     return Mix(weights / weights.sum(), facts={"similarities": found.tolist()})
 
 
-def adapter(
-    start: TuningStart, mix: Mix, *, use: str = "average", **settings: Any
-) -> tuple[Adapter, Mix] | None:
+@takes(Spot)
+def adapter(start: TuningStart, mix: Mix, settings: Spot) -> tuple[Adapter, Mix] | None:
     """Return the source that is best on validation once it is tuned, of those with a weight."""
-    if use == "average":
+    if settings.use == "average":
         return None
     rows = mix.weights.nonzero().flatten().tolist()
     return best_once_tuned(start, mix, rows, method="spot(use=best)", instead="use=average")

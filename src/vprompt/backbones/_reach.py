@@ -1,0 +1,76 @@
+"""Reach: whether a model hub answers, asked once and quickly, before a library tries for a minute.
+
+Without a network a model that was fetched before is read from the disk at once, and any other is
+refused with what to type instead.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from vprompt.core.errors import VPromptError
+
+SECONDS = 3.0
+_REACHED: set[str] = set()  # addresses that answered in this process
+
+
+@contextlib.contextmanager
+def hub(model: str, repository: str | None) -> Iterator[None]:
+    """Let what is done inside fetch a repository, or find it on this disk without a network.
+
+    Raises VPromptError where it is on neither. None stands for a model that needs no hub.
+    """
+    from huggingface_hub import constants
+
+    if repository is None or constants.HF_HUB_OFFLINE:
+        yield
+        return
+    problem = _problem(constants.ENDPOINT)
+    if not problem:
+        yield
+        return
+    if not _is_on_disk(repository):
+        raise VPromptError(
+            f"The weights of {model!r} are not on this disk, and {constants.ENDPOINT} does not "
+            f"answer ({problem}). Run the same command again with a network, or use what needs "
+            "none: `demo`, `local-dir:/path`, or a weight file as "
+            "`timm_vit(model=NAME, checkpoint='/path')`."
+        )
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _problem(address: str) -> str:
+    """Return why an address does not answer, or nothing where it does; any answer is one."""
+    if address in _REACHED:
+        return ""
+    failed: list[str] = []
+
+    def ask() -> None:
+        from huggingface_hub.utils import get_session
+
+        try:
+            get_session().head(address, timeout=SECONDS)
+            _REACHED.add(address)
+        except Exception as error:  # which HTTP library raises depends on huggingface_hub's age
+            failed.append((str(error).strip().splitlines() or [type(error).__name__])[0][:100])
+
+    # Looking up a name has no timeout of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS + 0.5)
+    if address in _REACHED:
+        return ""
+    return failed[0].rstrip(".") if failed else f"no answer in {SECONDS:.0f} s"
+
+
+def _is_on_disk(repository: str) -> bool:
+    """Say whether the hub's library holds a copy of a repository."""
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    return place.is_dir() and any(place.glob("*/*"))

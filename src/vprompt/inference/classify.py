@@ -1,0 +1,140 @@
+"""Classify: a finished artefact as a torch module, to be called or put into one's own program."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.artifacts import artifact as artifacts
+from vprompt.artifacts import hub
+from vprompt.artifacts.artifact import Artifact
+from vprompt.core.errors import VPromptError
+from vprompt.core.precision import autocast
+from vprompt.core.progress import SILENT, Progress
+from vprompt.core.types import Images
+from vprompt.data import inputs
+from vprompt.inference.prediction import Prediction, predict
+from vprompt.learning.adapter import Adapter
+from vprompt.models.backbone import Backbone, extract
+from vprompt.models.heads import Head
+from vprompt.opening import open_adapter, open_for
+
+
+class Classifier(nn.Module):
+    """Images in, logits `[batch, classes]` out: backbone, prompt and head of one artefact.
+
+    It takes normalised tensors, as `preprocess` returns them, and whatever `preprocess` takes.
+    Nothing in it asks for a gradient until you say so, and gradients with respect to the images
+    pass. With `check`, float tensors that cannot be normalised images are refused.
+    """
+
+    tokens: nn.Parameter | None
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        backbone: Backbone,
+        *,
+        precision: str = "auto",
+        check: bool = True,
+    ) -> None:
+        super().__init__()
+        self.artifact, self.backbone = artifact, backbone
+        self.precision, self.check = precision, check
+        adapted = open_adapter(artifact, backbone)
+        self.adapter = adapted if isinstance(adapted, Adapter) else None
+        self._prompt = None if isinstance(adapted, Adapter) else adapted
+        self.tokens = None if self._prompt is None else nn.Parameter(self._prompt.tokens.clone())
+        self.weight = nn.Parameter(artifact.head.weight.clone())
+        self.bias = nn.Parameter(artifact.head.bias.clone())
+        self.requires_grad_(False)
+        self.to(backbone.device)
+        self.eval()
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels in the order of the logits."""
+        return self.artifact.classes
+
+    def preprocess(self, images: Any) -> Tensor:
+        """Return images as the artefact's tokens want them; see `Artifact.preprocess`."""
+        return self.artifact.preprocess(images)
+
+    def features(self, images: Any) -> Tensor:
+        """Return what the head sees `[batch, width]`."""
+        ready = self._ready(images)
+        with autocast(self.precision, ready.device):
+            if self.adapter is not None:
+                return self.adapter.features(ready).float()
+            prompt = self._prompt
+            if prompt is not None and self.tokens is not None:
+                prompt = prompt.with_tokens(self.tokens)
+            return extract(self.backbone, ready, prompt).float()
+
+    def forward(self, images: Any) -> Tensor:
+        """Return logits `[batch, classes]`; their softmax are probabilities."""
+        head = Head(self.weight, self.bias, cosine=self.artifact.head.cosine)
+        return head.logits(self.features(images))
+
+    def predict(self, images: Any, **settings: Any) -> list[Prediction]:
+        """Return one prediction per image, with the label and all probabilities.
+
+        `images` and `settings` are those of `vprompt.predict`. What it says are the artefact's
+        tokens, whatever was done to the parameters here since.
+        """
+        settings = {"precision": self.precision, **settings}
+        return predict(images, artifact=self.artifact, model=self.backbone, force=True, **settings)
+
+    def extra_repr(self) -> str:
+        """Name the artefact, its classes and its input."""
+        config = self.artifact.data_config
+        shown = f"{self.artifact.name}: {len(self.classes)} classes, {config.shown_size} px"
+        return f"{shown}, {self.backbone.name}"
+
+    def _ready(self, images: Any) -> Images:
+        """Return a normalised batch on the backbone's device."""
+        prepared = isinstance(images, Tensor) and images.is_floating_point()
+        if not prepared:
+            made = self.preprocess(images)
+            made = made if made.ndim == 4 else made[None]
+            return made.to(self.backbone.device)
+        batch: Tensor = images if images.ndim == 4 else images[None]
+        size = self.artifact.data_config.input_size
+        # `shape`, one by one: an exported model then takes batches of any size.
+        if batch.ndim != 4 or tuple(batch.shape[1:]) != size:
+            raise VPromptError(
+                f"A classifier takes normalised tensors [batch, {size[0]}, {size[1]}, {size[2]}], "
+                f"but got {list(images.shape)}. `classifier.preprocess(images)` makes them of "
+                "paths, Pillow images, arrays and tensors of any size."
+            )
+        batch = batch.to(self.backbone.device, torch.float32)
+        if self.check and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            plain = replace(self.artifact.data_config, values=None)
+            inputs.check_normalised(batch, plain)
+        return batch
+
+
+def load(
+    place: Path | str | Artifact,
+    *,
+    model: str | Backbone | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    check: bool = True,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Classifier:
+    """Return an artefact, of a folder or `hf-hub:user/name`, as a module that labels images.
+
+    The backbone is the one that it names, unless `model` gives another; it is checked against the
+    artefact's fingerprint, unless `force`. `check=False` leaves the range of float input unlooked
+    at. `precision` is `auto`, `fp32` or `bf16`.
+    """
+    if isinstance(place, Artifact):
+        loaded = place
+    else:
+        loaded = artifacts.load(hub.folder_of(place, progress=progress))
+    backbone = open_for(loaded, model, device=device, force=force, progress=progress)
+    return Classifier(loaded, backbone, precision=precision, check=check)
