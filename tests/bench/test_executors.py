@@ -225,7 +225,7 @@ def test_runs_that_are_trained_together_give_what_each_gives_alone(tmp_path):
             assert measured["acc1"] == pytest.approx(alone["test"][name]["acc1"], abs=1 / 48)
         history = zip(record["tuning"]["history"], alone["tuning"]["history"], strict=True)
         for mine, theirs in history:
-            assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
+            assert (mine["val_loss"] or 0) == pytest.approx(theirs["val_loss"] or 0, rel=1e-3)
 
 
 def test_runs_of_one_model_are_joined_and_others_are_left(monkeypatch):

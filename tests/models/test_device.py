@@ -40,7 +40,7 @@ def gradients(backbone, images, each, which):
     from vprompt.prompts.prompt import Prompt, PromptBatch
 
     device = backbone.device
-    tokens = [p.tokens.to(device).requires_grad_() for p in each]
+    tokens = [p.tokens.clone().to(device).requires_grad_() for p in each]
     moved = [
         Prompt(rows, p.blocks.to(device), p.persist) for rows, p in zip(tokens, each, strict=True)
     ]
