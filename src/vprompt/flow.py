@@ -46,8 +46,11 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         progress=settings.progress,
     )
     trial, looks = build(backbone), setting.sizes(settings.test)
-    grid = {"points": len(points), "halving": settings.halving}
-    settings.progress.say(training_estimate(trial, setting.train, config, **grid, **looks))
+    settings.progress.say(
+        training_estimate(
+            trial, setting.train, config, points=len(points), halving=settings.halving, **looks
+        )
+    )
     tuned, chosen, reached = stages.tune_best(
         setting,
         lambda: build(backbone),
