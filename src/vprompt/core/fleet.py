@@ -61,8 +61,8 @@ def now() -> float:
 class Member(Generic[R]):
     """One piece of work, and what it waits for.
 
-    `sharing` says that its forward passes may be shared, `stepping` that they are followed by
-    `models.company.backward`, and `joined` that one of them was. `common` is one for all members,
+    `extract` does its forward passes where they may be shared, `stepping` says that they are
+    followed by `models.company.backward`, and `joined` that one of them was. `common` is one for all members,
     and `moves` says that this one's tokens change places.
     """
 
@@ -76,7 +76,8 @@ class Member(Generic[R]):
         self.error: BaseException | None = None
         self.result: R | None = None
         self.done, self.ends = False, False
-        self.sharing, self.stepping, self.joined = False, False, False
+        self.extract: Callable[..., Any] | None = None
+        self.stepping, self.joined = False, False
         self.asked, self.spent, self.since = 0, 0.0, time.perf_counter()
         context = contextvars.copy_context()
         self.thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)

@@ -234,10 +234,10 @@ def extract(
     Without a prompt they are what the model's own code makes of these images, to the bit. In a
     fleet, members whose images may go through the model together have them go.
     """
-    if attend is None and not torch.compiler.is_compiling() and fleet.member() is not None:
-        from vprompt.models import company
-
-        return company.extract(company.Pass(backbone, images, prompt, tokens))
+    mine = None if torch.compiler.is_compiling() else fleet.member()
+    if attend is None and mine is not None and mine.extract is not None:
+        found: Features = mine.extract(backbone, images, prompt, tokens)
+        return found
     return extract_alone(backbone, images, prompt, tokens, attend)
 
 

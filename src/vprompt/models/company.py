@@ -99,16 +99,21 @@ def join(backbone: Backbone, prompt: Prompt | None, *, moves: bool) -> None:
     mine.ask(fleet.JOIN, id(backbone), prompt if fixed else None, answer)
 
 
-def extract(own: Pass) -> Features:
+def _extract(
+    backbone: Backbone,
+    images: Images | Entering,
+    prompt: Prompt | PromptBatch | None,
+    tokens: SamplePromptTokens | None,
+) -> Features:
     """Return the features of a member's pass, together with those of others where that can be.
 
     Passes are shared within `shared` alone, and those with a graph within `steps` as well: their
     backward pass needs all members at once.
     """
-    mine = fleet.member()
+    mine, own = fleet.member(), Pass(backbone, images, prompt, tokens)
     assert mine is not None
     graph = torch.is_grad_enabled()
-    if not mine.sharing or (graph and not mine.stepping):
+    if graph and not mine.stepping:
         return own.alone()
     mine.joined |= graph
     kind = _tensor(own.images).device.type
@@ -128,14 +133,14 @@ def extract(own: Pass) -> Features:
 def shared(allowed: bool = True) -> Iterator[None]:
     """Let forward passes of the block be those of other members as well."""
     mine = fleet.member()
-    before = mine is not None and mine.sharing
-    if mine is not None:
-        mine.sharing = allowed
+    if mine is None:
+        yield
+        return
+    before, mine.extract = mine.extract, _extract if allowed else None
     try:
         yield
     finally:
-        if mine is not None:
-            mine.sharing = before
+        mine.extract = before
 
 
 @contextmanager
