@@ -62,8 +62,8 @@ class Member(Generic[R]):
     """One piece of work, and what it waits for.
 
     `extract` does its forward passes where they may be shared, `stepping` says that they are
-    followed by `models.company.backward`, and `joined` that one of them was. `common` is one for all members,
-    and `moves` says that this one's tokens change places.
+    followed by `models.company.backward`, and `joined` that one of them was. `common` is one for
+    all members, and `moves` says that this one's tokens change places.
     """
 
     def __init__(
