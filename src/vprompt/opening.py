@@ -100,7 +100,8 @@ def open_backbone(
 ) -> Backbone:
     """Return a backbone from a plug-in (`demo`), a spec, or anything that timm can name.
 
-    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's. `image_size` is
+    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's; `hf:org/name`
+    and `hf:/path` are models that transformers saved. `image_size` is
     the side of a square in pixels, or (height, width). `progress` says how its weights were read,
     where that is worth a sentence.
     """
@@ -109,6 +110,8 @@ def open_backbone(
     sizes = {} if image_size is None else {"image_size": checked(image_size)}
     if registry.is_spec(text) or text in registry.names("backbones"):
         backbone = registry.build("backbones", text)(**sizes)
+    elif text.startswith("hf:"):
+        backbone = registry.find("backbones", "hf")(model=text.removeprefix("hf:"), **sizes)
     else:
         family = "open_clip" if "," in text else "timm_vit"
         backbone = registry.find("backbones", family)(model=text, **sizes)

@@ -513,16 +513,7 @@ def test_image_size_resamples_the_position_embedding(tmp_path):
     assert backbone.data_config.input_size == (3, 64, 64)
 
 
-@pytest.mark.parametrize("model", ["eva02_tiny_patch14_224", "vit_small_patch16_rope_224"])
-def test_rotary_models_are_refused_with_the_reason(model, refused, monkeypatch):
-    from vprompt.backbones import timm_vit
-
-    monkeypatch.setattr("torch.nn.init.trunc_normal_", lambda tensor, *a, **k: tensor)
-    with refused(model, "rotary position embeddings", "rotate prompt tokens", "absolute"):
-        timm_vit.load(model=model, pretrained=False)
-
-
-@pytest.mark.parametrize("model", ["vit_relpos_small_patch16_224", "test_resnet", "test_convnext"])
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext"])
 def test_models_that_are_no_plain_vision_transformer_are_refused(model, refused):
     from vprompt.backbones import timm_vit
 
@@ -530,15 +521,16 @@ def test_models_that_are_no_plain_vision_transformer_are_refused(model, refused)
         timm_vit.load(model=model, pretrained=False)
 
 
-def test_beit_with_its_relative_position_bias_is_refused(refused):
+@pytest.mark.parametrize("model", ["beit_base_patch16_224", "test_vit_relpos"])
+def test_relative_position_biases_are_refused_with_the_reason(model, refused):
     import timm
 
     from vprompt.backbones._timm_models import check_supported
 
     with torch.device("meta"):
-        beit = timm.create_model("beit_base_patch16_224", num_classes=0)
-    with refused("'beit' ", r"\(Beit\)", "not a plain vision transformer"):
-        check_supported(beit, "beit")
+        vit = timm.create_model(model, num_classes=0, depth=1)
+    with refused("'name' ", "a bias for how far apart two patches lie", "no entry for a prompt"):
+        check_supported(vit, "name")
 
 
 class _WithTable(nn.Module):

@@ -516,7 +516,7 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.mark.parametrize("model", ["resnet18.a1_in1k", "vit_small_patch16_rope_224.naver_in1k"])
+@pytest.mark.parametrize("model", ["resnet18.a1_in1k", "beit_base_patch16_224.in22k_ft_in22k"])
 def test_a_model_that_cannot_be_prompted_is_refused_before_a_download(model, monkeypatch, refused):
     from vprompt.backbones import timm_vit
 

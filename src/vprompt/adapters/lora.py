@@ -4,6 +4,7 @@ Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR
 arXiv 2106.09685.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -59,6 +60,18 @@ class LowRankAdapter(TwinAdapter):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, self.twin)
+
+    def merged(self) -> Backbone:
+        """Return a twin with `W + alpha / rank * B A` in the place of every `W`."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        merged = copy.deepcopy(self.twin)
+        for name, layer in [*merged.named_modules()]:
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                parent, _, own = name.rpartition(".")
+                setattr(merged.get_submodule(parent), own, layer.get_base_layer())
+        return merged
 
     def identity(self) -> dict[str, Any]:
         """Add the scale, which no parameter holds."""

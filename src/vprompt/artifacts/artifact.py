@@ -132,7 +132,7 @@ def make_config(
         **wide,
         "insert_position": "after_prefix",
         "modules_to_save": ["head"],
-        "head_type": "cosine" if cosine else "linear",
+        "head_type": _head_type(head),
         "num_classes": len(classes),
         "label_names": list(classes),
         "data_config": backbone.data_config.to_json(),
@@ -268,10 +268,12 @@ def _load(folder: Path) -> Artifact:
     if config.get("text") is not None:
         words = codec.take_prompt(folder, config["text"], tensors, "text_prompt_embeddings")
         text = TextPrompt(tuple(config["text"]["templates"]), words)
+    kind = config.get("head_type", "linear")
     head = Head(
         tensors.pop("head.weight"),
         tensors.pop("head.bias"),
-        cosine=config.get("head_type") == "cosine",
+        cosine=kind != "linear",
+        sigmoid=kind == "sigmoid",
     )
     embedding = tensors.pop("task_embedding")
     state = {name.removeprefix(codec.STATE): value for name, value in tensors.items()}
@@ -279,6 +281,12 @@ def _load(folder: Path) -> Artifact:
     words_of_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     config.pop(whole.DIGESTS, None)  # of these files; what is saved again has its own
     return Artifact(prompt, head, embedding, config, words_of_card, folder, state, text, start)
+
+
+def _head_type(head: Head | None) -> str:
+    if head is None or not head.cosine:
+        return "linear"
+    return "sigmoid" if head.sigmoid else "cosine"
 
 
 def check_fits(config: dict[str, Any], backbone: Backbone, *, what: str = "The prompt") -> None:

@@ -15,7 +15,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # 3: heads that see more than one feature; 2: heads that compare directions, and text towers; what
 # needs neither is written as 1.
 FORMAT_VERSION = 3
-HEADS = ("linear", "cosine")
+HEADS = ("linear", "cosine", "sigmoid")
 _LARGEST_CONFIG = 2**22
 # What a stranger's artefact may ask for: several times what the largest models have.
 _MOST = {

@@ -64,14 +64,17 @@ def is_archive_of_arrays(path: Path) -> bool:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
-def read(path: Path) -> Any:
-    """Return what a safetensors file or a PyTorch file holds, unpickling no code."""
+def read(path: Path, *, arrays: bool = False) -> Any:
+    """Return what a safetensors file or a PyTorch file holds, unpickling no code.
+
+    `arrays` lets NumPy's numbers through, which some programs save in place of tensors.
+    """
     if not path.stat().st_size:
         raise VPromptError(f"{path} is empty. Fetch it again.")
     try:
         if _is_safetensors(path):
             return load_file(path)
-        with _harmless():
+        with _harmless(arrays):
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise VPromptError(f"{path} is truncated or damaged ({error}). Fetch it again.") from None
@@ -174,14 +177,22 @@ def _is_safetensors(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _harmless() -> Iterator[None]:
+def _harmless(arrays: bool = False) -> Iterator[None]:
     """Let torch read the settings that training programs put beside their weights."""
     allow = getattr(torch.serialization, "safe_globals", None)
     if allow is None:  # torch 2.4
         yield
         return
-    with allow([argparse.Namespace]):
+    with allow([argparse.Namespace, *(_of_arrays() if arrays else ())]):
         yield
+
+
+def _of_arrays() -> list[Any]:
+    """Return what builds an array of numbers, under the names of both NumPy 1 and 2."""
+    build: Any = np.zeros(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8")}
+    names = [f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")]
+    return [*((build, name) for name in names), np.ndarray, np.dtype, *kinds]
 
 
 def _sets(

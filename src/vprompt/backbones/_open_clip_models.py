@@ -1,18 +1,14 @@
 """Which models of open_clip can be prompted in both towers, and why the others cannot."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
+from vprompt.backbones._timm_models import check_supported as check_timm
+from vprompt.backbones._timm_models import patch_size_of, sketched
 from vprompt.core.errors import VPromptError
 from vprompt.data.preprocessing import ImageSize, check_filled, pair, sides
 
-_ENDS = ("argmax", "eos")  # how a text tower is pooled where its text ends
-
-
-_WITHOUT_START = re.compile(r"\b(m?t5|siglip)", re.IGNORECASE)  # whose texts begin with a word
+_POOLINGS = ("argmax", "eos", "first", "last")  # of one token, so that all others may be prompts
 
 
 def check_config(
@@ -23,13 +19,17 @@ def check_config(
         return  # open_clip says so itself, with the names it knows
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     reason = _image_reason(vision) or _text_reason(text)
-    if "multimodal_cfg" in config:
-        reason = "it has a decoder that sees images and writes texts (CoCa)"
     if reason:
         raise VPromptError(refusal(name, reason))
     own = vision.get("image_size", 224)
     if image_size is not None and sides(image_size) != sides(_as_size(own)):
-        check_filled(sides(image_size), pair(_as_size(vision.get("patch_size", 16))), name)
+        trunk = vision.get("timm_model_name")
+        patch = (
+            patch_size_of(sketched(trunk))
+            if trunk
+            else pair(_as_size(vision.get("patch_size", 16)))
+        )
+        check_filled(sides(image_size), patch, name)
 
 
 def _image_reason(vision: Mapping[str, Any]) -> str:
@@ -37,7 +37,7 @@ def _image_reason(vision: Mapping[str, Any]) -> str:
     if isinstance(vision.get("layers"), list | tuple):
         return "its image tower is a ResNet"
     if vision.get("timm_model_name"):
-        return f"its image tower is timm's {vision['timm_model_name']}"
+        return _timm_reason(str(vision["timm_model_name"]), str(vision.get("timm_pool", "avg")))
     return "the blocks of its image tower are of another kind" if _other_blocks(vision) else ""
 
 
@@ -45,16 +45,20 @@ def _text_reason(text: Mapping[str, Any]) -> str:
     """Return why a text tower cannot be prompted, as far as its config tells."""
     if text.get("hf_model_name"):
         return f"its text tower is {text['hf_model_name']}"
-    if text.get("no_causal_mask"):
-        return "its text tower is not causal: words see those behind them"
-    if text.get("embed_cls"):
-        return "its text tower ends in a class token"
-    if text.get("pool_type", "argmax") not in _ENDS:
-        return "its text tower does not read the end token"
-    if _other_blocks(text):
-        return "the blocks of its text tower are of another kind"
-    tokenizer = str(text.get("hf_tokenizer_name") or "")
-    return _no_start(tokenizer) if _WITHOUT_START.search(tokenizer) else ""
+    if text.get("pool_type", "argmax") not in _POOLINGS:
+        return "its text tower does not read one token"
+    return "the blocks of its text tower are of another kind" if _other_blocks(text) else ""
+
+
+def _timm_reason(model: str, pool: str) -> str:
+    """Return why timm's image tower cannot be prompted, or nothing; it is made without memory."""
+    if pool in ("abs_attn", "rot_attn"):
+        return f"its image tower is timm's {model}, pooled over a grid"
+    try:
+        sketched(model)
+    except VPromptError:
+        return f"its image tower is timm's {model}, which is no plain vision transformer"
+    return ""
 
 
 def _other_blocks(tower: Mapping[str, Any]) -> bool:
@@ -69,31 +73,37 @@ def _as_size(value: Any) -> ImageSize:
     return value if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _no_start(tokenizer: str) -> str:
-    return f"its tokeniser{f' {tokenizer}' * bool(tokenizer)} puts no start token before a text"
+def check_activation(
+    config: Mapping[str, Any] | None, weights: Mapping[str, Any], name: str
+) -> None:
+    """Refuse weights that were trained with exact GELU under a config of QuickGELU.
 
-
-def check_tokenizer(tokenizer: Callable[..., Tensor], name: str) -> None:
-    """Refuse a tokeniser whose texts do not begin with one token that is the same for all.
-
-    Prompts stand behind it, and without it they would stand behind the first word.
+    The other way round the tag says so, and the model is made with QuickGELU.
     """
-    texts = ["a", "photo", "zebra crossing", "of"]
-    starts = tokenizer(texts, context_length=16)[:, 0]
-    if len(starts.unique()) > 1:
-        raise VPromptError(refusal(name, _no_start("")))
+    if weights and (config or {}).get("quick_gelu") and not weights.get("quick_gelu"):
+        architecture, _, tag = name.partition(",")
+        raise VPromptError(
+            f"The weights of {name!r} were trained with exact GELU, and this config gives them "
+            f"QuickGELU, under which their features are others. Use "
+            f"'{architecture.removesuffix('-quickgelu')},{tag}'."
+        )
 
 
 def check_supported(clip: Any, name: str) -> None:
     """Raise VPromptError unless both towers are plain transformers, the text tower causal."""
-    if type(clip).__name__ not in ("CLIP", "CustomTextCLIP"):
+    if type(clip).__name__ not in ("CLIP", "CustomTextCLIP", "CoCa"):
         raise VPromptError(refusal(name, f"it is a {type(clip).__name__}"))
-    if type(clip.visual).__name__ != "VisionTransformer":
+    timm_tower = type(clip.visual).__name__ == "TimmModel"
+    if timm_tower:
+        check_timm(clip.visual.trunk, name)
+    elif type(clip.visual).__name__ != "VisionTransformer":
         raise VPromptError(refusal(name, f"its image tower is a {type(clip.visual).__name__}"))
     text = getattr(clip, "text", clip)
     if not hasattr(text, "transformer") or not hasattr(text, "token_embedding"):
         raise VPromptError(refusal(name, f"its text tower is a {type(text).__name__}"))
     for tower, part in (("image", clip.visual), ("text", text)):
+        if tower == "image" and timm_tower:
+            continue
         plain = {"ResidualAttentionBlock"} == {
             type(block).__name__ for block in part.transformer.resblocks
         }
@@ -101,10 +111,8 @@ def check_supported(clip: Any, name: str) -> None:
             raise VPromptError(
                 refusal(name, f"the blocks of its {tower} tower are of another kind")
             )
-    if text.attn_mask is None or getattr(text, "cls_emb", None) is not None:
-        raise VPromptError(refusal(name, "its text tower is not causal, or ends in a class token"))
-    if pooling(text)[0] not in _ENDS:
-        raise VPromptError(refusal(name, "its text tower does not read the end token"))
+    if pooling(text)[0] not in _POOLINGS and getattr(text, "cls_emb", None) is None:
+        raise VPromptError(refusal(name, "its text tower does not read one token"))
 
 
 def refusal(name: str, reason: str) -> str:

@@ -39,7 +39,7 @@ def create(
             check_supported(vit, model)
             check_image_size(vit, model)
             return vit, f"{model}: random weights, since pretrained=False; nothing was loaded"
-        sketch = _sketch(model, options)
+        sketch = sketched(model, **options)
         if checkpoint is None or "." in model:
             _check_activation(sketch, model)
         file = _weight_file(model, checkpoint)
@@ -62,20 +62,31 @@ def create(
 
 def check_supported(vit: nn.Module, name: str) -> None:
     """Raise VPromptError unless a model has the cuts of a plain vision transformer."""
-    kind = type(vit).__name__
-    if getattr(vit, "rope", None) is not None or getattr(vit, "rot_pos_emb", None) is not None:
+    kind, reason = type(vit).__name__, _reason_against(vit)
+    if reason:
         raise VPromptError(
-            f"{name!r} ({kind}) uses rotary position embeddings, which would rotate prompt tokens "
-            "as if they were patches. Use a model with absolute position embeddings, such as "
-            "`vit_base_patch14_reg4_dinov2.lvd142m`."
+            f"{name!r} ({kind}) {reason}. Use a timm model of the `vit_*`, `deit*` or `eva*` "
+            "families, such as `vit_base_patch16_224.orig_in21k`."
         )
+
+
+def _reason_against(vit: nn.Module) -> str:
+    """Return why a model cannot be prompted, or nothing."""
+    if any("relative_position" in name or "rel_pos" in name for name, _ in _parts(vit)):
+        return (
+            "adds to attention a bias for how far apart two patches lie, a table that has no entry "
+            "for a prompt"
+        )
+    if type(vit).__name__ == "NaFlexVit":
+        return "takes images that were cut into any number of patches beforehand"
     needed = ["blocks", "patch_embed", "_pos_embed", "norm_pre", "patch_drop", "norm", "embed_dim"]
     missing = [attribute for attribute in needed if not hasattr(vit, attribute)]
-    if missing:
-        raise VPromptError(
-            f"{name!r} ({kind}) is not a plain vision transformer: it lacks {', '.join(missing)}. "
-            "Use a timm model of the `vit_*` or `deit*` families."
-        )
+    return f"is not a plain vision transformer: it lacks {', '.join(missing)}" if missing else ""
+
+
+def _parts(vit: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from vit.named_modules()
+    yield from vit.named_parameters()
 
 
 def check_image_size(vit: Any, name: str) -> None:
@@ -116,7 +127,7 @@ def _repository(model: str) -> str | None:
     return model.removeprefix(_HUB).partition("@")[0] if model.startswith(_HUB) else None
 
 
-def _sketch(model: str, options: dict[str, Any]) -> Any:
+def sketched(model: str, **options: Any) -> Any:
     """Return the model without its weights, and without memory where this timm can, checked."""
     try:
         with torch.device("meta"):

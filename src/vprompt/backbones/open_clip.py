@@ -17,14 +17,19 @@ from vprompt.backbones import _reach
 from vprompt.backbones._checkpoints import unwrap
 from vprompt.backbones._filling import filled_whole
 from vprompt.backbones._open_clip_models import (
+    check_activation,
     check_config,
     check_supported,
-    check_tokenizer,
-    pooling,
     refusal,
 )
+from vprompt.backbones._open_clip_towers import (
+    OpenClipText,
+    TimmTower,
+    projected,
+    prompted,
+    width_of,
+)
 from vprompt.core.errors import VPromptError
-from vprompt.core.precision import steady
 from vprompt.core.registry import Spec, suggest
 from vprompt.core.types import (
     Features,
@@ -32,73 +37,24 @@ from vprompt.core.types import (
     Present,
     PromptRows,
     ReadTokens,
-    TextEnds,
-    TextIds,
     Tokens,
     Which,
 )
 from vprompt.data.preprocessing import DataConfig, ImageSize, check_filled, checked, pair, sides
-from vprompt.models.attention import Attend, assigned, hide, joint, keys_and_values, project
-from vprompt.models.two_tower import TextTower, TwoTower
+from vprompt.models.attention import Attend, assigned, hide, logits, project
+from vprompt.models.two_tower import TwoTower
 
 INSTALL = "pip install 'vprompt[clip]'"
 _CROPS = {"shortest": "center", "squash": "squash"}
 _TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
 
 
-class OpenClipText(TextTower):
-    """The text tower of an open_clip model; its own code is used as it is."""
-
-    def __init__(self, clip: nn.Module, name: str, tokenizer: Callable[..., Tensor]) -> None:
-        # In `CLIP` the parts of the tower are the model's own, in `CustomTextCLIP` a submodule's.
-        self.part: Any = getattr(clip, "text", clip)
-        self.name, self.tokenizer = name, tokenizer
-        self.dim, self.depth = self.part.transformer.width, len(self.part.transformer.resblocks)
-        self.context_length = int(self.part.context_length)
-        projection = self.part.text_projection
-        self.feature_dim = self.dim if projection is None else _width(projection)
-
-    def tokenise(self, texts: Sequence[str], length: int) -> TextIds:
-        """Return token numbers of the model's own tokeniser."""
-        return self.tokenizer(list(texts), context_length=length)
-
-    def ends(self, ids: TextIds) -> TextEnds:
-        """Return where the end token is: the largest number, or the number the model names."""
-        kind, number = pooling(self.part)
-        return ids.argmax(1) if kind == "argmax" else torch.eq(ids, number).int().argmax(1)
-
-    def words(self, ids: TextIds) -> Tokens:
-        """Look the tokens up."""
-        return self.part.token_embedding(ids)
-
-    def positions(self, length: int) -> Tensor:
-        """Return the first rows of the position embedding."""
-        return self.part.positional_embedding[:length]
-
-    def block(self, index: int, tokens: Tokens) -> Tokens:
-        """Run one block under the causal mask."""
-        length = tokens.shape[1]
-        mask = self.part.attn_mask[:length, :length]
-        return self.part.transformer.resblocks[index](tokens, attn_mask=mask)
-
-    def prompted_block(
-        self, index: int, tokens: Tokens, prompt: PromptRows, attend: Attend | None = None
-    ) -> Tokens:
-        """Run one block with the prompt in its keys and values; the mask hides words alone."""
-        length = tokens.shape[1]
-        mask = self.part.attn_mask[:length, :length]
-        return _prompted(self.part.transformer.resblocks[index], tokens, prompt, attend, mask)
-
-    def pool(self, tokens: Tokens, ends: TextEnds) -> Features:
-        """Normalise, read the end tokens, project."""
-        rows = torch.arange(tokens.shape[0], device=tokens.device)
-        return _project(self.part.ln_final(tokens)[rows, ends], self.part.text_projection)
-
-
 class OpenClip(TwoTower):
     """An open_clip model, both towers cut at their blocks; its own code is used as it is."""
 
     clip: Any
+    # The image tower where it is timm's: a view in a tuple, as its weights are the model's own.
+    _timm: tuple[TimmTower, ...] = ()
 
     def __init__(self, clip: nn.Module, name: str, tokenizer: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -106,22 +62,32 @@ class OpenClip(TwoTower):
         self.clip = clip.eval().requires_grad_(False)
         vision: Any = clip.visual
         self.name, self.data_config = name, _data_config(vision, name)
-        self.dim, self.depth = vision.transformer.width, len(vision.transformer.resblocks)
-        self.feature_dim = self.dim if vision.proj is None else _width(vision.proj)
-        self.prefix = 1
-        self.pooled = 1 if vision.pool_type == "tok" and vision.attn_pool is None else None
-        height, width = vision.patch_size
-        self.patch_size = (int(height), int(width))
+        if hasattr(vision, "trunk"):
+            tower = TimmTower(vision, name, self.data_config)
+            for key in ("dim", "depth", "feature_dim", "prefix", "pooled", "patch_size"):
+                setattr(self, key, getattr(tower, key))
+            self.centres_tokens, self._timm = tower.centres_tokens, (tower,)
+        else:
+            self.dim, self.depth = vision.transformer.width, len(vision.transformer.resblocks)
+            self.feature_dim = self.dim if vision.proj is None else width_of(vision.proj)
+            self.prefix = 1
+            self.pooled = 1 if vision.pool_type == "tok" and vision.attn_pool is None else None
+            height, width = vision.patch_size
+            self.patch_size = (int(height), int(width))
         self.text = OpenClipText(clip, name, tokenizer)
         self.eval()
         _check_same_features(self)
 
     def embed(self, images: Images) -> Tokens:
         """Cut the image into patches behind the class token; `ln_pre` is part of it."""
+        if self._timm:
+            return self._timm[0].embed(images)
         return self.clip.visual._embeds(images)
 
     def block(self, index: int, tokens: Tokens) -> Tokens:
         """Run one block."""
+        if self._timm:
+            return self._timm[0].block(index, tokens)
         return self.clip.visual.transformer.resblocks[index](tokens)
 
     def prompted_block(
@@ -134,16 +100,31 @@ class OpenClip(TwoTower):
         reads: int | None = None,
     ) -> ReadTokens:
         """Run one block with the prompt, and tokens that are not read, in keys and values alone."""
+        if self._timm:
+            return self._timm[0].prompted_block(index, tokens, prompt, attend, reads=reads)
         block = self.clip.visual.transformer.resblocks[index]
-        return _prompted(block, tokens, prompt, attend, None, reads)
+        return prompted(block, tokens, prompt, attend, None, reads)
 
-    def attend_each(self, index: int, which: Which, present: Present) -> Attend:
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return the weights of a block of the image tower."""
+        if self._timm:
+            return self._timm[0].attention_of(index, tokens)
+        block = self.clip.visual.transformer.resblocks[index]
+        attention = block.attn
+        joined = (attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
+        query, own = project(block.ln_1(tokens), *joined, None)
+        return logits(query, own.key, attention.head_dim**-0.5).softmax(-1)
+
+    def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
         """Return the attention in which every image sees its own prompt's keys."""
-        del index
+        if self._timm:
+            return self._timm[0].attend_each(index, which, present)
         return assigned(which, present)
 
     def masked_block(self, index: int, tokens: Tokens, present: Present) -> Tokens:
         """Run one block in which absent tokens are hidden by its own mask."""
+        if self._timm:
+            return self._timm[0].masked_block(index, tokens, present)
         block = self.clip.visual.transformer.resblocks[index]
         each = (
             hide(present, tokens.dtype)
@@ -154,17 +135,25 @@ class OpenClip(TwoTower):
 
     def pool(self, tokens: Tokens) -> Features:
         """Normalise and pool as the model was built to, and project to the joint space."""
+        if self._timm:
+            return self._timm[0].pool(tokens)
         pooled, _ = self.clip.visual._pool(tokens)
-        return _project(pooled, self.clip.visual.proj)
+        return projected(pooled, self.clip.visual.proj)
 
     def enter(self, tokens: Tokens) -> Tokens:
-        """Apply `ln_pre`, where the model has it."""
-        return self.clip.visual.ln_pre(tokens)
+        """Apply the norm before the first block, where the model has it."""
+        return self._timm[0].vit.norm_pre(tokens) if self._timm else self.clip.visual.ln_pre(tokens)
 
     @property
     def scale(self) -> Tensor:
         """The exponential of the checkpoint's logit scale."""
         return self.clip.logit_scale.exp().reshape(())
+
+    @property
+    def shift(self) -> Tensor | None:
+        """The checkpoint's bias of all logits, where it was trained by SigLIP's sigmoid loss."""
+        bias = getattr(self.clip, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
 
     def template_set(self, name: str) -> tuple[str, ...]:
         """Return `imagenet` (CLIP's 80 templates) or `simple` (the 7 best of them)."""
@@ -207,10 +196,11 @@ def load(
         filled_whole(model, f"The checkpoint of {model!r}", _without_wrappers) as filled,
         _reach.hub(model, _repository(architecture)),
     ):
-        check_config(library.get_model_config(architecture), model, image_size)
+        config = library.get_model_config(architecture)
+        check_config(config, model, image_size)
+        weights = (library.get_pretrained_cfg(architecture, tag) or {}) if tag else {}
+        check_activation(config, weights, model)
         tokenizer = library.get_tokenizer(architecture)
-        check_tokenizer(tokenizer, model)
-        weights = library.get_pretrained_cfg(architecture, tag) if tag else {}
         if "quick_gelu" in weights:
             # The tag knows which activation it was trained with; under the other one a model
             # still runs, several points worse, and open_clip only warns.
@@ -243,21 +233,34 @@ def _repository(place: str) -> str | None:
     return "/".join(parts[:2]) if is_hub and len(parts) > 1 else None
 
 
-def from_config(config: Mapping[str, Any], *, name: str, seed: int = 0) -> TwoTower:
+def from_config(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    seed: int = 0,
+    tokenizer: Callable[..., Tensor] | None = None,
+) -> TwoTower:
     """Return a random model of open_clip's own kind of config, for tests and examples.
 
     `config` holds `embed_dim`, `vision_cfg` and `text_cfg`, perhaps `quick_gelu`; with
-    `custom_text` the text tower is a module of its own, as in many newer checkpoints.
+    `custom_text` the text tower is a module of its own, as in many newer checkpoints. `tokenizer`
+    is open_clip's own, unless another is given.
     """
     library, given = _library(), dict(config)
     vision = given["vision_cfg"]
-    check_filled(sides(vision.get("image_size", 224)), pair(vision.get("patch_size", 16)), name)
-    kind = library.CustomTextCLIP if given.pop("custom_text", False) else library.CLIP
+    if not vision.get("timm_model_name"):
+        check_filled(sides(vision.get("image_size", 224)), pair(vision.get("patch_size", 16)), name)
+    custom = given.pop("custom_text", False)
+    kind = library.CoCa if "multimodal_cfg" in given else None
+    kind = kind or (library.CustomTextCLIP if custom else library.CLIP)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = kind(**given)
-    length = clip.context_length
-    return OpenClip(clip, name, library.SimpleTokenizer(context_length=length))
+        if hasattr(clip.visual, "set_input_size"):
+            clip.visual.set_input_size(vision.get("image_size", 224))
+    if tokenizer is None:
+        tokenizer = library.SimpleTokenizer(context_length=clip.context_length)
+    return OpenClip(clip, name, tokenizer)
 
 
 def _without_wrappers(
@@ -302,29 +305,6 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _prompted(
-    block: Any,
-    tokens: Tokens,
-    prompt: PromptRows,
-    attend: Attend | None,
-    mask: Tensor | None,
-    reads: int | None = None,
-) -> ReadTokens:
-    """Spell out open_clip's `ResidualAttentionBlock`; prompt rows pass its first norm too."""
-    attention = block.attn
-    joined = (attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
-    query, own = project(block.ln_1(tokens), *joined, reads)
-    inside = keys_and_values(block.ln_1(prompt), *joined)
-    attend = attend or joint()
-    hidden = None if mask is None else mask.to(query.dtype)
-    mixed = attend(query, own, inside, attention.head_dim**-0.5, hidden)
-    mixed, count = mixed.transpose(1, 2).flatten(2), tokens.shape[0]
-    if reads is not None:
-        tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
-    tokens = tokens + block.ls_1(attention.out_proj(mixed))
-    return (tokens + block.ls_2(block.mlp(block.ln_2(tokens))))[:count]
-
-
 def _check_same_features(backbone: OpenClip) -> None:
     """Refuse models whose own forward pass does more than the cuts that prompts are put between."""
     images = torch.zeros(1, *backbone.data_config.input_size)
@@ -335,12 +315,14 @@ def _check_same_features(backbone: OpenClip) -> None:
         seen = backbone.embed(images)
         for index in range(backbone.depth):
             seen = backbone.block(index, seen)
-        read = text.words(ids) + text.positions(ids.shape[1])
+        read, mask = text.words(ids), text.mask(ids)
+        read = read + text.positions(read.shape[1])
         for index in range(text.depth):
-            read = text.block(index, read)
-        same = torch.equal(backbone.pool(seen), backbone.clip.encode_image(images))
+            read = text.block(index, read, mask)
+        plain = {"normalize": False}  # which a CoCa would do by itself
+        same = torch.equal(backbone.pool(seen), backbone.clip.encode_image(images, **plain))
         if not same or not torch.equal(
-            text.pool(read, text.ends(ids)), backbone.clip.encode_text(ids)
+            text.pool(read, text.ends(ids)), backbone.clip.encode_text(ids, **plain)
         ):
             raise VPromptError(refusal(backbone.name, "it does more between its blocks"))
 
@@ -362,13 +344,3 @@ def _data_config(vision: Any, name: str) -> DataConfig:
         std=tuple(given.get("std", library.OPENAI_DATASET_STD)),
         crop_mode=_CROPS[mode],
     )
-
-
-def _project(features: Tensor, projection: Any) -> Tensor:
-    if projection is None:
-        return features
-    return projection(features) if isinstance(projection, nn.Linear) else features @ projection
-
-
-def _width(projection: Any) -> int:
-    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]

@@ -7,24 +7,21 @@ from typing import Any
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers.attention import Attention
-from timm.models import vision_transformer
-from torch import nn
+from timm.models import eva, vision_transformer
+from torch import Tensor, nn
 
+from vprompt.backbones import _timm_blocks
 from vprompt.backbones._timm_models import create, patch_size_of
 from vprompt.core.errors import VPromptError
-from vprompt.core.precision import steady
 from vprompt.core.registry import Spec
 from vprompt.core.types import Features, Images, Present, PromptRows, ReadTokens, Tokens, Which
-from vprompt.data.preprocessing import DataConfig, ImageSize
+from vprompt.data.preprocessing import DataConfig, ImageSize, shown
 from vprompt.models.attention import (
     SHORT_SEQUENCE,
     Attend,
-    KeyValue,
     assigned,
     hide,
-    joint,
-    keys_and_values,
+    logits,
     project,
 )
 from vprompt.models.backbone import Backbone
@@ -34,6 +31,7 @@ class TimmViT(Backbone):
     """A timm ViT, cut at its blocks; its own code is used as it is."""
 
     vit: Any
+    _turned: tuple[Any, Tensor] | None = None  # the rotation, and what it was computed for
 
     def __init__(self, vit: nn.Module, name: str, data_config: DataConfig) -> None:
         super().__init__()
@@ -66,12 +64,56 @@ class TimmViT(Backbone):
 
     def embed(self, images: Images) -> Tokens:
         """Cut the image into patches; class and register tokens come first."""
-        tokens = self.vit._pos_embed(self.vit.patch_embed(images))
-        return self.vit.norm_pre(self.vit.patch_drop(tokens))
+        patches = self.vit.patch_embed(images)
+        if isinstance(self.vit, eva.Eva):
+            self._check_grid(patches)
+            return self.vit.norm_pre(self.vit._pos_embed(patches)[0])
+        return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(patches)))
+
+    def _check_grid(self, patches: Tensor) -> None:
+        """Refuse images of another size: a model that takes any would turn patches otherwise."""
+        grid = tuple(self.vit.patch_embed.grid_size)
+        if patches.ndim == 4 and tuple(patches.shape[1:3]) != grid:
+            found = shown(
+                *(n * p for n, p in zip(patches.shape[1:3], self.patch_size, strict=True))
+            )
+            raise VPromptError(
+                f"{self.name!r} was opened for images of {self.data_config.shown_size} pixels, but "
+                f"got {found}. Open it with image_size={found!r} (--img-size {found})."
+            )
+
+    def rotation(self, index: int) -> Tensor | None:
+        """Return how block `index` turns patches by their place, `[..., patches, 2 * head_dim]`.
+
+        It is timm's own, computed once and no parameter, even where it was learned. None where the
+        model knows places from position embeddings alone.
+        """
+        rope = getattr(self.vit, "rope", None)
+        if rope is None:
+            return None
+        weight = self.vit.patch_embed.proj.weight
+        learned = getattr(rope, "freqs", None)
+        key = (weight.device, weight.dtype, None if learned is None else learned._version)
+        if self._turned is None or self._turned[0] != key:
+            grid = self.vit.patch_embed.grid_size
+            shape = grid if self.vit.dynamic_img_size else (grid[0] * grid[1],)
+            with torch.no_grad():
+                nothing = torch.zeros(1, *shape, self.dim, device=weight.device, dtype=weight.dtype)
+                self._turned = key, self.vit._pos_embed(nothing)[1]
+        turned = self._turned[1]
+        return turned[index] if getattr(self.vit, "rope_mixed", False) else turned
 
     def block(self, index: int, tokens: Tokens) -> Tokens:
-        """Run one block."""
-        return self.vit.blocks[index](tokens)
+        """Run one block; rows between prefix and patches are not turned."""
+        return self.vit.blocks[index](tokens, **self._places(index, tokens))
+
+    def _places(self, index: int, tokens: Tokens) -> dict[str, Tensor]:
+        """Return what a block is told of the places of tokens, prompt rows among them."""
+        rotation = self.rotation(index)
+        if rotation is None:
+            return {}
+        rows = tokens.shape[1] - self.prefix - rotation.shape[-2]
+        return {"rope": _timm_blocks.stretched(rotation, rows)}
 
     def prompted_block(
         self,
@@ -84,59 +126,58 @@ class TimmViT(Backbone):
     ) -> ReadTokens:
         """Run one block with the prompt in its keys and values alone, where timm's block is plain.
 
-        This spells out timm's own block (pre-norm, layer scale, query and key norms included).
-        The prompt passes the first norm and the key and value rows of `qkv`, once for all images
-        that share it. Tokens that are not read afterwards are keys and values only, too.
+        The prompt passes the first norm and the key and value rows of the projection, once for all
+        images that share it. Tokens that are not read afterwards are keys and values only, too.
         """
         block: Any = self.vit.blocks[index]
-        if not _is_plain(block):
+        if not _timm_blocks.is_plain(block):
             return super().prompted_block(index, tokens, prompt, attend)
+        return _timm_blocks.prompted(
+            block,
+            tokens,
+            prompt,
+            attend,
+            reads=reads,
+            rotation=self.rotation(index),
+            prefix=self.prefix,
+        )
+
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return the weights of a plain block; registers and class token are among the tokens."""
+        block: Any = self.vit.blocks[index]
+        turned = not isinstance(block, vision_transformer.Block)  # by where patches lie
+        if turned or not _timm_blocks.is_plain(block):
+            return super().attention_of(index, tokens)
         attention = block.attn
         joined = (attention.qkv.weight, attention.qkv.bias, attention.num_heads)
-        query, own = project(block.norm1(tokens), *joined, reads)
-        inside = keys_and_values(block.norm1(prompt), *joined)
-        own = KeyValue(attention.k_norm(own.key), own.value)
-        inside = KeyValue(attention.k_norm(inside.key), inside.value)
-        attend = attend or joint(fused=attention.fused_attn)
-        mixed = attend(attention.q_norm(query), own, inside, attention.scale, None)
-        mixed, count = attention.norm(mixed.transpose(1, 2).flatten(2)), tokens.shape[0]
-        if reads is not None:
-            tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
-        tokens = tokens + block.ls1(attention.proj(mixed))
-        return (tokens + block.ls2(block.mlp(block.norm2(tokens))))[:count]
+        query, own = project(block.norm1(tokens), *joined, None)
+        key = attention.k_norm(own.key)
+        return logits(attention.q_norm(query), key, attention.scale).softmax(-1)
 
     def attend_each(self, index: int, which: Which, present: Present) -> Attend | None:
         """Return the attention in which every image sees its own prompt's keys, in plain blocks."""
         block: Any = self.vit.blocks[index]
-        if not _is_plain(block):
+        if not _timm_blocks.is_plain(block):
             return None
         return assigned(which, present, fused=block.attn.fused_attn)
 
     def masked_block(self, index: int, tokens: Tokens, present: Present) -> Tokens:
         """Run one block in which absent tokens are hidden by its own mask, where it is plain."""
         block: Any = self.vit.blocks[index]
-        if not _is_plain(block):
+        if not _timm_blocks.is_plain(block):
             return super().masked_block(index, tokens, present)
-        return block(tokens, attn_mask=hide(present, tokens.dtype).to(tokens.device))
+        mask = hide(present, tokens.dtype).to(tokens.device)
+        return block(tokens, attn_mask=mask, **self._places(index, tokens))
 
     def feed_forward(self, index: int) -> nn.Module:
-        """Return the layer scale after the MLP of a plain block; an identity where it has none."""
+        """Return what a plain block adds to its residual last, after the MLP's layer scale."""
         block = self.vit.blocks[index]
-        return block.ls2 if _is_plain(block) else super().feed_forward(index)
+        plain = _timm_blocks.is_plain(block)
+        return _timm_blocks.last_of(block) if plain else super().feed_forward(index)
 
     def pool(self, tokens: Tokens) -> Features:
         """Pool as the model was built to: class token, average or attention."""
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
-
-
-def _is_plain(block: Any) -> bool:
-    """Say whether a block is timm's ordinary one, which `prompted_block` spells out."""
-    attention = getattr(block, "attn", None)
-    return (
-        type(block) is vision_transformer.Block
-        and type(attention) is Attention
-        and getattr(attention, "gate", None) is None
-    )
 
 
 def _centres_tokens(block: Any) -> bool:
@@ -149,9 +190,11 @@ def _centres_tokens(block: Any) -> bool:
 
 
 def _pools_class_token(vit: Any) -> bool:
-    """Say whether nothing but the class token reaches the feature, in timm's own class alone."""
-    plain = type(vit) is vision_transformer.VisionTransformer
-    return plain and vit.global_pool == "token" and vit.attn_pool is None and vit.has_class_token
+    """Say whether nothing but the class token reaches the feature, in timm's own classes alone."""
+    plain = type(vit) in (vision_transformer.VisionTransformer, eva.Eva)
+    return (
+        plain and vit.global_pool == "token" and vit.attn_pool is None and vit.cls_token is not None
+    )
 
 
 def load(

@@ -13,8 +13,10 @@ from vprompt.cli import cache as cli_cache
 from vprompt.cli import combine as cli_combine
 from vprompt.cli import commands, options, terminal
 from vprompt.cli import data as cli_data
+from vprompt.cli import exchange as cli_exchange
 from vprompt.cli import learn as cli_learn
 from vprompt.cli import lengths as cli_lengths
+from vprompt.cli import look as cli_look
 from vprompt.cli import place as cli_place
 from vprompt.cli import pool as cli_pool
 from vprompt.cli import report as cli_report
@@ -22,6 +24,7 @@ from vprompt.cli import score as cli_score
 from vprompt.cli import search as cli_search
 from vprompt.cli import share as cli_share
 from vprompt.cli import use as cli_use
+from vprompt.cli import web as cli_web
 from vprompt.cli.options import JsonOption
 from vprompt.core import clock, threads
 from vprompt.core.errors import VPromptError
@@ -43,14 +46,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_pool.app, name="pool")
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_share.app, name="share")
-app.add_typer(cli_cache.app, name="cache")
-app.command("placement")(cli_place.placement)
-app.command("lengths")(cli_lengths.lengths)
-app.command("report")(cli_report.report)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -74,15 +69,30 @@ def root(
 
 
 _TRAINING = commands.not_here()
-app.command(epilog=_TRAINING)(cli_learn.learn)
-app.command(epilog=_TRAINING)(cli_combine.combine)
-app.command()(cli_score.score)
-app.command(epilog=_TRAINING)(cli_search.search)
-app.command()(cli_use.predict)
-app.command()(cli_use.evaluate)
+_VERBS, _LOOK = "The main line", "Look at what came out"
+_EXCHANGE, _KEEP = "In, out and on", "Pools, data, benchmarks"
+app.command(epilog=_TRAINING, rich_help_panel=_VERBS)(cli_learn.learn)
+app.command(rich_help_panel=_VERBS)(cli_score.score)
+app.command(epilog=_TRAINING, rich_help_panel=_VERBS)(cli_combine.combine)
+app.command(epilog=_TRAINING, rich_help_panel=_VERBS)(cli_search.search)
+app.command(rich_help_panel=_VERBS)(cli_use.predict)
+app.command(rich_help_panel=_VERBS)(cli_use.evaluate)
+app.command(rich_help_panel=_LOOK)(cli_report.report)
+app.command(rich_help_panel=_LOOK)(cli_look.attention)
+app.command(rich_help_panel=_LOOK)(cli_place.placement)
+app.command(rich_help_panel=_LOOK)(cli_lengths.lengths)
+app.command("import", rich_help_panel=_EXCHANGE)(cli_exchange.import_prompt)
+app.command(rich_help_panel=_EXCHANGE)(cli_exchange.export)
+app.command(rich_help_panel=_EXCHANGE)(cli_web.serve)
+app.command("ui", rich_help_panel=_EXCHANGE)(cli_web.page)
+app.add_typer(cli_share.app, name="share", rich_help_panel=_EXCHANGE)
+app.add_typer(cli_pool.app, name="pool", rich_help_panel=_KEEP)
+app.add_typer(cli_data.app, name="data", rich_help_panel=_KEEP)
+app.add_typer(cli_bench.app, name="bench", rich_help_panel=_KEEP)
+app.add_typer(cli_cache.app, name="cache", rich_help_panel=_KEEP)
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=_KEEP)
 def list_plugins(
     kind: Annotated[str | None, typer.Argument(help="One kind: adapters, protocols, ...")] = None,
     as_json: JsonOption = False,

@@ -22,6 +22,7 @@ PromptRows: TypeAlias = Float[Tensor, "prompts count dim"]  # one set for all, o
 Present: TypeAlias = Bool[Tensor, "prompts count"]  # which rows are there; others fill up
 Which: TypeAlias = Int[Tensor, " batch"]  # the prompt of every image
 TextIds: TypeAlias = Int[Tensor, "batch sequence"]
+WordTokens: TypeAlias = Float[Tensor, "batch words dim"]  # one more where a token is added
 TextEnds: TypeAlias = Int[Tensor, " batch"]
 ClassFeatures: TypeAlias = Float[Tensor, "classes feature_dim"]
 Blocks: TypeAlias = Int[Tensor, " count"]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 from vprompt.core.errors import VPromptError
@@ -128,6 +128,10 @@ class DataConfig:
     def shown_size(self) -> str:
         """The image size as a person types it: `224`, or `256x128`."""
         return shown(*self.input_size[1:])
+
+    def resized(self, size: tuple[int, int]) -> "DataConfig":
+        """Return the same for images of another height and width."""
+        return replace(self, input_size=(self.input_size[0], *size))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and numbers, as they stand in `adapter_config.json`."""

@@ -28,6 +28,7 @@ from vprompt.data.lists import Listing
 from vprompt.data.preprocessing import DataConfig, Values
 from vprompt.inference.serving import PromptServer, serve
 from vprompt.models.backbone import Backbone
+from vprompt.models.heads import Head
 from vprompt.opening import open_for
 
 
@@ -138,7 +139,8 @@ def _label(
             images = server.backbone.normalise(torch.from_numpy(copy).to(server.backbone.device))
             logits = server.logits(images, [mine[row] for row in rows], precision=precision)
             for row, each in zip(rows, logits, strict=True):
-                shares[row, : len(each)] = _shares(each, mine[row])
+                head = server.artifacts[mine[row]].head
+                shares[row, : len(each)] = _shares(head, each, mine[row])
             step.advance(len(rows))
     found = []
     for row, index in enumerate(pixels.kept):
@@ -151,14 +153,14 @@ def _label(
     return found
 
 
-def _shares(logits: Tensor, name: str) -> NDArray[np.float32]:
+def _shares(head: Head, logits: Tensor, name: str) -> NDArray[np.float32]:
     """Return probabilities; an artefact may hold numbers that no model can compute with."""
     if not bool(torch.isfinite(logits).all()):
         raise VPromptError(
             f"The artefact{f' {name!r}' if name else ''} gives no numbers (NaN or infinity) for an "
             "image: its values are too large for the backbone, so it is damaged or made to harm."
         )
-    shares: NDArray[np.float32] = logits.float().softmax(0).cpu().numpy()
+    shares: NDArray[np.float32] = head.probabilities(logits.float()).cpu().numpy()
     return shares
 
 

@@ -60,11 +60,10 @@ class Adapter(nn.Module, abc.ABC):
 
     backbone: Backbone
     shares_steps: bool = True  # nothing but its gradient is read of a step, so it can be shared out
-    shares_passes: bool = (
-        False  # `extract` alone reaches the backbone, so images of others may come
-    )
+    shares_passes: bool = False  # `extract` alone reaches the backbone, so it may be shared
     moves_tokens: bool = False  # the blocks of its tokens change while it is trained
     cosine: bool = False  # where true, the adapter's own head sees features at unit length
+    sigmoid: bool = False  # where true, its logits are answers of yes or no, class by class
     of_prompt: bool = False  # where true, features outside training are those under `prompt()`
     opens_as: str | None = None
 
@@ -108,6 +107,13 @@ class Adapter(nn.Module, abc.ABC):
 
     def started(self) -> Prompt | None:
         """Return what the tokens of `prompt()` were before training; None where that is unknown."""
+        return None
+
+    def merged(self) -> Backbone | None:
+        """Return a backbone that has these features by itself, its weights alone changed.
+
+        None, the default, where something is left beside the weights: tokens, layers, a pool.
+        """
         return None
 
     def own_head(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor] | None:
@@ -200,6 +206,10 @@ class NoAdapter(FeatureAdapter):
     """Nothing is trained but the head."""
 
     shares_passes = True
+
+    def merged(self) -> Backbone:
+        """Return the backbone, which nothing changed."""
+        return self.backbone
 
     def transform(
         self, features: Features, *, generator: torch.Generator | None = None

@@ -193,7 +193,7 @@ def _own_head(adapter: Adapter) -> Head | None:
     if own is None:
         return None
     weight, bias = (part.detach().clone().float().cpu() for part in own)
-    return Head(weight, bias, OWN, cosine=adapter.cosine)
+    return Head(weight, bias, OWN, cosine=adapter.cosine, sigmoid=adapter.sigmoid)
 
 
 def features_of(

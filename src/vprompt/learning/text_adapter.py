@@ -48,7 +48,7 @@ class ReadingAdapter(Adapter):
         self._plain = None
 
     def own_head(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return `scale` times the classes' features, and a bias of zeros."""
+        """Return `scale` times the classes' features, and the model's bias or zeros."""
         del generator
         return self.head_of(self.prompts()[1])
 
@@ -67,7 +67,13 @@ class ReadingAdapter(Adapter):
             weight = self.backbone.scale * made
             if prompt is None:
                 self._plain = weight
-        return weight, weight.new_zeros(len(weight))
+        shift = self.backbone.shift
+        return weight, weight.new_zeros(len(weight)) + (0.0 if shift is None else shift)
+
+    @property
+    def sigmoid(self) -> bool:  # type: ignore[override]
+        """Say whether probabilities are a SigLIP's own, which training by classes would move."""
+        return self.backbone.shift is not None and all(each is None for each in self.prompts())
 
     def prompt(self) -> Prompt | None:
         """Return the image tower's prompt, detached."""
@@ -198,8 +204,10 @@ def normal_rows(count: int, dim: int, std: float, generator: torch.Generator) ->
 def word_rows(backbone: TwoTower, words: str) -> Tensor:
     """Return the embeddings of some words, `[count, dim]`: tokens that start as a sentence."""
     tower = backbone.text
-    ids = tower.tokenise([words], tower.context_length).to(backbone.device)
-    return tower.words(ids)[0, 1 : int(tower.ends(ids)[0])].detach().float().cpu()
+    alone, longer = tower.tokenise([words, f"{words} a"], tower.context_length)
+    count = int((alone == longer).int().cumprod(0).sum())  # up to where a further word would stand
+    ids = alone[None, tower.start : count].to(backbone.device)
+    return tower.words(ids)[0, : count - tower.start].detach().float().cpu()
 
 
 def _hold(adapter: ReadingAdapter, name: str, start: Prompt | None) -> None:

@@ -50,3 +50,9 @@ class TwinAdapter(Adapter):
 
     def prompt(self) -> None:
         """Return nothing: no prompt is learned."""
+
+    def merged(self) -> Backbone | None:
+        """Return the twin, where it has its backbone's tensors and nothing was hung into it."""
+        same = self.twin.state_dict().keys() == self.backbone.state_dict().keys()
+        hooked = any(module._forward_hooks for module in self.twin.modules())
+        return self.twin if same and not hooked else None

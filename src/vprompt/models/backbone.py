@@ -5,7 +5,7 @@ Whatever the model and whatever the placement, prompt tokens enter in this file 
 
 import abc
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +29,7 @@ from vprompt.core.types import (
 from vprompt.data.inputs import normalise
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.attention import Attend
+from vprompt.models.padding import PaddedRows
 from vprompt.prompts.prompt import Prompt, PromptBatch
 
 
@@ -92,6 +93,14 @@ class Backbone(nn.Module, abc.ABC):
         """
         del index, which, present
         return None
+
+    def attention_of(self, index: int, tokens: Tokens) -> Tensor:
+        """Return how much each token looks at each in a block `[batch, heads, from, to]`."""
+        del index, tokens
+        raise VPromptError(
+            f"The attention of {self.name!r} cannot be looked into. Use a model of timm's plain "
+            "blocks, such as vit_base_patch16_224, or a CLIP of open_clip's."
+        )
 
     def masked_block(self, index: int, tokens: Tokens, present: Present) -> Tokens:
         """Run one block in which nobody sees a token that is not `present` `[batch, sequence]`.
@@ -183,6 +192,7 @@ def walk(
     attend: Callable[[int], Attend | None] | None = None,
     *,
     pooled: bool = False,
+    watch: Callable[[int, Tokens, PromptRows | None], None] | None = None,
 ) -> Iterator[tuple[int, Tokens]]:
     """Run the blocks one by one and yield `(block, sequence after it)`, without prompt rows.
 
@@ -192,7 +202,8 @@ def walk(
     prompt for every image), at the same placement. `attend` names a block's attention over the
     prompt's keys; it needs a prompt that does not travel on. A `PromptBatch` gives every image a
     prompt of its own, whatever its length and placement, without `tokens` and `attend`. With
-    `pooled`, the last block may leave out the tokens that `pool` does not read.
+    `pooled`, the last block may leave out the tokens that `pool` does not read. For one prompt,
+    `watch` is told what enters every block: the sequence, and the prompt rows beside it, if any.
     """
     begin = images if isinstance(images, Entering) else enter(backbone, images, 0)
     _check_not_late(begin, prompt)
@@ -210,6 +221,8 @@ def walk(
     for index in range(begin.block, backbone.depth):
         if own[index].shape[1]:
             rows = own[index]
+        if watch is not None:
+            watch(index, sequence, rows)
         if rows is None:
             sequence = backbone.block(index, sequence)
         elif persist and index + 1 < backbone.depth and not own[index + 1].shape[1]:
@@ -274,42 +287,6 @@ def _join(
     return after[:, prefix : prefix + count], rest
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Prompt rows `[entries, most, dim]` of every prompt or image; shorter sets are filled up.
-
-    `present` `[entries, most]` says which are real; it stays on the CPU, where it decides things.
-    """
-
-    tokens: Tensor
-    present: Tensor
-
-    @classmethod
-    def padded(cls, sets: Sequence[Tensor]) -> "_Rows":
-        """Fill every set up to the longest."""
-        lengths = torch.tensor([len(rows) for rows in sets])
-        present = torch.arange(int(lengths.max())) < lengths[:, None]
-        return cls(nn.utils.rnn.pad_sequence(list(sets), batch_first=True), present)
-
-    def of(self, which: Tensor) -> "_Rows":
-        """Return the rows of entry `which[i]` for every i."""
-        return _Rows(self.tokens[which.to(self.tokens.device)], self.present[which])
-
-    def after(self, earlier: "_Rows") -> "_Rows":
-        """Return these rows, and the earlier ones for entries that bring none."""
-        most = max(self.present.shape[1], earlier.present.shape[1])
-        new, old = self._filled(most), earlier._filled(most)
-        brings = self.present.any(1, keepdim=True)
-        chosen = brings[..., None].to(new.tokens.device)
-        tokens = torch.where(chosen, new.tokens.to(old.tokens.dtype), old.tokens)
-        return _Rows(tokens, torch.where(brings, new.present, old.present))
-
-    def _filled(self, most: int) -> "_Rows":
-        missing = most - self.present.shape[1]
-        tokens = functional.pad(self.tokens, (0, 0, 0, missing))
-        return _Rows(tokens, functional.pad(self.present, (0, missing)))
-
-
 def _walk_each(
     backbone: Backbone, begin: Entering, batch: PromptBatch, *, pooled: bool
 ) -> Iterator[tuple[int, Tokens]]:
@@ -323,7 +300,7 @@ def _walk_each(
     travels = functional.pad((counts[:, 1:] == 0) & persist, (0, 1))
     sequence, which, moving = begin.tokens, batch.which.cpu(), None
     for index in range(begin.block, backbone.depth):
-        rows, owner = _Rows.padded([split[index] for split in own]), which
+        rows, owner = PaddedRows.padded([split[index] for split in own]), which
         if moving is not None:
             rows = rows.of(which).after(moving) if counts[:, index].any() else moving
             owner = torch.arange(len(which))
@@ -340,12 +317,12 @@ def _walk_each(
             rows = rows.of(owner)
             after, sequence = _join_each(backbone, sequence, rows, index)
             if on.any():
-                moving = _Rows(after, rows.present & on[:, None])
+                moving = PaddedRows(after, rows.present & on[:, None])
         yield index, sequence
 
 
 def _join_each(
-    backbone: Backbone, tokens: Tokens, rows: _Rows, index: int
+    backbone: Backbone, tokens: Tokens, rows: PaddedRows, index: int
 ) -> tuple[Tensor, Tokens]:
     """Run one block as `_join` does, with rows that are not there seen by nobody."""
     if rows.present.all():

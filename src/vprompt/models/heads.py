@@ -28,7 +28,8 @@ ABSENT = -30.0  # the logit of a class that no training image shows
 class Head:
     """A linear classifier `weight [classes, dim]`, `bias [classes]`, and how it was chosen.
 
-    A `cosine` head sees features at unit length, so that its rows are compared by direction.
+    A `cosine` head sees features at unit length, so that its rows are compared by direction. A
+    `sigmoid` head says of every class by itself how probable it is, as SigLIP was trained to.
     """
 
     weight: Tensor
@@ -38,6 +39,7 @@ class Head:
     cv_accuracy: float = float("nan")
     cv_loss: float = float("nan")
     cosine: bool = False
+    sigmoid: bool = False
     cv_losses: Tensor | None = None  # of every image held out, in an order that labels alone fix
 
     def logits(self, features: Features) -> Tensor:
@@ -45,6 +47,10 @@ class Head:
         if self.cosine:
             features = functional.normalize(features, dim=-1)
         return steady_linear(features, self.weight.to(features), self.bias.to(features))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities that logits `[..., classes]` stand for."""
+        return logits.sigmoid() if self.sigmoid else logits.softmax(-1)
 
 
 @on_one_thread

@@ -1,7 +1,8 @@
 """Two towers: a backbone that reads texts as well as it sees images, and classifies by comparing.
 
 The image tower is the backbone itself, so everything that works on images works on it unchanged.
-The text tower is a second frozen transformer, causal, that is pooled where a text ends.
+The text tower is a second frozen transformer, causal in CLIP and not in SigLIP, that is pooled
+where a text ends, or at the first, the last or an added token.
 
 Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 ICML 2021, arXiv 2103.00020.
@@ -17,7 +18,15 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vprompt.core.errors import VPromptError
-from vprompt.core.types import ClassFeatures, Features, PromptRows, TextEnds, TextIds, Tokens
+from vprompt.core.types import (
+    ClassFeatures,
+    Features,
+    PromptRows,
+    TextEnds,
+    TextIds,
+    Tokens,
+    WordTokens,
+)
 from vprompt.data import sentences
 from vprompt.models.attention import Attend
 from vprompt.models.backbone import Backbone
@@ -26,11 +35,12 @@ from vprompt.prompts.prompt import Prompt
 
 
 class TextTower(abc.ABC):
-    """What a text prompt needs to know about a model: the cuts of a causal transformer.
+    """What a text prompt needs to know about a model: the cuts of a transformer.
 
     A subclass sets `name`, `dim` (width of a token), `feature_dim` (that of the image tower),
-    `depth` (number of blocks) and `context_length` (tokens of the longest text, start and end
-    included). It is a view of its backbone's weights and owns none.
+    `depth` (number of blocks), `context_length` (tokens of the longest text, start and end
+    included), `start` (tokens before the first word) and `cuts` (whether nothing that stands behind
+    a text is seen from it). It is a view of its backbone's weights and owns none.
     """
 
     name: str
@@ -38,30 +48,41 @@ class TextTower(abc.ABC):
     feature_dim: int
     depth: int
     context_length: int
+    start: int = 1
+    cuts: bool = True
 
     @abc.abstractmethod
     def tokenise(self, texts: Sequence[str], length: int) -> TextIds:
-        """Return token numbers, padded or cut to `length`; the start token comes first."""
+        """Return token numbers, padded or cut to `length`; a start token comes first."""
 
     @abc.abstractmethod
     def ends(self, ids: TextIds) -> TextEnds:
-        """Return the position of every text's end token, where its feature is read."""
+        """Return the position of every text's feature; its end token where the tower `cuts`."""
 
     @abc.abstractmethod
-    def words(self, ids: TextIds) -> Tokens:
-        """Return the embeddings of tokens, without their positions."""
+    def words(self, ids: TextIds) -> WordTokens:
+        """Return the embeddings of tokens, without their positions; an added token comes last."""
+
+    @abc.abstractmethod
+    def mask(self, ids: TextIds) -> Tensor | None:
+        """Return what is added to the logits of tokens for one another, or None for nothing."""
 
     @abc.abstractmethod
     def positions(self, length: int) -> Tensor:
         """Return the embeddings `[length, dim]` of the first positions."""
 
     @abc.abstractmethod
-    def block(self, index: int, tokens: Tokens) -> Tokens:
-        """Run one block on a sequence of any length, each token seeing those up to itself."""
+    def block(self, index: int, tokens: Tokens, mask: Tensor | None) -> Tokens:
+        """Run one block under what `mask` returned."""
 
     @abc.abstractmethod
     def prompted_block(
-        self, index: int, tokens: Tokens, prompt: PromptRows, attend: Attend | None = None
+        self,
+        index: int,
+        tokens: Tokens,
+        prompt: PromptRows,
+        mask: Tensor | None,
+        attend: Attend | None = None,
     ) -> Tokens:
         """Run one block in which prompt rows are keys and values, seen from every position."""
 
@@ -79,6 +100,14 @@ class TwoTower(Backbone):
     @abc.abstractmethod
     def scale(self) -> Tensor:
         """The factor of the cosine in a logit, as the model was trained with; near 100 in CLIP."""
+
+    @property
+    def shift(self) -> Tensor | None:
+        """The number added to every logit by a model that was trained to answer yes or no.
+
+        Its probability of a class is the sigmoid of the logit, whatever the others. None in CLIP.
+        """
+        return None
 
     def enter(self, tokens: Tokens) -> Tokens:
         """Do to rows what the image tower does to its tokens after their positions: nothing."""
@@ -128,7 +157,9 @@ def text_head(backbone: TwoTower, classes: Sequence[str], text: TextPrompt) -> H
         prompt = Prompt(prompt.tokens.to(device), prompt.blocks.to(device), prompt.persist)
     with torch.no_grad():
         weight = (backbone.scale * class_features(backbone.text, texts, prompt)).cpu()
-    return Head(weight, torch.zeros(len(weight)), "text", cosine=True)
+    shift = backbone.shift
+    bias = torch.zeros(len(weight)) if shift is None else shift.detach().cpu().expand(len(weight))
+    return Head(weight, bias.clone(), "text", cosine=True, sigmoid=shift is not None)
 
 
 def class_texts(tower: TextTower, classes: Sequence[str], templates: Sequence[str]) -> ClassTexts:
@@ -136,20 +167,33 @@ def class_texts(tower: TextTower, classes: Sequence[str], templates: Sequence[st
     if not classes:
         raise VPromptError("There are no class names to write texts for.")
     texts = sentences.fill(templates, classes)
-    # One position more than there is tells a text that just fits from one that was cut.
-    ids = tower.tokenise(texts, tower.context_length + 1)
-    ends = tower.ends(ids)
-    if int(ends.max()) >= tower.context_length:
-        longest = texts[int(ends.argmax())]
-        raise VPromptError(
-            f"{longest!r} is longer than the {tower.context_length} tokens that {tower.name!r} "
-            "reads. Shorten the class name or the template."
-        )
+    ids, ends = _tokenised(tower, texts)
     slots = [
         _slots(tower, template, ids[row :: len(templates)])
         for row, template in enumerate(templates)
     ]
-    return ClassTexts(ids[:, : int(ends.max()) + 1], ends, len(classes), min(slots))
+    length = int(ends.max()) + 1 if tower.cuts else ids.shape[1]
+    return ClassTexts(ids[:, :length], ends, len(classes), min(slots))
+
+
+def _tokenised(tower: TextTower, texts: Sequence[str]) -> tuple[TextIds, TextEnds]:
+    """Tokenise; a text that does not fit is refused, as its class name would be cut off."""
+    # One position more than there is tells a text that just fits from one that was cut.
+    length = tower.context_length
+    longer = tower.tokenise(texts, length + 1)
+    if tower.cuts:
+        ids, ends = longer, tower.ends(longer)
+        cut = ends >= length
+    else:
+        ids = tower.tokenise(texts, length)
+        ends, padding = tower.ends(ids), tower.tokenise(["a"], length + 1)[0, -1]
+        cut = (longer[:, :length] != ids).any(1) | (longer[:, length] != padding)
+    if bool(cut.any()):
+        raise VPromptError(
+            f"{texts[int(cut.int().argmax())]!r} is longer than the {length} tokens that "
+            f"{tower.name!r} reads, and would be cut off. Shorten the class name or the template."
+        )
+    return ids, ends
 
 
 def encode_texts(
@@ -172,15 +216,17 @@ def encode_texts(
         _check_fits(tower, prompt)
         rows = prompt.tokens.split(prompt.counts(tower.depth))
     slots = prompt is not None and prompt.persist
-    sequence = (_overwrite(words, rows[0]) if slots else words) + tower.positions(ids.shape[1])
+    mask, start = tower.mask(ids), tower.start
+    sequence = _overwrite(words, rows[0], start) if slots else words
+    sequence = sequence + tower.positions(words.shape[1])
     for index in range(tower.depth):
         if slots and index:
-            sequence = _overwrite(sequence, rows[index])
+            sequence = _overwrite(sequence, rows[index], start)
         if slots or not len(rows[index]):
-            sequence = tower.block(index, sequence)
+            sequence = tower.block(index, sequence, mask)
         else:
             chosen = None if attend is None else attend(index)
-            sequence = tower.prompted_block(index, sequence, rows[index][None], chosen)
+            sequence = tower.prompted_block(index, sequence, rows[index][None], mask, chosen)
     return tower.pool(sequence, ends)
 
 
@@ -215,20 +261,21 @@ def class_features(
 
 
 def _slots(tower: TextTower, template: str, ids: TextIds) -> int:
-    """Count the tokens between the start token and the class name of one template's texts."""
+    """Count the words before the class name that all texts of one template have in common.
+
+    Where the last word and the class name are one token, as in `anti{}`, that one is no slot.
+    """
     before = template.partition("{}")[0].strip()
-    alone = tower.tokenise([before], tower.context_length + 1)
-    count = int(tower.ends(alone)[0]) - 1
-    # Where the last word and the class name are one token, as in `anti{}`, no slot is sure.
-    whole = bool((ids[:, : 1 + count] == alone[:, : 1 + count]).all())
-    return count if whole else 0
+    alone = tower.tokenise([before], tower.context_length + 1)[:, : ids.shape[1]]
+    same = (ids == alone[:, : ids.shape[1]]).all(0)
+    return max(int(same.int().cumprod(0).sum()) - tower.start, 0)
 
 
-def _overwrite(sequence: Tokens, rows: Tensor) -> Tokens:
+def _overwrite(sequence: Tokens, rows: Tensor, start: int) -> Tokens:
     if not len(rows):
         return sequence
     new = rows.to(sequence.dtype).expand(sequence.shape[0], -1, -1)
-    return torch.cat([sequence[:, :1], new, sequence[:, 1 + len(rows) :]], dim=1)
+    return torch.cat([sequence[:, :start], new, sequence[:, start + len(rows) :]], dim=1)
 
 
 def _check_slots(tower: TextTower, texts: ClassTexts, prompt: Prompt) -> None:

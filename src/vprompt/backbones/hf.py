@@ -1,0 +1,209 @@
+"""hf: a model saved by transformers, its weights put into timm's modules and checked against it.
+
+Reference: Wolf et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020
+(demonstrations), arXiv 1910.03771.
+"""
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.backbones import _hf_models
+from vprompt.backbones._filling import check_fills, listed
+from vprompt.backbones._hf_processor import data_config_of
+from vprompt.backbones._timm_models import patch_size_of
+from vprompt.backbones.timm_vit import TimmViT
+from vprompt.core.errors import VPromptError
+from vprompt.core.registry import Spec
+from vprompt.data.preprocessing import ImageSize, check_filled, checked, pair, shown
+from vprompt.models.backbone import Backbone
+
+INSTALL = "pip install 'vprompt[transformers]'"
+_TOLERANCE = 1e-3  # of the largest feature: what another order of sums makes in fp32
+
+
+def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None = None) -> Backbone:
+    """Return a frozen model of transformers: ViT, DeiT, DINOv2, DINOv3, or a SigLIP's image tower.
+
+    `model` is a repository (`org/name`, `org/name@revision`) or a folder with `config.json`,
+    `preprocessor_config.json` and weights as safetensors. Code in a repository is never run.
+    `image_size` is in place of the processor's; position embeddings are resampled by timm.
+    """
+    place, revision = _place(model)
+    library = _library()
+    with _explained(model), _quiet():
+        where = {"revision": revision} if revision else {}
+        raw, _ = library.PretrainedConfig.get_config_dict(place, **where)
+        kind = _kind(raw, model)
+        processor = _processor(place, where, model)
+        original = _original(library, kind, place, where, model)
+    config = original.config
+    vit: Any = kind.make(config).eval()
+    state = _hf_models.timm_state(kind, original.state_dict(), config)
+    check_fills(vit, state, model, f"The checkpoint of {model!r}", strict=True)
+    vit.load_state_dict(state)
+    gap = _check_same(vit, original, model)
+    size, data_config, note = data_config_of(processor, pair(vit.patch_embed.img_size), model)
+    wanted = pair(size if image_size is None else checked(image_size))
+    check_filled(wanted, patch_size_of(vit), model)
+    remarks = [
+        f"{model}: {type(original).__name__} of transformers in timm's {type(vit).__name__}, "
+        f"features equal to {gap:.0e}",
+        note,
+    ]
+    if hasattr(vit, "dist_token"):
+        remarks.append("its feature is the mean of class and distillation token, as timm has it")
+    if wanted != tuple(vit.patch_embed.img_size):
+        remarks.append(
+            f"positions resampled from {shown(*vit.patch_embed.img_size)} to {shown(*wanted)} by "
+            "timm, which smooths where transformers does not"
+        )
+        vit.set_input_size(img_size=wanted)
+    backbone = TimmViT(vit, str(Spec("hf", {"model": model})), data_config.resized(wanted))
+    backbone.remark = "; ".join(remarks)
+    return backbone
+
+
+def _place(model: str) -> tuple[str, str | None]:
+    """Return a folder or a repository, and its revision."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return str(folder), None
+    if folder.is_file() or model.startswith(("/", ".", "~")) or not model.strip():
+        raise VPromptError(
+            f"No folder at {model!r}. Give a folder that `save_pretrained` wrote, or a repository "
+            "such as 'hf:facebook/dinov2-small'."
+        )
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
+def _kind(config: Mapping[str, Any], model: str) -> _hf_models.Kind:
+    """Return how a model is read, or refuse it by its config alone."""
+    name = str(config.get("model_type", ""))
+    if name in _hf_models.KINDS:
+        return _hf_models.KINDS[name]
+    known = ", ".join(_hf_models.supported())
+    if "auto_map" in config:
+        raise VPromptError(
+            f"{model!r} brings code of its own (auto_map in its config.json), which is never run. "
+            f"Read are the kinds {known}."
+        )
+    why = {
+        "siglip2": "it takes images that were cut into any number of patches beforehand",
+        "clip": "its towers are read by open_clip: use 'ViT-B-16,openai' or its like",
+    }.get(name, "it is no plain vision transformer, or not known here")
+    raise VPromptError(
+        f"{model!r} is of the kind {name!r} and is not read: {why}. Read are {known}."
+    )
+
+
+def _processor(place: str, where: dict[str, str], model: str) -> dict[str, Any]:
+    base = importlib.import_module("transformers.image_processing_base")
+    try:
+        found, _ = base.ImageProcessingMixin.get_image_processor_dict(place, **where)
+    except OSError as error:
+        raise VPromptError(
+            f"{model!r} has no preprocessor_config.json, so how its images are scaled is not "
+            "known. Save it beside the model: `processor.save_pretrained(folder)`."
+        ) from error
+    return dict(found)
+
+
+def _original(
+    library: Any, kind: _hf_models.Kind, place: str, where: dict[str, str], model: str
+) -> Any:
+    """Return the model in transformers' own code, filled whole from safetensors."""
+    found, report = getattr(library, kind.original).from_pretrained(
+        place,
+        **where,
+        output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+    )
+    other = sorted(report["mismatched_keys"])
+    if other:
+        raise VPromptError(
+            f"The checkpoint of {model!r} holds {other[0][0]} and {len(other) - 1} more in another "
+            f"shape than its config.json says: {tuple(other[0][1])}, not {tuple(other[0][2])}. "
+            "Give the weights that it describes."
+        )
+    lacking = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    if lacking:
+        raise VPromptError(
+            f"The checkpoint of {model!r} lacks {listed(sorted(lacking))}, which transformers "
+            "would draw at random. Give the weights that its config.json describes."
+        )
+    return found.eval()
+
+
+@torch.no_grad()
+def _check_same(vit: Any, original: nn.Module, model: str) -> float:
+    """Return how far apart features are, as a share of the largest; refuse what is not the same."""
+    size = pair(vit.patch_embed.img_size)
+    images = torch.zeros(1, vit.patch_embed.proj.in_channels, *size)
+    images[:, :, ::7, ::5] = 1.0
+    made: Tensor = vit.forward_features(images)
+    own = original(pixel_values=images)
+    gap = _apart(made, own.last_hidden_state)
+    if vit.attn_pool is not None:
+        gap = max(gap, _apart(vit.forward_head(made, pre_logits=True), own.pooler_output))
+    if not gap < _TOLERANCE:
+        raise VPromptError(
+            f"{model!r} has other features in timm's {type(vit).__name__} than in transformers "
+            f"(they differ by {gap:.1e} of the largest), so it is not read."
+        )
+    return gap
+
+
+def _apart(made: Tensor, own: Tensor) -> float:
+    return float((made - own).abs().max() / own.abs().max())
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise VPromptError(f"Models of transformers need that library. Run: {INSTALL}") from None
+
+
+@contextlib.contextmanager
+def _explained(model: str) -> Iterator[None]:
+    try:
+        yield
+    except VPromptError:
+        raise
+    except Exception as error:
+        # transformers raises a dozen kinds of errors here, from shapes to network failures.
+        reason = (str(error).strip().split("\n") or [""])[0].rstrip(".") or type(error).__name__
+        raise VPromptError(
+            f"transformers could not load {model!r}: {reason[:300]}. Without a network, give a "
+            "folder with config.json, preprocessor_config.json and model.safetensors: 'hf:/path'."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's lines and bars from the terminal; what matters of them is an error."""
+    before = logging.root.manager.disable
+    bars = importlib.import_module("transformers.utils.logging")
+    shown_before = bars.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        bars.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            if shown_before:
+                bars.enable_progress_bar()
