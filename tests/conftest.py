@@ -41,6 +41,14 @@ def refused():
 
 
 @pytest.fixture
+def hub_answers(monkeypatch):
+    """Let the model hub seem to answer, for tests that put something in place of what it sends."""
+    from vprompt.backbones import _reach
+
+    monkeypatch.setattr(_reach, "_problem", lambda address: "")
+
+
+@pytest.fixture
 def generator():
     """Randomness of a test."""
     return torch.Generator().manual_seed(0)

@@ -304,7 +304,9 @@ def test_a_hub_s_weights_fill_the_model_whole_or_are_refused(vit, monkeypatch, r
         timm_vit.load(model="hf-hub:you/it")
 
 
-def test_what_timm_itself_fetches_fills_the_model_whole_or_is_refused(vit, monkeypatch, refused):
+def test_what_timm_itself_fetches_fills_the_model_whole_or_is_refused(
+    vit, hub_answers, monkeypatch, refused
+):
     from timm.models import _builder
 
     from vprompt.backbones import timm_vit

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from vprompt.backbones._names import advice
 from vprompt.core.errors import VPromptError
 
 SECONDS = 3.0
@@ -35,7 +36,7 @@ def hub(model: str, repository: str | None) -> Iterator[None]:
             f"The weights of {model!r} are not on this disk, and {constants.ENDPOINT} does not "
             f"answer ({problem}). Run the same command again with a network, or use what needs "
             "none: `demo`, `local-dir:/path`, or a weight file as "
-            "`timm_vit(model=NAME, checkpoint='/path')`."
+            f"`timm_vit(model=NAME, checkpoint='/path')`. {advice(model)}".rstrip()
         )
     constants.HF_HUB_OFFLINE = True
     try:

@@ -228,6 +228,8 @@ def load(
 
 def _repository(place: str) -> str | None:
     """Return the repository of `hf-hub:org/name@revision`, or of `org/name/file`; else None."""
+    if place.startswith("local-dir:"):
+        return None
     parts = place.removeprefix("hf-hub:").partition("@")[0].split("/")
     is_hub = place.startswith("hf-hub:") or len(parts) > 2
     return "/".join(parts[:2]) if is_hub and len(parts) > 1 else None
