@@ -1,7 +1,7 @@
 """Everything that is worth knowing of an accelerator, in one run of at most so many minutes.
 
     PYTHONPATH=src python -m benchmarks on_gpu --minutes 9
-    PYTHONPATH=src python -m benchmarks on_gpu --small  # on a CPU: a trial of the script and not a measurement
+    PYTHONPATH=src python -m benchmarks on_gpu --small  # a trial of the script, on a CPU
 
 In this order: the tests that are marked for devices; a training step of VPT-Deep beside timm's
 concatenation (ViT-B/16 at 224 px, ViT-S/14 at 70 px, bf16); fleets of 1, 8, 32 and 64 prompts at
