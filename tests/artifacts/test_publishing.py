@@ -71,10 +71,11 @@ def test_what_is_packed_names_no_place_and_is_a_sound_artefact(folder, tmp_path)
 def test_an_edited_card_is_sent_as_it_stands(folder, tmp_path):
     import shutil
 
-    from vprompt.artifacts import hub
+    from vprompt.artifacts import artifact, hub
 
     shutil.copytree(folder, tmp_path / "edited")
     (tmp_path / "edited" / "README.md").write_text("# Mine\n")
+    artifact.seal(tmp_path / "edited")
     parcel = hub.pack(tmp_path / "edited", "me/colours")
     assert parcel.files["README.md"].decode().endswith("# Mine\n")
     assert any("was edited" in note for note in parcel.notes)

@@ -379,7 +379,8 @@ def test_the_whole_line_runs_and_is_resumed(write, shapes, vprompt, tmp_path, ca
     code, out, _ = vprompt(*call, "--dry-run")
     assert code == 0 and "10 runs, 0 finished" in out and "images/s" in out and "GB" in out
     sizes = [line for line in out.splitlines() if ": train " in line]
-    assert sizes == ["warm: train 18, test 9", "cold: train 18, test 9"]
+    cut = "train 18, test 9: cut 64/16/20 by seed 0"
+    assert sizes == [f"warm: {cut}", f"cold: {cut}"]
     assert not (tmp_path / "out").exists()
     code, out, _ = vprompt(*call, "--dry-run", "--speed", "100")
     assert code == 0 and "h at 100/s; hours = " in out
