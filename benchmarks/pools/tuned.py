@@ -148,8 +148,6 @@ def run_row(
         record["accuracy"].setdefault("no prompt", found.test["no prompt"].acc1)
         if "moves" in found.run:
             moves = found.run["moves"]
-            before = found.test["combined, untuned"].acc1
-            record["accuracy"].setdefault(f"{row}, before" if config.epochs else row, before)
             record.setdefault("facts", {})[row] = {
                 "chosen": moves["chosen"],
                 "gain": moves["gain"],

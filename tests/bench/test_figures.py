@@ -544,10 +544,16 @@ def test_the_sweep_of_the_recipe_is_one_curve_with_both_ends(fill):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A benchmark that was really run on a tiny model: `(store, data)`; two tasks, two methods."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VPROMPT_CACHE", str(folder / "cache"))
+        return trained_in(folder)
+
+
+def trained_in(folder):
     from vprompt.bench import jobs, recipe, runner
     from vprompt.bench.store import Store
 
-    folder = tmp_path_factory.mktemp("trained")
     rng = np.random.default_rng(0)
     for task, label in itertools.product(("cold", "warm", "wet"), range(3)):
         place = folder / "data" / task / f"class{label}"
@@ -638,8 +644,7 @@ def test_a_map_needs_the_images_and_the_pool_of_the_run(trained, refused, tmp_pa
     with refused("'cold'", "are not those of the run", "--data"):
         embedding.embed(store, data=tmp_path / "other")
     copy = shutil.copytree(store.folder, tmp_path / "copy")
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        shutil.copy(copy / "pool" / "warm" / name, copy / "pool" / "wet" / name)
+    shutil.copytree(copy / "pool" / "warm", copy / "pool" / "wet", dirs_exist_ok=True)
     with refused("The pool's 'wet' is not the prompt that was combined"):
         embedding.embed(Store(copy), data=data)
 

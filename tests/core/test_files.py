@@ -502,3 +502,12 @@ def test_the_state_of_a_finished_run_goes_when_its_result_is_there(cache, tmp_pa
     write_json(tmp_path / "it" / "adapter_config.json", {})
     shelves.sweep()
     assert list(state.parent.iterdir()) == []
+
+
+def test_a_file_from_before_files_had_digests_is_neither_believed_nor_called_damaged(tmp_path):
+    from safetensors.torch import save_file
+
+    from vprompt.core.files import kept_tensors
+
+    save_file({"features": torch.ones(2)}, tmp_path / "old.safetensors")
+    assert kept_tensors(tmp_path / "old.safetensors") is None  # warnings are errors here

@@ -137,6 +137,35 @@ def test_clearly_less_is_by_more_than_one_standard_error(generator, apart, expec
     assert not clearly_less(held(one), None)
 
 
+@pytest.mark.parametrize("form", ["sum", "ensemble"])
+def test_a_pool_that_does_not_help_is_left_out_of_what_is_made(
+    pool_of, combine, tiny, images, monkeypatch, tmp_path, form
+):
+    import vprompt
+    from vprompt.pooling import moving, scale_path
+
+    monkeypatch.setattr(scale_path, "choose", lambda points: (0, "it was told to"))
+    monkeypatch.setattr(moving, "clearly_less", lambda *_: True)
+    config = {"epochs": 0, "precision": "fp32"}
+    outcome, _ = combine(pool_of(), form=form, config=config, test=True, output=tmp_path / "made")
+    assert outcome.test["tuned"].acc1 == outcome.test["no prompt"].acc1
+    assert outcome.run["started_from"] == "no prompt, since no sum was better"
+    assert outcome.artifact.prompt is None and not outcome.artifact.state
+    from vprompt.opening import open_adapter
+
+    assert open_adapter(vprompt.load_artifact(tmp_path / "made"), tiny) is None
+
+
+def test_what_is_tuned_is_not_what_it_is_compared_with(pool_of, combine):
+    """An ensemble is trained in place; its untuned self keeps the features that its head fits."""
+    pool = pool_of()
+    untuned, _ = combine(pool, form="ensemble", config={"epochs": 0}, test=True)
+    config = {"epochs": 3, "lr": 0.05, "keep": "last", "batch_size": 8}
+    tuned, _ = combine(pool, form="ensemble", config=config, test=True)
+    before = untuned.test["combined, untuned"].to_json()
+    assert tuned.test["combined, untuned"].to_json() == before
+
+
 def test_a_move_that_is_there_twice_counts_once(pool_of, combine):
     import shutil
 

@@ -199,10 +199,8 @@ def json_text(value: Any) -> str:
 def write_tensors(
     target: Path, tensors: Mapping[str, Any], text: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as one safetensors file, atomically; `text` becomes its metadata.
-
-    The bytes are written here, not by safetensors, whose own errors would not name a full disk.
-    """
+    """Write tensors as one safetensors file, atomically; `text` becomes its metadata."""
+    # The bytes are written here: safetensors' own errors would not name a full disk.
     with atomic_file(target) as draft:
         draft.write_bytes(tensor_bytes(tensors, text))
 
@@ -233,8 +231,9 @@ def whole_tensors(data: bytes, path: Path) -> tuple[dict[str, Any], dict[str, st
     try:
         texts = seals.whole_tensors(data)
         return load(data), texts
-    except (ValueError, KeyError, SafetensorError):
-        damaged(path)
+    except (ValueError, KeyError, SafetensorError) as error:
+        if not isinstance(error, seals.UnsealedError):
+            damaged(path)
         return None
 
 

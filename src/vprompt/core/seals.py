@@ -37,6 +37,10 @@ def of_file(path: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
+class UnsealedError(ValueError):
+    """A file from before files had digests: it is not damaged, and not believed either."""
+
+
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return JSON values with their digest among them."""
     plain = {key: value for key, value in values.items() if key != _KEY}
@@ -66,7 +70,7 @@ def whole_tensors(data: bytes) -> dict[str, str]:
     header, body = _parts(data)
     texts = header.get("__metadata__")
     if not isinstance(texts, dict) or not isinstance(known := texts.pop(_KEY, None), str):
-        raise ValueError("it has no digest")
+        raise UnsealedError("it has no digest")
     if of_bytes(canonical(header), body) != known:
         raise ValueError("its digest is another")
     return texts

@@ -49,6 +49,11 @@ class Summed:
     verdict: str
     facts: Mapping[str, Any]
 
+    @property
+    def unused(self) -> bool:
+        """Whether no prompt was better than what the pool adds up to."""
+        return self.untuned[0] is None
+
 
 def measure_moves(
     sources: Sequence[Artifact],
@@ -226,13 +231,13 @@ def _several_prompts(
             "Use --form sum with a smaller --move-scale."
         )
     adapter, joined = ensemble.of_members(setting.backbone, members)
+    made: Adapter = ensemble.of_members(setting.backbone, members)[0]  # training changes it
     head = closed_form(joined, labels, classes)
     held = None if path.dealt is None else heldout.judge(joined, labels, classes, path.dealt)
     gain = scale_path.gain_over(path.plain.held, held)
     worse = path.plain.held is not None and clearly_less(path.plain.held, held)
     said = scale_path.verdict(gain, images, unused=worse)
     facts = {"members": [*members], "unused": worse, "member_scale": scale}
-    made: Adapter = adapter
     if plan.form == "distil":
         begin = path.choice.prompt if path.choice.prompt is not None else moves.start
         single = PromptAdapter(setting.backbone, begin)

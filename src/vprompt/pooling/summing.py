@@ -9,7 +9,7 @@ from vprompt.artifacts.moves import Moves
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.types import Weights
-from vprompt.learning.adapter import Adapter
+from vprompt.learning.adapter import Adapter, NoAdapter
 from vprompt.learning.classifier import Candidate
 from vprompt.models.heads import closed_form
 from vprompt.pooling import combining, moving, starting
@@ -113,8 +113,11 @@ def moved(
             "out --form."
         )
     name = f"as {registry.parse(method).name} does" if own else _begun_from(summed)
+    made = summed.adapter
+    if summed.unused and not setting.config.epochs and plan.move_scale == "auto":
+        made, name = NoAdapter(setting.backbone), "no prompt, since no sum was better"
     return Begin(
-        adapter if own else summed.adapter,
+        adapter if own else made,
         given,
         given.weights,
         begin,
