@@ -480,7 +480,39 @@ def test_a_grid_is_chosen_from_on_validation(tiny):
 
     best = max(rates, key=lambda lr: (accuracy(alone[lr]), -lr))
     assert chosen["train"]["lr"] == best and chosen["grid"] == {"lr": rates}
-    assert chosen["tuning"]["history"] == alone[best]["history"]
+    for mine, theirs in zip(chosen["tuning"]["history"], alone[best]["history"], strict=True):
+        assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
+    one_by_one = learn(few(), config=quick(), grid={"lr": rates}, fleet="off", **call).run
+    assert one_by_one["tuning"]["history"] == alone[best]["history"]
+
+
+@pytest.mark.parametrize("fleet", ["auto", "off"])
+def test_a_point_of_a_grid_that_diverges_is_recorded_and_costs_the_others_nothing(
+    tiny, refused, fleet
+):
+    from vprompt import learn
+
+    config = quick(opt="sgd", head_lr=None, batch_size=16, epochs=2)
+    call = {"model": tiny, "test": False, "config": config, "fleet": fleet}
+    run = learn(few(), grid={"lr": [0.02, 1e30]}, **call).run
+    fine, failed = run["grid_reached"]
+    assert run["train"]["lr"] == 0.02 and fine["val_accuracy"] is not None
+    assert "Use a smaller --lr" in failed["failed"] and failed["val_accuracy"] is None
+    with refused("Use a smaller --lr"):
+        learn(few(), grid={"lr": [1e29, 1e30]}, **call)
+
+
+def test_a_halved_grid_says_what_was_dropped(tiny, refused):
+    from vprompt import learn
+
+    call = {"model": tiny, "test": False, "halving": True}
+    rates = [1e-5, 1e-3, 0.02, 50.0]
+    run = learn(few(), config=quick(epochs=2), grid={"lr": rates}, **call).run
+    dropped = [each["dropped"] for each in run["grid_reached"] if "dropped" in each]
+    assert len(dropped) == 2 and run["halving"]
+    assert all(d["epoch"] == 1 and d["val_loss"] >= d["last_kept"] for d in dropped)
+    with refused("--halving needs a grid", "--grid lr="):
+        learn(few(), config=quick(), **call)
 
 
 @pytest.mark.parametrize("rates", [[0.3, 0.1, 0.2], [0.1, 0.3]])

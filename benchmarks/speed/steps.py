@@ -44,9 +44,10 @@ def variant(name: str, model: str, batch: int) -> Callable[[], None]:
     randomness = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *backbone.data_config.input_size, generator=randomness)
     labels = torch.randint(0, CLASSES, (batch,), generator=randomness)
+    images, labels = images.to(backbone.device), labels.to(backbone.device)
     blocks = place(TOKENS, backbone.depth, deep=True)
     tokens = 0.02 * torch.randn(len(blocks), backbone.dim, generator=randomness)
-    head = nn.Linear(backbone.feature_dim, CLASSES)
+    head = nn.Linear(backbone.feature_dim, CLASSES).to(backbone.device)
     kind = name.split()[-1]
     if name == WHOLE:
         backbone.pooled = None

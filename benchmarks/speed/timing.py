@@ -24,12 +24,19 @@ def in_turn(actions: Actions, repeats: int) -> dict[str, list[float]]:
         for name, action in actions.items():
             start = time.perf_counter()
             action()
+            settle()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
         if not turn:
             left = repeats * (time.perf_counter() - began)
             print(f"{', '.join(actions)}: about {left / 60:.1f} min", flush=True)
     return seconds
+
+
+def settle() -> None:
+    """Wait until an accelerator has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def median_seconds(action: Callable[[], Any], repeats: int = 5) -> float:
@@ -73,12 +80,18 @@ def machine(precision: str = "auto") -> dict[str, Any]:
     return {**described, "load_average": os.getloadavg()[0]}
 
 
-def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+def matmul_peak(
+    dtype: torch.dtype,
+    size: int = 2048,
+    repeats: int = 5,
+    device: torch.device | None = None,
+) -> float:
     """Return the floating-point operations per second of the best of a few square products."""
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         torch.mm(left, right)
+        settle()
         times.append(time.perf_counter() - began)
     return 2 * size**3 / min(times[1:])

@@ -46,9 +46,18 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         progress=settings.progress,
     )
     trial, looks = build(backbone), setting.sizes(settings.test)
-    estimate = training_estimate(trial, setting.train, config, points=len(points), **looks)
-    settings.progress.say(estimate)
-    tuned, chosen, reached = stages.tune_best(setting, lambda: build(backbone), points)
+    settings.progress.say(
+        training_estimate(
+            trial, setting.train, config, points=len(points), halving=settings.halving, **looks
+        )
+    )
+    tuned, chosen, reached = stages.tune_best(
+        setting,
+        lambda: build(backbone),
+        points,
+        fleet=settings.fleet,
+        halving=settings.halving,
+    )
     setting = replace(setting, config=chosen)
     plain = stages.plain_features(setting)
     candidates = stages.untuned(setting, plain, tuned.adapter)

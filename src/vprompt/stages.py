@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from vprompt.core.types import Features
 from vprompt.data import sentences
 from vprompt.data.census import Reading
 from vprompt.data.task import Examples, Task
-from vprompt.learning import classifier, ending
+from vprompt.learning import classifier, ending, fleets, grid
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.checkpoint import Checkpoint
 from vprompt.learning.classifier import Candidate
@@ -163,20 +164,26 @@ def training_defaults(method: str) -> dict[str, Any]:
     return {} if ask is None else ask()
 
 
-def run_tuning(setting: Setting, adapter: Adapter, config: TrainConfig) -> Tuned:
+def run_tuning(
+    setting: Setting,
+    adapter: Adapter,
+    config: TrainConfig,
+    progress: Progress | None = None,
+    after_epoch: grid.AfterEpoch | None = None,
+) -> Tuned:
     """Train, with a checkpoint in the cache that the same run finds again."""
     adapter.name_classes(setting.task.classes, setting.task.templates)
-    tuned = tune(
+    return tune(
         adapter,
         setting.train,
         setting.val,
         len(setting.task.classes),
         config,
         checkpoint=cache_folder() / "checkpoints",
-        progress=setting.progress,
+        progress=progress or setting.progress,
+        after_epoch=after_epoch,
+        opened=setting.checkpoints.append,
     )
-    setting.checkpoints.append(tuned.checkpoint)
-    return tuned
 
 
 def grid_points(config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> list[TrainConfig]:
@@ -191,25 +198,41 @@ def grid_points(config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> lis
 
 
 def tune_best(
-    setting: Setting, build: Callable[[], Adapter], points: Sequence[TrainConfig]
+    setting: Setting,
+    build: Callable[[], Adapter],
+    points: Sequence[TrainConfig],
+    *,
+    fleet: str | int = "auto",
+    halving: bool = False,
 ) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
     """Train at every point and keep the best on validation; ties go to the smaller lr.
 
-    Also returns what every point reached.
+    Also returns what every point reached. `fleet` says how many advance together (see `fleets`),
+    and `halving` leaves out on the way what lies behind.
     """
     if len(points) > 1 and setting.val is None:
         raise VPromptError("A grid is chosen from on validation images, but there are none.")
-    trained: list[tuple[tuple[float, float], Tuned, TrainConfig]] = []
+    if halving and len(points) < 2:
+        raise VPromptError("--halving needs a grid to choose from: --grid lr=0.001,0.003,0.01.")
+
+    def train(config: TrainConfig, progress: Progress, after: grid.AfterEpoch | None) -> Tuned:
+        return run_tuning(setting, build(), config, progress, after)
+
     with setting.clock.stage("tune"):
-        for config in points:
-            tuned = run_tuning(setting, build(), config)
-            accuracy = tuned.record(tuned.kept_epoch).val_accuracy or 0.0
-            trained.append(((accuracy, -config.lr), tuned, config))
-            if len(points) > 1:
-                setting.progress.say(f"lr {config.lr:g}, {tuned.sentence}")
-    _, best, config = max(trained, key=lambda entry: entry[0])
-    reached = [{"train": c.model_dump(), "val_accuracy": key[0]} for key, _, c in trained]
-    return best, config, reached
+        width = fleets.width(fleet, build, setting.train, points)
+        found = grid.tune_all(
+            points,
+            train,
+            steps_per_epoch=lambda config: math.ceil(len(setting.train) / config.batch_size),
+            width=width,
+            halving=halving,
+            progress=setting.progress,
+        )
+    for sentence in grid.sentences(found) if len(points) > 1 else ():
+        setting.progress.say(sentence)
+    best = grid.best(found)
+    assert best.tuned is not None
+    return best.tuned, best.config, [each.to_json() for each in found]
 
 
 def untuned(setting: Setting, plain: Features, adapter: Adapter) -> dict[str, Candidate]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import BeforeValidator, Field, SkipValidation
 
+from vprompt.core import fleet
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.settings import OUTPUT, POOL, TRAINING, WHAT, Flag, Settings
 from vprompt.data.preprocessing import ImageSize, read_size
@@ -94,7 +95,8 @@ class LearnSettings(Trained):
     """What `learn` can be told.
 
     `method` is a plug-in of `adapters/` with its settings, `grid` names values of the training
-    settings to choose from on validation (ties: the smaller rate). `train_on="trainval"` adds the
+    settings to choose from on validation (ties: the smaller rate); `halving` drops points that lie
+    behind on the way, and `fleet` says how many advance together. `train_on="trainval"` adds the
     validation images, so nothing is left to choose by and the last epoch is kept.
     """
 
@@ -104,6 +106,12 @@ class LearnSettings(Trained):
         "train"
     )
     grid: Annotated[Mapping[str, Sequence[float]] | None, SkipValidation] = None
+    halving: Annotated[bool, Flag("Drop points of the grid that lie behind.", TRAINING)] = False
+    fleet: Annotated[
+        str,
+        BeforeValidator(lambda asked: str(fleet.checked(asked))),
+        Flag("Points of the grid in one pass: a number, auto, off.", TRAINING),
+    ] = "auto"
 
 
 class CombineSettings(Trained, Sum, Pooled):

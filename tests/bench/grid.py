@@ -50,7 +50,7 @@ def serial():
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("VPROMPT_CACHE", str(Path(folder, "cache")))
-        report, records = run_grid(Path(folder, "out"), Local())
+        report, records = run_grid(Path(folder, "out"), Local(), fleet="off")
     assert len(report.done) == len(records) == 6
     return plain(records)
 

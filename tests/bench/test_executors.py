@@ -188,3 +188,70 @@ def test_two_processes_give_the_serial_results(tmp_path):
 
     report, records = run_grid(tmp_path, build("processes", workers=2, num_cpus=1))
     assert len(report.done) == 6 and plain(records) == serial()
+
+
+# Runs that are trained together
+
+
+def jobs_by_key(count, **changes):
+    from vprompt.bench.jobs import Job
+
+    given = {
+        "command": "learn",
+        "method": "VPT",
+        "spec": "vpt(num_virtual_tokens=2)",
+        "task": "t",
+        "model": "tiny",
+        "image_size": 32,
+        "data_digest": "d",
+        "data": "digits",
+        "device": "cpu",
+        "train": {"batch_size": 16},
+        "counts": {"train": 40},
+    }
+    made = [Job(**{**given, **changes}, seed=seed) for seed in range(count)]
+    return {job.id: job for job in made}
+
+
+def test_runs_that_are_trained_together_give_what_each_gives_alone(tmp_path):
+    from vprompt.bench.executors import Local
+
+    report, records = run_grid(tmp_path / "out", Local(), fleet=4)
+    assert len(report.done) == 6 and not report.failed
+    for key, record in plain(records).items():
+        alone = serial()[key]
+        assert record.keys() == alone.keys() and record["job"] == alone["job"]
+        for name, measured in record["test"].items():
+            assert measured["acc1"] == pytest.approx(alone["test"][name]["acc1"], abs=1 / 48)
+        history = zip(record["tuning"]["history"], alone["tuning"]["history"], strict=True)
+        for mine, theirs in history:
+            assert (mine["val_loss"] or 0) == pytest.approx(theirs["val_loss"] or 0, rel=1e-3)
+
+
+def test_runs_of_one_model_are_joined_and_others_are_left(monkeypatch):
+    from vprompt.bench.calls import Call
+    from vprompt.bench.executors import Local
+    from vprompt.bench.joint import join
+
+    jobs = jobs_by_key(5) | jobs_by_key(2, spec="lora") | jobs_by_key(1, image_size=16)
+    keys = [*jobs]
+    calls = [Call(key, add, (row,)) for row, key in enumerate(keys)]
+    calls.append(Call("after", add, (100,), (keys[0], keys[7])))
+    joint = join(calls, jobs, 3, parallel=False)
+    assert sorted(map(len, joint.held.values())) == [2, 3]
+    found = {}
+    for key, answer in Local().run(joint.calls):
+        found |= dict(joint.answers(key, answer))
+    assert found == {**{key: row for row, key in enumerate(keys)}, "after": 107}
+    assert not join(calls, jobs, "off", parallel=False).held
+    assert not join(calls, jobs, "auto", parallel=True).held  # its processes take all cores
+
+
+def test_a_joint_call_that_is_lost_is_lost_for_each_of_its_runs():
+    from vprompt.bench.calls import Call, Lost
+    from vprompt.bench.joint import join
+
+    jobs = jobs_by_key(2)
+    joint = join([Call(key, add) for key in jobs], jobs, 2, parallel=False)
+    [(key, held)] = joint.held.items()
+    assert dict(joint.answers(key, Lost("gone"))) == dict.fromkeys(held, Lost("gone"))

@@ -167,6 +167,7 @@ def test_flags_are_the_method_s_settings(vprompt, images, tmp_path):
 
 def test_a_grid_is_read_from_the_command_line(vprompt, images, tmp_path):
     words = [*QUICK, "--grid", "lr=0.01,0.02", "--grid", "weight-decay=0", "--no-test"]
+    words += ["--fleet", "2", "--halving"]
     code, _, _ = vprompt("learn", images, *words, "--output", tmp_path / "it")
     recipe = json.loads((tmp_path / "it" / "adapter_config.json").read_text())["recipe"]
     assert code == 0 and recipe["grid"] == {"lr": [0.01, 0.02], "weight_decay": [0.0]}

@@ -48,6 +48,14 @@ def test_heads_weights_and_judgements_are_small_work(two, monkeypatch):
     assert set(seen) == {1}
 
 
+def test_processes_that_are_started_wait_as_the_person_said_or_quietly():
+    from vprompt.core.threads import quiet
+
+    assert quiet({"PATH": "/bin"}) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert quiet({"OMP_WAIT_POLICY": "ACTIVE"}) == {"OMP_WAIT_POLICY": "ACTIVE"}
+    assert quiet({"GOMP_SPINCOUNT": "0"}) == {"GOMP_SPINCOUNT": "0"}
+
+
 @pytest.mark.parametrize(
     "given, expected",
     [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "0"}, None)],

@@ -38,6 +38,30 @@ def test_learning_looks_at_validation_after_every_epoch_and_at_test_twice(adapte
         assert f" {15 * looks} looks" in training_estimate(adapter, train, last, val=15)
 
 
+def test_a_halved_grid_costs_what_is_left_of_it(adapter, train):
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.results.cost import training_estimate
+
+    config = TrainConfig(epochs=10)
+    said = training_estimate(adapter, train, config, points=24, halving=True)
+    # 24 points for an epoch, 6 for one, 3 for three, 2 for five: 49 epochs of 30 images
+    assert ": 4.9 x 10 epochs x 30 images" in said, said
+
+
+def test_steps_are_timed_by_their_mean(tiny, train, monkeypatch):
+    from vprompt.core import registry
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.results import cost
+
+    # Begin and end of each step: the first, which warms up, and then one of 0.1 s and one of 0.5.
+    clock = iter([0.0, 9.0, 10.0, 10.1, 20.0, 20.5])
+    monkeypatch.setattr(cost, "_MOMENT", 9.55)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+    made = registry.build("adapters", "vpt(num_virtual_tokens=1)")(tiny)
+    speed = cost.images_per_second(made, train, TrainConfig())
+    assert speed == pytest.approx(16 / 0.3)
+
+
 def test_combining_adds_evidence_and_looks_at_test_five_times(adapter, train):
     from vprompt.learning.train_config import TrainConfig
     from vprompt.pooling.mix import Plan

@@ -24,6 +24,7 @@ from vprompt.bench.calls import (
     use_threads,
 )
 from vprompt.bench.processes import Processes
+from vprompt.core import threads
 from vprompt.core.errors import VPromptError
 
 NAMES = ("local", "processes", "ray")
@@ -99,11 +100,16 @@ class Ray:
         with self._connected(ray, address):
             gpus = self._gpus(ray)
             task, options = ray.remote(_attend), {"num_cpus": self.num_cpus, "num_gpus": gpus}
+            # A worker loads torch with its arguments, before any line of ours: what its threads
+            # read goes before.
+            environment = {"env_vars": {**threads.quiet(os.environ), **_threads(self.num_cpus)}}
             here = os.getcwd(), os.environ.get("VPROMPT_CACHE")
             references: dict[str, Any] = {}
             for call in calls:
                 needed = [references[need] for need in call.needs]
-                named = task.options(name=call.key, max_retries=self.retries, **options)
+                named = task.options(
+                    name=call.key, max_retries=self.retries, runtime_env=environment, **options
+                )
                 references[call.key] = named.remote(
                     call.run, here, self.num_cpus, call.arguments, *needed
                 )
@@ -171,6 +177,10 @@ class Ray:
                 "Use a smaller --num-cpus or --num-gpus."
             )
         return gpus
+
+
+def _threads(count: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(count)}
 
 
 def _attend(

@@ -12,6 +12,7 @@ from typing import Any
 
 from vprompt.bench.calls import RETRIES, Answers, Call, Lost, available_cpus, silent, use_threads
 from vprompt.core.errors import VPromptError
+from vprompt.core.threads import wait_quietly
 
 _PATIENCE = 5.0  # seconds that a process is given to end
 
@@ -110,6 +111,8 @@ class _Worker:
     def __init__(self, number: int, threads: int, gpu: str | None) -> None:
         self.number = number
         self.pipe, theirs = connection.Pipe()
+        # It inherits how its threads wait, which it could not say before it loads torch.
+        wait_quietly()
         # A fork of a process that has used torch's threads may hang.
         self.process = get_context("spawn").Process(
             target=_serve, args=(theirs, threads, gpu), daemon=True

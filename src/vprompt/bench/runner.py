@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vprompt.bench import shared
+from vprompt.bench import joint, shared
 from vprompt.bench.calls import Call, Executor, Lost
 from vprompt.bench.executors import Local
 from vprompt.bench.jobs import Job
@@ -104,6 +104,7 @@ def run(
     *,
     retry_failed: bool = False,
     executor: Executor = LOCAL,
+    fleet: str | int = "auto",
     progress: Progress = SILENT,
     work: Callable[..., dict[str, Any]] = run_job,
 ) -> Report:
@@ -111,20 +112,27 @@ def run(
 
     Failed runs are not tried again unless `retry_failed`. What another process has finished in the
     meantime is not run again. Results are written here, as they come, whatever host they come from.
+    `fleet` says how many runs of one backbone and size share their passes: see `joint`.
     """
     report = Report()
     calls = _calls(jobs, store, work, report, retry_failed=retry_failed)
     by_id = {job.id: job for job in jobs}
     if executor.parallel and work is run_job:
         calls = shared.before(calls, [by_id[call.key] for call in calls])
+    asked = fleet if work is run_job else "off"
+    together = joint.join(calls, by_id, asked, parallel=executor.parallel)
     titles = {call.key: by_id[call.key].title if call.key in by_id else call.key for call in calls}
     with progress.step("runs", len(calls)) as step:
-        answers = executor.run(calls, lambda key: step.advance(0, titles[key]))
+        answers = executor.run(
+            together.calls,
+            lambda key: step.advance(0, "; ".join(titles[k] for k in together.keys(key))),
+        )
         with contextlib.closing(answers):  # ends what is under way, whatever happens here
-            for key, answer in answers:
-                if key in by_id:
-                    _keep(by_id[key], answer, store, report, progress)
-                step.advance(1)
+            for name, found in answers:
+                for key, answer in together.answers(name, found):
+                    if key in by_id:
+                        _keep(by_id[key], answer, store, report, progress)
+                    step.advance(1)
     return report
 
 

@@ -5,13 +5,13 @@ images and evidence in the cache on disk. So jobs may run in any process and on 
 """
 
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from vprompt import flow, searching
 from vprompt.bench.jobs import Job
+from vprompt.core import fleet
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
 from vprompt.data.preprocessing import ImageSize
@@ -34,7 +34,7 @@ def run_job(
     """
     if job.select and chosen is None:
         raise VPromptError(f"{job.title}: its settings are not chosen yet.")
-    began = time.perf_counter()
+    began = fleet.now()
     config = TrainConfig.checked({**job.train, **(chosen or {}), "seed": job.seed})
     backbone = load_backbone(job.model, job.image_size, job.device)
     run = {"learn": _learn, "search": _search, "combine": _combine}[job.command]
@@ -43,7 +43,7 @@ def run_job(
         **outcome.run,
         "id": job.id,
         "job": {**job.identity(), "method": job.method},
-        "total_seconds": round(time.perf_counter() - began, 2),
+        "total_seconds": round(fleet.now() - began, 2),
     }
 
 

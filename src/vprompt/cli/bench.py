@@ -61,6 +61,10 @@ def bench_run(
     address: Annotated[
         str | None, typer.Option(help="Ray's head as HOST:PORT; left out, it is started here.")
     ] = None,
+    fleet: Annotated[
+        str,
+        typer.Option(help="Runs of one model that are trained together: a number, auto, off."),
+    ] = "auto",
     speed: Annotated[
         float | None,
         typer.Option(help="Images/s of a training step, for --dry-run of a model not at hand."),
@@ -103,7 +107,12 @@ def bench_run(
     store.start(read, every)
     with terminal.progress(quiet) as progress:
         report = runner.run(
-            picked, store, retry_failed=retry_failed, executor=chosen, progress=progress
+            picked,
+            store,
+            retry_failed=retry_failed,
+            executor=chosen,
+            fleet=fleet,
+            progress=progress,
         )
     for sentence in report.failed.values():
         terminal.say(f"failed: {sentence}")

@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vprompt.core import fleet
+
 _BEGAN: list[float] = []  # when the command line began, if it is what runs
 
 
@@ -26,9 +28,9 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to a stage."""
-        began = time.perf_counter()
+        began = fleet.now()
         try:
             yield
         finally:
-            spent = time.perf_counter() - began
+            spent = fleet.now() - began
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)

@@ -7,7 +7,7 @@ ten times as long. Nothing here imports torch before it is needed.
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -20,8 +20,16 @@ def wait_quietly() -> None:
 
     It has to be said before torch is loaded: OpenMP reads its settings once.
     """
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= quiet(os.environ)
+
+
+def quiet(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process to be started in which waiting threads sleep.
+
+    What the person has said, in `given`, stays as it is.
+    """
+    said = {key: given[key] for key in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if key in given}
+    return said or {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager

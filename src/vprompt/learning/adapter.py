@@ -60,6 +60,8 @@ class Adapter(nn.Module, abc.ABC):
 
     backbone: Backbone
     shares_steps: bool = True  # nothing but its gradient is read of a step, so it can be shared out
+    shares_passes: bool = False  # `extract` alone reaches the backbone, so it may be shared
+    moves_tokens: bool = False  # the blocks of its tokens change while it is trained
     cosine: bool = False  # where true, the adapter's own head sees features at unit length
     sigmoid: bool = False  # where true, its logits are answers of yes or no, class by class
     of_prompt: bool = False  # where true, features outside training are those under `prompt()`
@@ -203,6 +205,8 @@ class FeatureAdapter(Adapter):
 class NoAdapter(FeatureAdapter):
     """Nothing is trained but the head."""
 
+    shares_passes = True
+
     def merged(self) -> Backbone:
         """Return the backbone, which nothing changed."""
         return self.backbone
@@ -222,6 +226,7 @@ class WeightedSum(Adapter):
     """
 
     of_prompt = True
+    shares_passes = True
 
     def __init__(
         self, backbone: Backbone, prompts: Sequence[Prompt], weights: Weights, scale: str
@@ -261,6 +266,7 @@ class PromptAdapter(Adapter):
     """A prompt whose tokens are trained in place."""
 
     of_prompt = True
+    shares_passes = True
     blocks: Tensor
 
     def __init__(self, backbone: Backbone, start: Prompt, *, prompt_dropout: float = 0.0) -> None:

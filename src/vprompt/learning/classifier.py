@@ -17,7 +17,7 @@ from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter
 from vprompt.learning.ensemble import Ensemble, kept_features
 from vprompt.learning.train_config import TrainConfig
-from vprompt.models import features
+from vprompt.models import company, features
 from vprompt.models.backbone import Backbone, Entering
 from vprompt.models.heads import Head, closed_form
 from vprompt.prompts.prompt import Prompt
@@ -124,7 +124,7 @@ def batch_features(
     if isinstance(adapter, FeatureAdapter) and isinstance(inputs, Tensor) and inputs.dim() == 2:
         return adapter.transform(inputs.to(device), generator=generator)
     images: Any = adapter.backbone.ready(inputs)
-    with autocast(config.precision, device):
+    with autocast(config.precision, device), company.shared(adapter.shares_passes):
         return adapter.features(images, generator=generator)
 
 

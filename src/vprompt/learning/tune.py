@@ -6,6 +6,7 @@ was stopped continues with the same bits as one that was not.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from vprompt.learning.classifier import (
     start_head,
 )
 from vprompt.learning.train_config import TrainConfig
-from vprompt.models import prefix
+from vprompt.models import company, prefix
 from vprompt.models.heads import Head
 
 
@@ -109,6 +110,8 @@ def tune(
     *,
     checkpoint: Path | None = None,
     progress: Progress = SILENT,
+    after_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
+    opened: Callable[[Checkpoint], None] | None = None,
 ) -> Tuned:
     """Train adapter and head, and return the better of the start and every epoch.
 
@@ -117,11 +120,16 @@ def tune(
     literature does, and so does a run without `val`. With `config.patience` training ends once the
     least loss on `val` is so many epochs old, whatever is kept. With `checkpoint`, a folder, the
     state is written there after every epoch, and the same run started again continues from it,
-    until the caller has saved the result and calls `Tuned.checkpoint.remove`.
+    until the caller has saved the result and calls `Tuned.checkpoint.remove`. `after_epoch` sees
+    the history after every epoch, also of a run that continues; what it raises ends training.
+    `opened` is told of the state, which a training that fails leaves behind as well. In a fleet the
+    images go through the backbone with those of the other members.
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
     ending.check_patience(config, val is not None)
+    if not len(train):
+        raise VPromptError("There are no training images, so nothing can be learned.")
     if distributed.size() > 1 and not adapter.shares_steps:
         raise VPromptError(
             f"{type(adapter).__name__} reads more of a step than its gradient, so several "
@@ -149,7 +157,11 @@ def tune(
     if not any(p.requires_grad for p in classifier.parameters()):
         config = config.model_copy(update={"epochs": 0})
     loop = _Loop(classifier, _optimizer(classifier, config))
+    if adapter.shares_passes:
+        company.join(adapter.backbone, adapter.prompt(), moves=adapter.moves_tokens)
     store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
+    if opened is not None:
+        opened(store)
     resumed = store.load(loop)
     distributed.copy_from_first(loop.state().values())
     if not resumed:
@@ -159,6 +171,8 @@ def tune(
     training.epoch = done = loop.history[-1].epoch
     with progress.step("tune", steps * config.epochs) as step:
         step.advance(steps * done, _note(loop))
+        if after_epoch is not None:
+            after_epoch(loop.history)
         while (ended := ending.reason(loop.history, config, adapter.finished())) is None:
             epoch = loop.history[-1].epoch + 1
             seen = train
@@ -169,6 +183,8 @@ def tune(
             _finish_epoch(loop, epoch, loss, rate, val, config)
             step.advance(0, _note(loop))
             store.save(loop)
+            if after_epoch is not None:
+                after_epoch(loop.history)
     adapter.end(training)
     restore(classifier, loop.best)
     head = classifier.head()
@@ -254,12 +270,13 @@ def _backward(
     """Leave the gradient of a batch at the parameters, and return its cross-entropy."""
     own, share = distributed.part(rows)
     drawn = dropout.get_state()
-    logits, labels = _logits(loop.classifier, train, own, config, dropout)
+    with company.steps():
+        logits, labels = _logits(loop.classifier, train, own, config, dropout)
     distributed.check_no_draw(drawn, dropout)
     loss = functional.cross_entropy(logits, labels)
     extra = loop.classifier.adapter.extra_loss(logits, own)
     loop.optimizer.zero_grad(set_to_none=True)
-    (share * (loss if extra is None else loss + extra)).backward()
+    company.backward(share * (loss if extra is None else loss + extra))
     return distributed.add_up(share * loss, _optimised(loop))
 
 

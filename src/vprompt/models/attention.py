@@ -90,8 +90,10 @@ def assigned(which: Which, present: Present, *, fused: bool | None = None) -> At
     def attend(
         query: Tensor, own: KeyValue, prompt: KeyValue, scale: float, mask: Tensor | None
     ) -> Tensor:
+        # On a CPU its backward pass adds up the images of a prompt in their order, whoever else is
+        # there, and faster than that of an index.
         whose = which.to(query.device)
-        mine = KeyValue(prompt.key[whose], prompt.value[whose])
+        mine = KeyValue(prompt.key.index_select(0, whose), prompt.value.index_select(0, whose))
         bias = None if mask is None else functional.pad(mask, (prompt.key.shape[2], 0))
         if hidden is not None:
             absent = functional.pad(hidden, (0, own.key.shape[2])).to(query)

@@ -5,7 +5,7 @@ Whatever the model and whatever the placement, prompt tokens enter in this file 
 
 import abc
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vprompt.core import fleet
 from vprompt.core.errors import VPromptError
 from vprompt.core.precision import among_many
 from vprompt.core.types import (
@@ -28,6 +29,7 @@ from vprompt.core.types import (
 from vprompt.data.inputs import normalise
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.attention import Attend
+from vprompt.models.padding import PaddedRows
 from vprompt.prompts.prompt import Prompt, PromptBatch
 
 
@@ -242,8 +244,24 @@ def extract(
 ) -> Features:
     """Return the pooled features under a prompt; its own rows are never pooled. See `walk`.
 
-    Without a prompt they are what the model's own code makes of these images, to the bit.
+    Without a prompt they are what the model's own code makes of these images, to the bit. In a
+    fleet, members whose images may go through the model together have them go.
     """
+    mine = None if torch.compiler.is_compiling() else fleet.member()
+    if attend is None and mine is not None and mine.extract is not None:
+        found: Features = mine.extract(backbone, images, prompt, tokens)
+        return found
+    return extract_alone(backbone, images, prompt, tokens, attend)
+
+
+def extract_alone(
+    backbone: Backbone,
+    images: Images | Entering,
+    prompt: Prompt | PromptBatch | None = None,
+    tokens: SamplePromptTokens | None = None,
+    attend: Callable[[int], Attend | None] | None = None,
+) -> Features:
+    """Return what `extract` does, without asking whether there is company."""
     *_, (_, sequence) = walk(backbone, images, prompt, tokens, attend, pooled=True)
     prompts = prompt.prompts if isinstance(prompt, PromptBatch) else [prompt]
     if not any(each is not None and len(each.blocks) for each in prompts):
@@ -269,42 +287,6 @@ def _join(
     return after[:, prefix : prefix + count], rest
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Prompt rows `[entries, most, dim]` of every prompt or image; shorter sets are filled up.
-
-    `present` `[entries, most]` says which are real; it stays on the CPU, where it decides things.
-    """
-
-    tokens: Tensor
-    present: Tensor
-
-    @classmethod
-    def padded(cls, sets: Sequence[Tensor]) -> "_Rows":
-        """Fill every set up to the longest."""
-        lengths = torch.tensor([len(rows) for rows in sets])
-        present = torch.arange(int(lengths.max())) < lengths[:, None]
-        return cls(nn.utils.rnn.pad_sequence(list(sets), batch_first=True), present)
-
-    def of(self, which: Tensor) -> "_Rows":
-        """Return the rows of entry `which[i]` for every i."""
-        return _Rows(self.tokens[which.to(self.tokens.device)], self.present[which])
-
-    def after(self, earlier: "_Rows") -> "_Rows":
-        """Return these rows, and the earlier ones for entries that bring none."""
-        most = max(self.present.shape[1], earlier.present.shape[1])
-        new, old = self._filled(most), earlier._filled(most)
-        brings = self.present.any(1, keepdim=True)
-        chosen = brings[..., None].to(new.tokens.device)
-        tokens = torch.where(chosen, new.tokens.to(old.tokens.dtype), old.tokens)
-        return _Rows(tokens, torch.where(brings, new.present, old.present))
-
-    def _filled(self, most: int) -> "_Rows":
-        missing = most - self.present.shape[1]
-        tokens = functional.pad(self.tokens, (0, 0, 0, missing))
-        return _Rows(tokens, functional.pad(self.present, (0, missing)))
-
-
 def _walk_each(
     backbone: Backbone, begin: Entering, batch: PromptBatch, *, pooled: bool
 ) -> Iterator[tuple[int, Tokens]]:
@@ -318,7 +300,7 @@ def _walk_each(
     travels = functional.pad((counts[:, 1:] == 0) & persist, (0, 1))
     sequence, which, moving = begin.tokens, batch.which.cpu(), None
     for index in range(begin.block, backbone.depth):
-        rows, owner = _Rows.padded([split[index] for split in own]), which
+        rows, owner = PaddedRows.padded([split[index] for split in own]), which
         if moving is not None:
             rows = rows.of(which).after(moving) if counts[:, index].any() else moving
             owner = torch.arange(len(which))
@@ -335,12 +317,12 @@ def _walk_each(
             rows = rows.of(owner)
             after, sequence = _join_each(backbone, sequence, rows, index)
             if on.any():
-                moving = _Rows(after, rows.present & on[:, None])
+                moving = PaddedRows(after, rows.present & on[:, None])
         yield index, sequence
 
 
 def _join_each(
-    backbone: Backbone, tokens: Tokens, rows: _Rows, index: int
+    backbone: Backbone, tokens: Tokens, rows: PaddedRows, index: int
 ) -> tuple[Tensor, Tokens]:
     """Run one block as `_join` does, with rows that are not there seen by nobody."""
     if rows.present.all():

@@ -14,7 +14,7 @@ from vprompt.core import distributed, files
 from vprompt.core.precision import autocast, resolve
 from vprompt.core.types import Features
 from vprompt.data.task import Examples
-from vprompt.models import prefix
+from vprompt.models import company, prefix
 from vprompt.models.backbone import Backbone, extract
 from vprompt.prompts.prompt import Prompt, prompt_digest
 
@@ -40,7 +40,7 @@ def features_of(
         moved = prompt.to(device)
     own = distributed.own_rows(len(examples), batch_size)
     given = prefix.reuse(backbone, examples, prompt, precision) if use_cache else examples
-    with torch.no_grad(), autocast(precision, device):
+    with torch.no_grad(), autocast(precision, device), company.shared():
         for inputs, _ in given.batches(batch_size, own):
             parts.append(extract(backbone, backbone.ready(inputs), moved).float().cpu())
     features = distributed.assemble(parts, own, len(examples), backbone.feature_dim)

@@ -31,6 +31,7 @@ def of_learning(
         "train": setting.config.model_dump(),
         "grid": {name: list(values) for name, values in grid.items()},
         "grid_reached": list(reached) if grid else [],
+        **({"halving": True} if settings.halving else {}),
         "train_on": settings.train_on,
     }
 

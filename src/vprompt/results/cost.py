@@ -1,6 +1,7 @@
 """Cost: how long a run will take, told before it starts."""
 
 import math
+import statistics
 import time
 
 import torch
@@ -9,11 +10,13 @@ from vprompt.core import clock
 from vprompt.core.precision import autocast
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter
+from vprompt.learning.halving import trainings
 from vprompt.learning.train_config import TrainConfig
 from vprompt.pooling.mix import PUBLISHED, Plan
 
 FORWARD_SHARE = 1 / 3  # of a step: a backward pass costs about two forward passes
 SCALES = 5  # looks along a sum of moves: its start, and four scales
+_MOMENT, _STEPS = 0.5, 8  # seconds for timing steps, and how many are enough
 HEADS, SCALED_HEADS = 2, 14  # closed-form heads of a training, and of every scale of a sum
 _FITS = 12  # eigendecompositions of one head: two families, five folds and the whole
 _SMALL = 160  # rows of the eigendecomposition that is timed
@@ -21,11 +24,14 @@ _TRIAL = 16  # images: enough to keep two cores busy, few enough to cost a fract
 
 
 def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) -> float:
-    """Time one small forward-backward step."""
+    """Time small forward-backward steps, as many as fit in a moment.
+
+    Their mean, and not the fastest, is what training takes: other work on the machine slows both.
+    """
     device = adapter.backbone.device
     pixels, _ = next(train.batches(min(_TRIAL, len(train))))
-    spent = float("inf")
-    for _ in range(2):  # the first step also warms up
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < _MOMENT and len(times) < _STEPS):
         began = time.perf_counter()
         with autocast(config.precision, device):
             images = adapter.backbone.normalise(pixels.to(device))
@@ -34,10 +40,10 @@ def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) ->
         if total.requires_grad:
             total.backward()
         total.item()  # waits for an accelerator
-        spent = min(spent, time.perf_counter() - began)
+        times.append(time.perf_counter() - began)
     for parameter in adapter.parameters():
         parameter.grad = None
-    return len(pixels) / spent
+    return len(pixels) / statistics.mean(times[1:])  # the first step also warms up
 
 
 def head_seconds(adapter: Adapter, images: int) -> float:
@@ -66,6 +72,7 @@ def training_estimate(
     config: TrainConfig,
     *,
     points: int = 1,
+    halving: bool = False,
     val: int = 0,
     test: int = 0,
     decoding: float = 0.0,
@@ -80,11 +87,12 @@ def training_estimate(
     if frozen and config.augment == "none":
         return f"one pass over {len(train)} images, then the head alone"
     speed = images_per_second(adapter, train, config)
+    whole = trainings(points, config.epochs) if halving else points
+    times = f"{whole:.3g} x " if points > 1 else ""
     decoding += (points + 1) * head_seconds(adapter, len(train))
-    times = f"{points} x " if points > 1 else ""
     what = f"{times}{config.epochs} epochs x {len(train)} images"
-    forward = points * judged(config) * val + 2 * test
-    steps = points * config.epochs * len(train)
+    forward = math.ceil(whole * judged(config)) * val + 2 * test
+    steps = math.ceil(whole * config.epochs) * len(train)
     if frozen:  # a step has no backward pass, and images that are not cut are seen once
         return _sentence(steps, val + test, what, speed, val + test, decoding, share=1.0)
     first = (points + 1) * len(train)

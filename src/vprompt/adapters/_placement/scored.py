@@ -23,6 +23,7 @@ class ScoredPrompt(PromptAdapter):
     so that a stopped run continues with the same bits.
     """
 
+    moves_tokens = True
     idle: Tensor
     removal: Tensor
     gains: Tensor
