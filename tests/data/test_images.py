@@ -248,13 +248,14 @@ def test_a_cache_that_could_not_be_finished_leaves_nothing_behind(
     """A full disk stops no run: what it has no room for is not kept, and that is said."""
     from vprompt.core.errors import CacheWarning
     from vprompt.data.images import load_pixels
+    from vprompt.data.pixel_files import PixelFile
 
-    def half(path, array, **_):
-        path.write_bytes(array.tobytes()[:10])
+    def half(self, image):
+        self.file.write(image.tobytes()[:10])
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", half)
+        patch.setattr(PixelFile, "append", half)
         if isinstance(failure, OSError):
             with pytest.warns(CacheWarning, match="No space left.*VPROMPT_CACHE"):
                 pixels = load_pixels(photos, config())

@@ -530,7 +530,7 @@ def any_task(request, tmp_path, load):
         request.getfixturevalue("elpv_wheel")
     elif request.param == "dsprites":
         settings = {"train": 64, "val": 32, "test": 0}
-    return lambda seed: load(request.param, seed=seed, **settings)
+    return lambda seed: load(request.param, split_seed=seed, **settings)
 
 
 def content(split):

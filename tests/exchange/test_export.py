@@ -160,15 +160,15 @@ def test_a_model_whose_check_fails_leaves_no_file(artefact, tmp_path, monkeypatc
 
 
 def test_a_method_that_cannot_be_traced_says_so(artefact, tmp_path, monkeypatch, refused):
-    from vprompt.adapters.mlp import MlpAdapter
+    from vprompt.adapters.mlp import HiddenLayers
     from vprompt.exchange.exporting import export
 
     def features(self, images, *, generator=None):
         return images.flatten(1)[:, : self.feature_dim] * float(images.sum())
 
     folder = artefact("mlp")
-    monkeypatch.setattr(MlpAdapter, "features", features)
-    with refused("cannot be exported", "MlpAdapter", "vprompt predict"):
+    monkeypatch.setattr(HiddenLayers, "features", features)
+    with refused("cannot be exported", "HiddenLayers", "vprompt predict"):
         export(folder, to="torch", output=tmp_path / "m.pt2")
     assert not (tmp_path / "m.pt2").exists()
 
