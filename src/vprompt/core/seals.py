@@ -70,7 +70,9 @@ def whole_tensors(data: bytes) -> dict[str, str]:
     header, body = _parts(data)
     texts = header.get("__metadata__")
     if not isinstance(texts, dict) or not isinstance(known := texts.pop(_KEY, None), str):
-        raise UnsealedError("it has no digest")
+        tensors = [each for key, each in header.items() if key != "__metadata__"]
+        sound = all(isinstance(each, dict) and "dtype" in each for each in tensors)
+        raise (UnsealedError if sound else ValueError)("it has no digest")
     if of_bytes(canonical(header), body) != known:
         raise ValueError("its digest is another")
     return texts
