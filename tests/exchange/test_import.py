@@ -170,7 +170,7 @@ def read_by_hand(clip, rows, slots):
                 )
             if not block:
                 tokens = tokens + tower.positions(ids.shape[1])
-            tokens = tower.block(block, tokens)
+            tokens = tower.block(block, tokens, tower.mask(ids))
         return functional.normalize(tower.pool(tokens, tower.ends(ids)), dim=1)
 
 
