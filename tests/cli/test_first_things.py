@@ -88,7 +88,7 @@ def test_a_combination_ends_in_a_decision(vprompt, images, pool, tmp_path):
     assert harm or "the pool helped" in out
     label = f"next: label images: `vprompt predict IMAGES --artifact {place}`"
     assert (label in out) != harm, out
-    assert f"`vprompt learn {images} --shots 3 --model tiny --img-size 32`" in out
+    assert f"`vprompt learn {images} --shots 3 --model tiny --image-size 32`" in out
     assert "3 images of each class were asked for, and val has 2 of each class" in err
     assert "not kept" not in err
     assert " in all: " in err  # the time that was announced, with start-up

@@ -178,7 +178,7 @@ def test_a_gate_on_the_output_of_attention_is_kept(pictures, draw):
 
 def test_images_of_another_size_are_refused(refused):
     backbone = make("registers, biases")
-    with refused("opened for images of 32x48", "got 48x32", "--img-size 48x32"):
+    with refused("opened for images of 32x48", "got 48x32", "--image-size 48x32"):
         backbone.embed(torch.zeros(1, 3, 48, 32))
 
 

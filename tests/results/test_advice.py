@@ -26,7 +26,7 @@ def test_whether_the_pool_helped_and_what_next(low, high, images, words):
 
     said = "\n".join(after_combining(record(low, high, images), "prompt"))
     assert all(word in said for word in words), said
-    assert "`vprompt learn 'my photos/' --shots 5 --model demo --img-size 70`" in said
+    assert "`vprompt learn 'my photos/' --shots 5 --model demo --image-size 70`" in said
     assert ("--artifact prompt`" in said) == (high > 0)
 
 

@@ -79,7 +79,7 @@ class TimmViT(Backbone):
             )
             raise VPromptError(
                 f"{self.name!r} was opened for images of {self.data_config.shown_size} pixels, but "
-                f"got {found}. Open it with image_size={found!r} (--img-size {found})."
+                f"got {found}. Open it with image_size={found!r} (--image-size {found})."
             )
 
     def rotation(self, index: int) -> Tensor | None:

@@ -48,7 +48,7 @@ def _next(
     model = run["backbone"]["name"]
     task = shlex.quote(target.get("data") or "TASK")
     size = shown(*run["backbone"]["data_config"]["input_size"][1:])
-    learn = f"vprompt learn {task}{shots} --model {shlex.quote(model)} --img-size {size}"
+    learn = f"vprompt learn {task}{shots} --model {shlex.quote(model)} --image-size {size}"
     steps.append(f"compare with a prompt learned without the pool: `{learn}`")
     if helped is None and tested is not None:
         few = f"{tested} test images are few" if tested < FEW_TEST else "the interval is wide"
