@@ -120,12 +120,15 @@ def desk(tmp_path, monkeypatch):
 
 
 def test_the_commands_of_the_readme_run_from_top_to_bottom(desk, vprompt):
+    assert vprompt("learn", "new_task", "--model", "tiny", "--epochs", 3, "-q", "--keep", "last",
+                   "--output", "pool/first")[0] == 0  # fmt: skip
     ran = []
     for words in commands(ROOT / "README.md"):
         verb = words[0]
         if verb in NOT_HERE or "few_shot(root" in " ".join(words):
             continue
         own = [HERE.get(word, word) for word in words]
+        own += ["--model", "tiny"] if verb in ("learn", "search") and "--model" not in own else []
         quiet = [] if verb in ("placement", "lengths", "pool", "list") else ["-q"]
         again = ["--overwrite"] if "--output" in own and verb in ("learn", "combine") else []
         code, _, err = vprompt(*own, *SHORT.get(verb, []), *quiet, *again)
