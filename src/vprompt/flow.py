@@ -16,7 +16,7 @@ from vprompt.pooling.mix import plan_of
 from vprompt.pooling.scoring import Scores
 from vprompt.pooling.screening import Selection
 from vprompt.results import accounts
-from vprompt.results.cost import combining_estimate, training_estimate
+from vprompt.results.cost import combining_estimate, scoring_estimate, training_estimate
 from vprompt.stages import Setting
 from vprompt.verbs import CombineSettings, LearnSettings, ScoreSettings
 
@@ -46,11 +46,10 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         progress=settings.progress,
     )
     trial, looks = build(backbone), setting.sizes(settings.test)
-    settings.progress.say(
-        training_estimate(
-            trial, setting.train, config, points=len(points), halving=settings.halving, **looks
-        )
+    estimate = training_estimate(
+        trial, setting.train, config, points=len(points), halving=settings.halving, **looks
     )
+    setting = replace(setting, progress=estimate.announce(settings.progress))
     tuned, chosen, reached = stages.tune_best(
         setting,
         lambda: build(backbone),
@@ -77,7 +76,7 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     trial, looks = PromptAdapter(setting.backbone, pool.prompts[0]), setting.sizes(settings.test)
     counts = {"sources": len(pool.sources), **looks}
     estimate = combining_estimate(trial, setting.train, config, plan=pool.plan, **counts)
-    settings.progress.say(estimate)
+    setting = replace(setting, progress=estimate.announce(settings.progress))
     weighed = weighing.weigh(setting, settings.method, pool)
     begin = weighing.add_up(setting, settings.method, weighed)
     with setting.clock.stage("tune"):
@@ -105,6 +104,13 @@ def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] 
     sources, _ = screening.finish(selection, setting, adds_up=False)
     for sentence in scoring.rare_classes(setting.train.labels):
         settings.progress.say(sentence)
+    first = next((source.prompt for source in sources if source.prompt is not None), None)
+    if first is not None:
+        trial, counts = PromptAdapter(setting.backbone, first), {"sources": len(sources)}
+        estimate = scoring_estimate(
+            trial, setting.train, setting.config, epochs=plan.target_epochs, **counts
+        )
+        setting = replace(setting, progress=estimate.announce(settings.progress))
     wanted = {name for each in named for name in scoring.needs(each)}
     own = settings.source_data if wanted & scoring.SOURCE_DATA else None
     candidates = comparing.inputs_of_all(setting, sources, plan, own)

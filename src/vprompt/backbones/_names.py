@@ -37,7 +37,7 @@ def advice(name: str) -> str:
     """
     if re.match("https?://", name):
         return (
-            "That is an address: download the file, and write \"timm_vit(model=NAME, "
+            'That is an address: download the file, and write "timm_vit(model=NAME, '
             "checkpoint='/path')\" with the name of its architecture. "
         )
     typed = name.removeprefix("hf-hub:")

@@ -139,7 +139,7 @@ def bench_table(
         typer.Option(help="Another candidate of the records, such as `combined, untuned`."),
     ] = None,
 ) -> None:
-    """Print the table of a benchmark, of whatever is finished."""
+    """Print the table of the finished runs of a benchmark."""
     from vprompt.bench.formats import render
     from vprompt.bench.store import Store
     from vprompt.bench.summary import summarise
@@ -156,7 +156,7 @@ def bench_compare(
     there: Annotated[Path, typer.Argument(help="Another of the same kind.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say field by field why two numbers differ, what explains most first."""
+    """Say field by field why two numbers differ; what explains most comes first."""
     from vprompt.bench.compare import compare
 
     with terminal.reading_record(Path("One of these")):
@@ -181,7 +181,7 @@ def bench_check(
     anchors: Annotated[Path, typer.Option(help="Folder of .csv files of published numbers.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Hold results against published numbers, where the two can be compared."""
+    """Compare results with published numbers, if the two can be compared."""
     from vprompt.bench import anchors as published
     from vprompt.bench.store import Store
 

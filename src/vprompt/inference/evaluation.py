@@ -16,6 +16,7 @@ from vprompt.learning.classifier import Candidate
 from vprompt.models.backbone import Backbone
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 from vprompt.opening import open_adapter, open_for, open_task
+from vprompt.results.cost import measuring_estimate
 from vprompt.results.measure import Measurement, test_accuracy
 
 
@@ -66,6 +67,10 @@ def evaluate(
     opened = replace(opened, values=loaded.data_config.values or Values())
     for sentence in (*_tested(opened).sentences(), *_same_name(loaded, opened)):
         progress.say(sentence)
+    assert opened.test is not None
+    count = len(opened.test)
+    estimate = measuring_estimate(backbone, candidates["learned"][0], count, len(candidates))
+    progress = estimate.announce(progress)
     return test_accuracy(
         backbone, opened, candidates, precision=precision, skip_bad=skip_bad, progress=progress
     )
