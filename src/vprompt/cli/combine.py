@@ -18,7 +18,6 @@ from vprompt.core.settings import WHAT
 from vprompt.learning.train_config import COMBINE
 from vprompt.verbs import CombineSettings
 
-
 # An ensemble is not tuned, and one prompt is.
 USUAL = {**COMBINE, "epochs": "0 for an ensemble, else 10"}
 

@@ -32,12 +32,15 @@ def evaluate(
     allow_absent: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Measurement]:
-    """Measure an artefact on the test split of a task.
+    """Measure an artefact on the test split of a task; accuracies are from 0 to 1.
 
-    An artefact with a text tower reads the task's class names, whatever they are: that is how a
-    prompt learned on base classes is measured on new ones, or on another data set. Zero-shot stands
-    beside it. Any other artefact is measured on the classes of its own head, found by their names;
-    a task may have some of them. Of a folder or list without splits, all images are test images.
+    The result has the entry `learned`. An artefact with a text tower reads the class names of the
+    task, whatever they are, so a prompt learned on base classes can be measured on new ones or on
+    another data set; `zero-shot` is measured beside it. Any other artefact is measured on the
+    classes of its own head, matched by name; the task may have only some of them. If a folder or
+    list has no splits, all of its images are test images.
+
+    Raises VPromptError for classes that the head does not know.
     """
     if isinstance(artifact, Artifact):
         loaded = artifact
