@@ -77,6 +77,7 @@ def bench_run(
     from vprompt.bench import jobs as benches
     from vprompt.bench import recipe as recipes
     from vprompt.bench.store import Store
+    from vprompt.core.forecast import Estimate, Forecast, Part
 
     if device == "cpu" and num_gpus is None and executor != "local":
         num_gpus = 0.0
@@ -97,15 +98,15 @@ def bench_run(
         terminal.say(
             f"{others} runs in {output} are of other recipes, or of this one before it changed"
         )
-    for sentence in (
-        *runner.mixed_precision(picked, store, device),
-        *estimate.sentences(read, left, dry_run=dry_run, speed=speed),
-    ):
+    announced = estimate.announced(read, left, dry_run=dry_run, speed=speed)
+    for sentence in (*runner.mixed_precision(picked, store, device), *announced.sentences):
         terminal.say(sentence)
     if dry_run:
         return
     store.start(read, every)
-    with terminal.progress(quiet) as progress:
+    expected = Estimate("runs", {"runs": Part(announced.seconds, len(left))})
+    with terminal.progress(quiet) as shown:
+        progress = Forecast(shown, expected)
         report = runner.run(
             picked,
             store,

@@ -78,7 +78,7 @@ class Forecast:
             if part is None or not part.units or not total:
                 yield step
                 return
-            expected = part.seconds * total / part.units
+            expected = part.seconds * min(1.0, total / part.units)
             self.left[description] = max(0.0, self.left[description] - expected)
             yield _Watched(step, self, total, expected, self.now())
 
