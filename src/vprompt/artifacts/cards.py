@@ -45,8 +45,8 @@ def render(config: dict[str, Any], run: dict[str, Any], *, place: str = "FOLDER"
         _limits(run),
         "## Results",
         _results(run),
-        f"Rule for the epoch: {run['tuning']['selection']}. Result: {run['tuning']['kept']}. This is "
-        f"one run with seed {run['train']['seed']}. The test split was opened once, at the end. "
+        f"Rule for the epoch: {run['tuning']['selection']}. Result: {run['tuning']['kept']}. This "
+        f"is one run with seed {run['train']['seed']}. The test split was opened once, at the end. "
         "Intervals are Wilson's 95 % for the test images. They say nothing about other seeds.",
     ]
     if run.get("screening"):
@@ -92,8 +92,8 @@ def _limits(run: dict[str, Any]) -> str:
         low, high = 100 * last["low"], 100 * last["high"]
         lines.append(
             f"- It was measured on {tested['images']} images of the same source. Of such images, "
-            f"{low:.0f} to {high:.0f} % get the right class (95 % interval). It may do worse on images of another "
-            "camera, place or time. Measure it on your own: `vprompt evaluate`."
+            f"{low:.0f} to {high:.0f} % get the right class (95 % interval). It may do worse on "
+            "images of another camera, place or time. Measure it on your own: `vprompt evaluate`."
         )
     absent = len(counts) - len(seen)
     if absent:
