@@ -212,7 +212,7 @@ class Task:
             drawn["fewer"] = fewer
             listing = " and ".join(f"{name} has {text}" for name, text in fewer.items())
             reading = self.reading.noting(
-                f"{shots} images of each class were asked for, but {listing}; all of these are used"
+                f"{shots} images of each class were asked for, and {listing}; all of these are used"
             )
         facts = {**self.facts, "few_shot": drawn}
         return replace(self, train=train[0], val=val and val[0], facts=facts, reading=reading)
