@@ -70,6 +70,8 @@ class Trained(Verb):
     in which the run departs from it.
     """
 
+    WITHIN: ClassVar[Mapping[str, type[Settings]]] = {"config": TrainConfig}
+
     image_size: Annotated[
         ImageSize | None,
         BeforeValidator(_read_size),
