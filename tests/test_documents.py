@@ -149,3 +149,22 @@ def test_the_python_of_the_readme_runs(desk, vprompt):
         exec(compile(text, "README.md", "exec"), space)
         assert space["features"].shape == (2, 64)
     assert (desk / "report.html").is_file()
+
+
+def test_the_output_of_the_demonstration_is_that_of_its_record():
+    import json
+
+    from vprompt.results import advice
+
+    page = (ROOT / "README.md").read_text("utf-8")
+    run = json.loads((ROOT / "benchmarks/results/demo_combine.json").read_text("utf-8"))
+    shown = [run["moves"]["verdict"], advice.after_combining(run, None)[0]]
+    for name, found in run["test"].items():
+        interval = f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %"
+        row = rf"{name} +{100 * found['acc1']:.1f} %  {interval}"
+        gain = found["gain"]
+        if gain is not None:
+            span = f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
+            row += re.escape(f"  {100 * gain['difference']:+.1f} ({span})")
+        assert re.search(row, page), row
+    assert all(sentence in page for sentence in shown)
