@@ -68,7 +68,7 @@ def _refusal(model: str, address: str, problem: str) -> VPromptError:
 
 
 def _problem(address: str) -> str:
-    """Return why an address does not answer, or nothing where it does; a proxy's refusal is none."""
+    """Return why an address does not answer, or nothing where it does."""
     if address in _REACHED:
         return ""
     failed: list[str] = []
