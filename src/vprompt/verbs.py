@@ -52,7 +52,7 @@ class Verb(Settings):
 
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed for drawing the shots.", WHAT)] = 0
-    split_seed: Annotated[int | None, Flag("Seed for cutting into splits.", WHAT, shown="0")] = None
+    split_seed: Annotated[int | None, Flag("Seed of the splits.", WHAT, shown="0")] = None
     device: Annotated[str, Flag("auto, cpu, cuda, mps.")] = "auto"
     skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
     allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
@@ -90,7 +90,7 @@ class Trained(Verb):
     protocol: Annotated[
         Recorder | None,
         SkipValidation,
-        Flag("A published protocol to compare with: `vprompt list protocols`.", OUTPUT),
+        Flag("Compare with one of `list protocols`.", OUTPUT),
     ] = None
 
 
@@ -130,7 +130,7 @@ class CombineSettings(Trained, Sum, Pooled):
     include_self: Annotated[
         bool,
         Flag(
-            "Whether to keep sources learned on the target.",
+            "Keep sources learned on the target.",
             names=("--include-self/--exclude-self",),
         ),
     ] = False
