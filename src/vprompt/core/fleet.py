@@ -158,7 +158,7 @@ class _Raised:
 
 
 class _Lanes:
-    """Threads that answer a part of the questions each, started when there is something for them."""
+    """Threads that answer a part of the questions each, started when there is work for them."""
 
     def __init__(self, most: int) -> None:
         import torch
