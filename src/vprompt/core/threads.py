@@ -27,9 +27,9 @@ def wait_quietly() -> None:
 def quiet(given: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a process to be started in which threads that wait soon sleep.
 
-    They spin for some microseconds first: the next operation of a training step mostly comes before
-    that, and to wake a thread that sleeps costs a fifth of such a step. What the person has said, in
-    `given`, stays as it is.
+    They spin for some microseconds first: the next operation of a training step mostly comes within
+    that time, and to wake a thread that sleeps costs a fifth of such a step. What the person has
+    said, in `given`, stays as it is.
     """
     said = {key: given[key] for key in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if key in given}
     return said or {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
