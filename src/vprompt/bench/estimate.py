@@ -284,5 +284,8 @@ def _try(adapter: Adapter, config: TrainConfig) -> Trial:
         features = adapter.features(images)  # holds on to what was kept, so addresses stay apart
     needed = sum(kept.values()) / TRIAL_IMAGES
     del features
-    speeds = (f(adapter, examples, config) for f in (images_per_second, forward_per_second))
-    return Trial(*speeds, needed)
+    return Trial(
+        images_per_second(adapter, examples, config),
+        forward_per_second(adapter, examples, config),
+        needed,
+    )
