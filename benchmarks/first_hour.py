@@ -82,7 +82,11 @@ def run(kind: str, typed: str, place: Path) -> dict[str, Any]:
         own = [sys.executable] + (["-m", "vprompt"] if program == "vprompt" else [])
         words = [*own, *shlex.split(rest)]
     began = time.perf_counter()
-    environment = {**os.environ, "VPROMPT_CACHE": str(place / "cache")}
+    environment = {
+        **os.environ,
+        "VPROMPT_CACHE": str(place / "cache"),
+        "PYTHONPATH": str(ROOT / "src"),
+    }
     done = subprocess.run(
         words, cwd=place, env=environment, capture_output=True, text=True, check=True
     )
