@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,16 @@ def test_every_module_class_and_function_says_what_it_is(path):
 @every_file
 def test_a_file_is_short_enough_to_read(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+
+
+def test_a_checkout_without_its_history_is_small():
+    """Results are packed (`vprompt bench pack`), figures lean, pools a few kilobytes a prompt."""
+    root = ROOT.parents[1]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no checkout")
+    files = [root / name for name in listed.stdout.decode().split("\0") if name]
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 11.9e6
 
 
 @pytest.mark.parametrize("verb", ["learn", "combine"])

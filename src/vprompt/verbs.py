@@ -18,12 +18,14 @@ from vprompt.learning.train_config import TrainConfig
 from vprompt.pooling.settings import METHOD, Pooled, Sum
 
 if TYPE_CHECKING:
+    from vprompt.artifacts.artifact import Artifact
     from vprompt.models.backbone import Backbone
 else:
-    Backbone = Any  # whose module needs torch
+    Artifact = Backbone = Any  # whose modules need torch
 
 _MODELS = "demo, a timm name, hf-hub:org/name, a spec."
 Model = Annotated[str | Backbone, Flag(_MODELS, WHAT, names=("--model", "--backbone"))]
+_PLACE = Flag("Artefact folder, or hf-hub:user/name.", WHAT)
 PoolModel = Annotated[
     str | Backbone | None,
     Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the pool's"),
@@ -42,10 +44,21 @@ def _read_size(value: Any) -> Any:
 
 
 class Verb(Settings):
-    """What every verb can be told about the images, where it runs and whom it tells.
+    """What every verb can be told: where it runs, whom it tells, and what becomes of bad images.
+
+    `progress` is whoever shows how far it is.
+    """
+
+    device: Annotated[str, Flag("auto, cpu, cuda, mps.")] = "auto"
+    skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
+    progress: Annotated[Progress, SkipValidation] = SILENT
+
+
+class OnTask(Verb):
+    """What every verb can be told that reads a task's training images.
 
     `shots` draws that many images per class with the seed `draw`; `split_seed` is that of how
-    images without splits are cut. `progress` is whoever shows how far it is.
+    images without splits are cut.
     """
 
     OLD: ClassVar[Mapping[str, str]] = {"pool_folder": "pool"}
@@ -53,13 +66,10 @@ class Verb(Settings):
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed of the draw of shots.", WHAT)] = 0
     split_seed: Annotated[int | None, Flag("Seed of the cut into splits.", WHAT, shown="0")] = None
-    device: Annotated[str, Flag("auto, cpu, cuda, mps.")] = "auto"
-    skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
     allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
-    progress: Annotated[Progress, SkipValidation] = SILENT
 
 
-class Trained(Verb):
+class Trained(OnTask):
     """What every verb that trains can be told.
 
     `config` is a whole `TrainConfig`, or a mapping of what differs from what the method works best
@@ -148,7 +158,7 @@ class SearchSettings(Trained):
     )
 
 
-class ScoreSettings(Verb, Pooled):
+class ScoreSettings(OnTask, Pooled):
     """What `score` can be told.
 
     `metric` is one of `metrics/`, or several. `source_data` is a folder of the sources' own tasks,
@@ -162,3 +172,37 @@ class ScoreSettings(Verb, Pooled):
     source_data: Annotated[
         Path | str | None, Flag("Folder of the sources' own tasks, where needed.", POOL)
     ] = None
+
+
+class Using(Verb):
+    """What every verb can be told that uses a finished artefact.
+
+    The backbone is the one that the artefact names, unless `model` gives another; it is checked
+    against the artefact's fingerprint, unless `force`.
+    """
+
+    model: Annotated[
+        str | Backbone | None,
+        Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the artefact's"),
+    ] = None
+    precision: Annotated[str, Flag("auto, bf16, fp32.")] = "auto"
+    force: Annotated[bool, Flag("Use prompts of another backbone or preprocessing.")] = False
+
+
+class TableSettings(Using):
+    """What `predict_table` can be told. A batch has `batch_size` images at most."""
+
+    batch_size: int = 64
+
+
+class PredictSettings(TableSettings):
+    """What `predict` can be told."""
+
+    artifact: Annotated[Artifact | Path | str, _PLACE]
+
+
+class EvaluateSettings(Using):
+    """What `evaluate` can be told."""
+
+    artifact: Annotated[Artifact | Path | str, _PLACE]
+    allow_absent: Annotated[bool, Flag("Accept classes that training never shows.")] = False

@@ -345,13 +345,13 @@ def test_pool_show_prints_the_card(vprompt, pool):
 
 def test_list_names_every_plug_in_and_protocol_with_settings_and_papers(vprompt):
     from vprompt.core import registry
-    from vprompt.results.protocols import PROTOCOLS
+    from vprompt.results.protocols import known
 
     code, out, _ = vprompt("list", "--json")
     found = {(entry["kind"], entry["name"]) for entry in json.loads(out)}
     assert code == 0
     plug_ins = {(kind, name) for kind in registry.VERBS for name in registry.names(kind)}
-    assert found == plug_ins | {("protocols", name) for name in PROTOCOLS}
+    assert found == plug_ins | {("protocols", name) for name in known()}
     code, out, _ = vprompt("list", "transfer")
     assert code == 0 and "Reference: " in out
     assert all(f"transfer  {name}(" in out for name in registry.names("transfer"))

@@ -1,28 +1,43 @@
 """Moving: `combine` in move space, from a pool's moves to what is tuned."""
 
+import functools
+import shutil
+
 import pytest
 import torch
 
 
-@pytest.fixture
-def pool_of(tmp_path, tiny):
-    """Return a function that learns a pool of two sources and returns its folder."""
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, tiny):
+    """Return a function that learns a source once for all tests, and returns its folder."""
     from vprompt import flow
     from vprompt.learning.train_config import TrainConfig
 
-    def learn(method="vpt(num_virtual_tokens=2)", epochs=3, names=("one", "two"), **settings):
-        for seed, name in enumerate(names):
-            config = TrainConfig(epochs=epochs, keep="last", precision="fp32", **settings)
-            flow.learn(
-                f"dsprites(seed={seed}, train=64, val=32, test=0)",
-                model=tiny,
-                method=method.format(seed=seed),
-                config=config,
-                output=tmp_path / "pool" / name,
-            )
-        return tmp_path / "pool"
+    @functools.cache
+    def learn(method, epochs, seed):
+        folder = tmp_path_factory.mktemp("source") / "learned"
+        flow.learn(
+            f"dsprites(seed={seed}, train=64, val=32, test=0)",
+            model=tiny,
+            method=method.format(seed=seed),
+            config=TrainConfig(epochs=epochs, keep="last", precision="fp32"),
+            output=folder,
+        )
+        return folder
 
     return learn
+
+
+@pytest.fixture
+def pool_of(tmp_path, sources):
+    """Return a function that makes a pool of two sources and returns its folder."""
+
+    def make(method="vpt(num_virtual_tokens=2)", epochs=3, names=("one", "two")):
+        for seed, name in enumerate(names):
+            shutil.copytree(sources(method, epochs, seed), tmp_path / "pool" / name)
+        return tmp_path / "pool"
+
+    return make
 
 
 @pytest.fixture
@@ -167,8 +182,6 @@ def test_what_is_tuned_is_not_what_it_is_compared_with(pool_of, combine):
 
 
 def test_a_move_that_is_there_twice_counts_once(pool_of, combine):
-    import shutil
-
     pool = pool_of()
     shutil.copytree(pool / "one", pool / "copy")
     outcome, said = combine(pool)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vprompt.artifacts import final
 from vprompt.bench import joint, shared
 from vprompt.bench.calls import Call, Executor, Lost
 from vprompt.bench.executors import Local
@@ -20,8 +21,6 @@ from vprompt.core.progress import SILENT, Progress
 from vprompt.opening import resolve_device
 
 LOCAL = Local()
-# The candidate that is the method's result.
-HEADLINE = {"learn": "learned", "search": "learned", "combine": "tuned"}
 
 
 @dataclass
@@ -214,15 +213,9 @@ def _keep(
         progress.say(f"{job.title}: {headline(answer.record)}")
 
 
-def result(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the test measurement of what a run learned or tuned; None for other roles."""
-    found: dict[str, Any] | None = record["test"].get(HEADLINE[record["command"]])
-    return found
-
-
 def headline(record: Mapping[str, Any]) -> str:
     """Say in a few words what a run reached and how long it took."""
-    measured, seconds = result(record), f"{record['total_seconds']:.0f} s"
+    measured, seconds = final.of(record), f"{record['total_seconds']:.0f} s"
     if measured is None:
         return f"{record['tuning']['kept']}, {seconds}"
     return f"{100 * measured['acc1']:.1f} % on test, {seconds}"

@@ -8,8 +8,13 @@ from typing import Annotated
 import typer
 
 from vprompt.cli import terminal
-from vprompt.cli.options import ForceOption, JsonOption, OverwriteOption, QuietOption
-from vprompt.cli.use import BackboneOption
+from vprompt.cli.options import (
+    BackboneOption,
+    ForceOption,
+    JsonOption,
+    OverwriteOption,
+    QuietOption,
+)
 from vprompt.core.errors import VPromptError
 
 
@@ -77,8 +82,13 @@ def import_prompt(
         str | None, typer.Option(help="What the original normalised by: '0.5,0.5,0.5'.")
     ] = None,
     std: Annotated[str | None, typer.Option(help="As --mean.")] = None,
-    img_size: Annotated[
-        str | None, typer.Option(help="Pixels of a square, or HEIGHTxWIDTH. Default: the model's.")
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            "--image-size",
+            "--img-size",
+            help="Pixels of a square, or HEIGHTxWIDTH. Default: the model's.",
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -97,7 +107,7 @@ def import_prompt(
             template=template,
             mean=_three("--mean", mean),
             std=_three("--std", std),
-            image_size=None if img_size is None else read_size(img_size),
+            image_size=None if image_size is None else read_size(image_size),
             overwrite=overwrite,
             progress=progress,
         )

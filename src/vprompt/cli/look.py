@@ -6,8 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from vprompt.cli import terminal
-from vprompt.cli.options import DeviceOption, ForceOption, QuietOption
-from vprompt.cli.use import ArtifactOption, BackboneOption
+from vprompt.cli.options import (
+    ArtifactOption,
+    BackboneOption,
+    DeviceOption,
+    ForceOption,
+    QuietOption,
+)
 from vprompt.core.errors import VPromptError
 
 _PROMPT_TOKENS = 8  # shown by themselves
@@ -28,12 +33,10 @@ def attention(
     quiet: QuietOption = False,
 ) -> None:
     """Draw where class token and prompt tokens look, with the prompt and without."""
-    from vprompt.artifacts import artifact as artifacts
-    from vprompt.artifacts import hub
     from vprompt.data.decoding import fit, read_rgb
     from vprompt.data.preprocessing import Values
     from vprompt.inference import looking
-    from vprompt.opening import open_for
+    from vprompt.opening import open_artifact, open_for
     from vprompt.report import looks
 
     if output.suffix not in (".html", ".png"):
@@ -41,7 +44,7 @@ def attention(
     if report is not None and not report.is_file():
         raise VPromptError(f"No report at {report}. Write one first: `vprompt learn --report`.")
     with terminal.progress(quiet) as progress:
-        loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
+        loaded = open_artifact(artifact, progress=progress)
         backbone = open_for(loaded, model, device=device, force=force, progress=progress)
         prompt = looking.prompt_of(loaded, backbone)
         config = loaded.data_config

@@ -49,10 +49,12 @@ QuietOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")]
-AbsentOption = Annotated[
-    bool, typer.Option("--allow-absent", help="Accept classes that training never shows.")
+ArtifactOption = Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option("--model", "--backbone", help="Default: the one that the artefact names."),
 ]
+PrecisionOption = Annotated[str, typer.Option(help="auto, bf16, fp32.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Use prompts of another backbone or preprocessing.")

@@ -94,9 +94,8 @@ def pool_seal(artifact: Annotated[Path, typer.Argument(help="One artefact folder
 @app.command("show")
 def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder.")]) -> None:
     """Show an artefact's card, and how far its prompt moved from its start."""
-    from vprompt.artifacts import artifact as artifacts
-    from vprompt.artifacts import hub
+    from vprompt.opening import open_artifact
 
-    loaded = artifacts.load(hub.folder_of(artifact))
+    loaded = open_artifact(artifact)
     print(terminal.printable(f"{loaded.name}: {_move(loaded.config, '')}\n"))
     print(terminal.printable(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True)))

@@ -8,8 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from vprompt.cli import terminal
-from vprompt.cli.options import DeviceOption, ForceOption, QuietOption
-from vprompt.cli.use import BackboneOption, ExactnessOption
+from vprompt.cli.options import (
+    BackboneOption,
+    DeviceOption,
+    ForceOption,
+    PrecisionOption,
+    QuietOption,
+)
 from vprompt.core.errors import VPromptError
 
 TOKEN = "VPROMPT_TOKEN"
@@ -46,7 +51,7 @@ def serve(
     watch_seconds: WatchOption = 2.0,
     model: BackboneOption = None,
     device: DeviceOption = "auto",
-    precision: ExactnessOption = "auto",
+    precision: PrecisionOption = "auto",
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -76,7 +81,7 @@ def page(
     ] = False,
     model: BackboneOption = None,
     device: DeviceOption = "auto",
-    precision: ExactnessOption = "auto",
+    precision: PrecisionOption = "auto",
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
