@@ -163,7 +163,8 @@ def test_a_pool_that_does_not_help_is_left_out_of_what_is_made(
     monkeypatch.setattr(moving, "clearly_less", lambda *_: True)
     config = {"epochs": 0, "precision": "fp32"}
     outcome, _ = combine(pool_of(), form=form, config=config, test=True, output=tmp_path / "made")
-    assert outcome.test["tuned"].acc1 == outcome.test["no prompt"].acc1
+    assert "tuned" not in outcome.test  # nothing was
+    assert outcome.test["result, untuned"].acc1 == outcome.test["no prompt"].acc1
     assert outcome.run["started_from"] == "no prompt, since no sum was better"
     assert outcome.artifact.prompt is None and not outcome.artifact.state
     from vprompt.opening import open_adapter

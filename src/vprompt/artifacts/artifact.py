@@ -32,6 +32,7 @@ from vprompt.core.files import (
     text_bytes,
     write_json,
 )
+from vprompt.core.wide import wide_json
 from vprompt.data import inputs
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.backbone import Backbone
@@ -173,7 +174,7 @@ def save(
     plain = {key: value.float() for key, value in tensors.items()}
     contents = {TENSORS: tensor_bytes(plain, {"format": "pt"}), CARD: text_bytes(artifact.card)}
     if run is not None:
-        contents[RUN] = text_bytes(json_text(run))
+        contents[RUN] = text_bytes(wide_json(run))
     config = whole.with_digests(artifact.config, contents)
     contents[CONFIG] = text_bytes(json_text(config))
     with atomic_folder(folder, overwrite=overwrite) as draft:

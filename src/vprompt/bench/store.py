@@ -18,7 +18,8 @@ from vprompt.artifacts import artifact
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe, check_known, from_values
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import read_json, write_json
+from vprompt.core.files import read_json, write_text
+from vprompt.core.wide import wide_json
 from vprompt.results.records import Records
 
 MANIFEST = "bench.json"
@@ -45,9 +46,8 @@ class Store:
     def start(self, recipe: BenchRecipe, jobs: Iterable[Job]) -> None:
         """Write the recipe, and the ids of the runs in its table."""
         cells = [[j.method, j.task, j.seed, j.id] for j in jobs if j.role == "final"]
-        write_json(
-            self.folder / MANIFEST, {"recipe": recipe.model_dump(mode="json"), "cells": cells}
-        )
+        manifest = {"recipe": recipe.model_dump(mode="json"), "cells": cells}
+        write_text(self.folder / MANIFEST, wide_json(manifest))
 
     def recipe(self) -> BenchRecipe:
         """Return the recipe that was run here."""

@@ -263,6 +263,7 @@ def lean(text: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d)0(?=[^\d.])", r"\1", tag[0]), text)
     text = re.sub(r" ?\n([A-Zz\"])", r" \1", text)  # the points of a path
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r">\s+<", ">\n<", text)
