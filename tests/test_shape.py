@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import itertools
+import re
 import subprocess
 from pathlib import Path
 
@@ -149,16 +151,35 @@ def test_imports_point_downwards(path):
         assert same or line(other) < line(me) or plug_ins(me, other), f"{me} imports {other}"
 
 
+def picture(page):
+    """Return the rooms of a page's picture, a list for every line, from the top down."""
+    text = (ROOT.parents[1] / page).read_text(encoding="utf-8")
+    drawn = text[text.index("    cli/ ") :].partition("\n\n")[0]
+    known = {room + "/" * (ROOT / room).is_dir() for rooms in ROOMS for room in rooms.split()}
+    lines = [re.sub("[├└─│]", " ", row).split() for row in drawn.splitlines()]
+    return [[*itertools.takewhile(known.__contains__, words)] for words in lines]
+
+
+def test_the_picture_in_the_documents_shows_all_rooms_and_no_import_runs_up_in_it():
+    lines = picture("docs/concepts.md")
+    assert lines == picture("CONTRIBUTING.md")
+    place = {room.strip("/"): row for row, rooms in enumerate(lines) for room in rooms}
+    assert {*place} == {*" ".join(ROOMS).split()} - {"__main__"}
+    for me, path in MODULES.items():
+        for other in own_imports(path) if me and me != "__main__" else ():
+            mine, theirs = (module.partition(".")[0] for module in (me, other))
+            up = place[mine] > place[theirs] and not plug_ins(me, other)
+            assert not up, f"{me} imports {other}, which stands above it"
+
+
 def plug_ins(*modules):
     """Say that both are plug-ins, whose imports have a rule of their own."""
     return all(module.partition(".")[0] in PLUGINS for module in modules)
 
 
-@pytest.mark.parametrize("room", sorted({*" ".join(ROOMS).split()} - PLUGINS))
-def test_every_room_says_what_lives_there_and_what_may_not(room):
-    init = ROOT / room / "__init__.py"
-    if init.is_file():
-        assert len(ast.get_docstring(tree(init)).splitlines()) >= 3
+def test_every_package_says_what_lives_there_and_what_may_not():
+    for init in [path for path in FILES if path.stem == "__init__"]:
+        assert len(ast.get_docstring(tree(init)).splitlines()) >= 3, init
 
 
 def test_no_module_imports_itself_through_others():

@@ -273,7 +273,8 @@ def lean(text: str) -> str:
         text = text.replace(f" {_FONT};", "")
         text = text.replace("</defs>\n<g>", f'</defs>\n<g style="{_FONT}">', 1)
     text = _RECTANGLE.sub(r"M\1 \2H\3V\4H\1Z", text)
-    return _TEXTS.sub(_in_groups, _CELLS.sub(_as_one, text))
+    text = _MARK.sub(r'<use style="\2"\1/>', _CELLS.sub(_as_one, text))
+    return _ALIKE.sub(_in_groups, text)
 
 
 _FONT = "font-family: 'DejaVu Sans', sans-serif"
@@ -283,8 +284,12 @@ _RECTANGLE = re.compile(
 )
 _CELL = re.compile(r'<path d="(M[^"LMz]*Z)"( clip-path="[^"]*" style="[^"]*"/>\n)')
 _CELLS = re.compile(rf"(?:{_CELL.pattern}){{2,}}")
-_TEXT = re.compile(r'<text style="([^"]*)"([^>]*>[^<]*</text>\n)')
-_TEXTS = re.compile(rf"(?:{_TEXT.pattern}){{2,}}")
+_MARK = re.compile(r'<use( xlink:href="[^"]*" x="[^"]*" y="[^"]*") style="([^"]*)"/>')
+# `opacity` would be that of a group as a whole; `fill-opacity` is that of each.
+_STYLED = re.compile(
+    r'<(text|use) style="((?!(?:[^"]*; )?opacity)[^"]*)"([^>]*>(?:[^<]*</text>)?\n)'
+)
+_ALIKE = re.compile(rf"(?:{_STYLED.pattern}){{2,}}")
 
 
 def _as_one(cells: re.Match[str]) -> str:
@@ -301,10 +306,10 @@ def _as_one(cells: re.Match[str]) -> str:
     return "".join(f'<path d="{"".join(points)}"{look}' for look, points in drawn)
 
 
-def _in_groups(texts: re.Match[str]) -> str:
-    """Return neighbouring texts of one look in a group that says it once."""
-    alike = itertools.groupby(_TEXT.findall(texts[0]), key=lambda text: text[0])
-    groups = [(look, [f"<text{rest}" for _, rest in group]) for look, group in alike]
+def _in_groups(drawn: re.Match[str]) -> str:
+    """Return neighbouring texts and marks of one look in a group that says it once."""
+    alike = itertools.groupby(_STYLED.findall(drawn[0]), key=lambda each: each[1])
+    groups = [(look, [f"<{kind}{rest}" for kind, _, rest in group]) for look, group in alike]
     return "".join(f'<g style="{look}">\n{"".join(lines)}</g>\n' for look, lines in groups)
 
 
