@@ -25,6 +25,13 @@ else:
 
 _MODELS = "demo, a timm name, hf-hub:org/name, a spec."
 Model = Annotated[str | Backbone, Flag(_MODELS, WHAT, names=("--model", "--backbone"))]
+ArtifactModel = Annotated[
+    str | Backbone | None,
+    Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the artefact's"),
+]
+Device = Annotated[str, Flag("auto, cpu, cuda, mps.")]
+Precision = Annotated[str, Flag("auto, bf16, fp32.")]
+Force = Annotated[bool, Flag("Use prompts of another backbone or preprocessing.")]
 _PLACE = Flag("Artefact folder, or hf-hub:user/name.", WHAT)
 PoolModel = Annotated[
     str | Backbone | None,
@@ -49,7 +56,7 @@ class Verb(Settings):
     `progress` is whoever shows how far it is.
     """
 
-    device: Annotated[str, Flag("auto, cpu, cuda, mps.")] = "auto"
+    device: Device = "auto"
     skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
     progress: Annotated[Progress, SkipValidation] = SILENT
 
@@ -181,12 +188,9 @@ class Using(Verb):
     against the artefact's fingerprint, unless `force`.
     """
 
-    model: Annotated[
-        str | Backbone | None,
-        Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the artefact's"),
-    ] = None
-    precision: Annotated[str, Flag("auto, bf16, fp32.")] = "auto"
-    force: Annotated[bool, Flag("Use prompts of another backbone or preprocessing.")] = False
+    model: ArtifactModel = None
+    precision: Precision = "auto"
+    force: Force = False
 
 
 class TableSettings(Using):

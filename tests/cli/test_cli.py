@@ -121,6 +121,14 @@ def test_the_help_of_combine_is_grouped_and_fits_two_screens(vprompt, monkeypatc
     assert "least_loss (default)" in out and "Default: 16." in out  # combine's own defaults
 
 
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "serve", "ui"])
+def test_the_help_of_what_uses_an_artefact_is_grouped_as_that_of_the_others(vprompt, verb):
+    _, out, _ = vprompt(verb, "--help")
+    heads = [line.split()[1] for line in out.splitlines() if line.startswith("╭─")]
+    assert [head for head in heads if head in GROUPED] == ["What", "Output", "Advanced"]
+    assert "Default: the artefact's." in " ".join(out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("verb", ["learn", "combine", "search"])
 def test_help_says_what_is_deliberately_not_there(vprompt, verb):
     _, out, _ = vprompt(verb, "--help")

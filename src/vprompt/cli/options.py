@@ -47,14 +47,15 @@ QuietOption = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress bars.", rich_help_panel=OUTPUT, metavar=""),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT, metavar="")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ArtifactOption = Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")]
 BackboneOption = Annotated[
     str | None,
     typer.Option("--model", "--backbone", help="Default: the one that the artefact names."),
 ]
-PrecisionOption = Annotated[str, typer.Option(help="auto, bf16, fp32.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Use prompts of another backbone or preprocessing.")
