@@ -17,7 +17,7 @@ from vprompt.core.types import Features
 from vprompt.data import sentences
 from vprompt.data.census import Reading
 from vprompt.data.task import Examples, Task
-from vprompt.learning import classifier, ending, fleet_size, grid
+from vprompt.learning import classifier, ending, fleets, grid
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.checkpoint import Checkpoint
 from vprompt.learning.classifier import Candidate
@@ -207,7 +207,7 @@ def tune_best(
 ) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
     """Train at every point and keep the best on validation; ties go to the smaller lr.
 
-    Also returns what every point reached. `fleet` says how many advance together (`fleet_size`),
+    Also returns what every point reached. `fleet` says how many advance together (see `fleets`),
     and `halving` leaves out on the way what lies behind.
     """
     if len(points) > 1 and setting.val is None:
@@ -219,7 +219,7 @@ def tune_best(
         return run_tuning(setting, build(), config, progress, after)
 
     with setting.clock.stage("tune"):
-        width = fleet_size.width(fleet, build, setting.train, points)
+        width = fleets.width(fleet, build, setting.train, points)
         found = grid.tune_all(
             points,
             train,

@@ -16,15 +16,15 @@ from vprompt.artifacts import artifact, pool
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
 from vprompt.bench.work import load_backbone
-from vprompt.core import registry
+from vprompt.core import clock, registry
 from vprompt.core.errors import VPromptError
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter, PromptAdapter
-from vprompt.learning.fleet_size import bytes_per_image
+from vprompt.learning.fleets import bytes_per_image
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models.backbone import Backbone
 from vprompt.pooling.mix import PUBLISHED, plan_of
-from vprompt.results.cost import FORWARD_SHARE, SCALES, images_per_second, judged, words
+from vprompt.results.cost import FORWARD_SHARE, SCALES, images_per_second, judged
 
 TRIAL_IMAGES = 16
 FEATURES_ONLY = ("linear", "mlp")  # never look into the backbone: its features are computed once
@@ -83,7 +83,7 @@ def sentences(
     speeds = [trial.images_per_second for trial in found.values()]
     batch = max(TrainConfig.checked(job.train).batch_size for job in jobs)
     return [
-        f"about {words(seconds(passes, found))} on {backbone.device}: {total(passes).both:,.0f} "
+        f"about {clock.words(seconds(passes, found))} on {backbone.device}: {total(passes).both:,.0f} "
         f"images forward and backward, {total(passes).forward:,.0f} forward alone, at "
         f"{min(speeds):.0f} to {max(speeds):.0f} images/s a training step",
         f"about {memory(backbone, found, batch) / 1e9:.1f} GB: the weights, and what a step of "

@@ -147,12 +147,5 @@ def _sentence(
     """`share` is what a forward pass alone costs of a step, `other` the seconds without images."""
     seconds, spent = (steps + share * forward) / speed + other, clock.since_begin()
     looks = f", {judged_images:,} looks at images to validate and test" if judged_images else ""
-    whole = f" more, {words(seconds + spent)} in all" if spent else ""
-    return f"about {words(seconds)}{whole}: {what} at {speed:.0f} images/s{looks}"
-
-
-def words(seconds: float) -> str:
-    """Return a duration as a person says it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    whole = f" more, {clock.words(seconds + spent)} in all" if spent else ""
+    return f"about {clock.words(seconds)}{whole}: {what} at {speed:.0f} images/s{looks}"

@@ -1,4 +1,4 @@
-"""Fleet size: how many trainings of one frozen network advance together, and whether they fit."""
+"""Fleets: how many trainings of one frozen network advance together, and whether they fit."""
 
 import contextlib
 from collections.abc import Callable, Sequence
