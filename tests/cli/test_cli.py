@@ -10,25 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 torch.set_num_threads(1)  # steps this small only wait for a second thread
 COMMANDS = ["learn", "combine", "score", "predict", "list", "pool", "pool ls", "pool check"]
 COMMANDS += ["pool show", "placement", "lengths", "search", "evaluate", "share push", "share pull"]
 COMMANDS += ["share find", "data ls", "data verify", "data build", "bench run", "bench table"]
 COMMANDS += ["bench compare", "bench check", "bench metrics", "bench figure", "bench report"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of class folders: red and blue pictures."""
-    root = tmp_path_factory.mktemp("data") / "colours"
-    for name, colour in (("red", (250, 30, 20)), ("blue", (10, 40, 240))):
-        for index in range(10):
-            path = root / name / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), tuple(c + index // 2 for c in colour)).save(path)
-    return root
 
 
 QUICK = ("--model", "tiny", "--epochs", 1, "--prompt-length", 2, "--quiet")

@@ -16,7 +16,8 @@ from vprompt.artifacts import artifact, pool
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe
 from vprompt.bench.work import load_backbone
-from vprompt.core import clock, registry
+from vprompt.core import registry
+from vprompt.core.clock import words
 from vprompt.core.errors import VPromptError
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter, PromptAdapter
@@ -83,7 +84,7 @@ def sentences(
     speeds = [trial.images_per_second for trial in found.values()]
     batch = max(TrainConfig.checked(job.train).batch_size for job in jobs)
     return [
-        f"about {clock.words(seconds(passes, found))} on {backbone.device}: {total(passes).both:,.0f} "
+        f"about {words(seconds(passes, found))} on {backbone.device}: {total(passes).both:,.0f} "
         f"images forward and backward, {total(passes).forward:,.0f} forward alone, at "
         f"{min(speeds):.0f} to {max(speeds):.0f} images/s a training step",
         f"about {memory(backbone, found, batch) / 1e9:.1f} GB: the weights, and what a step of "
