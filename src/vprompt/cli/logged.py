@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vprompt.core.clock import words
+from vprompt.core.forecast import words
 
 EVERY = 30.0  # seconds between two lines of one step
 WORTH = 2.0  # seconds from which on the end of a step is worth a line

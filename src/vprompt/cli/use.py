@@ -19,7 +19,7 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            help="Image files, folders and lists; or one list with columns image, artifact."
+            help="Image files, folders and lists; or one list with the columns image and artifact."
         ),
     ],
     output: Annotated[
@@ -67,7 +67,7 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure an artefact on a test split; with a text tower, on classes it never saw."""
+    """Measure an artefact on test images; if it has a text tower, also on classes it never saw."""
     from vprompt.inference import evaluation
 
     with terminal.progress(quiet) as progress:

@@ -21,7 +21,7 @@ PoolsArgument = Annotated[
 
 @commands.of_verb(ServeSettings)
 def serve(given: dict[str, Any], pools: PoolsArgument, quiet: QuietOption = False) -> None:
-    """Answer images over HTTP, each with an artefact of its own; a token in $VPROMPT_TOKEN."""
+    """Label images over HTTP, each with its own artefact; $VPROMPT_TOKEN may hold a token."""
     _listen(pools, ServeSettings.checked(given), quiet)
 
 

@@ -19,13 +19,6 @@ def since_begin() -> float:
     return time.perf_counter() - _BEGAN[0] if _BEGAN else 0.0
 
 
-def words(seconds: float) -> str:
-    """Return a duration as a person says it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class Clock:
     """Seconds per stage of a run."""
 

@@ -35,8 +35,8 @@ from vprompt.verbs import PredictSettings, TableSettings
 class Prediction:
     """The most probable label of one image, and the probability of every label.
 
-    `image` is the file's path, or `image 0` and so on for those given in memory, by their place.
-    `artifact` is the one that a table names for the image.
+    `image` is the file's path, or `image 0` and so on for images given in memory. Probabilities
+    are from 0 to 1. `artifact` is the one that a table names for the image, else None.
     """
 
     image: str
@@ -51,11 +51,15 @@ def predict(images: Any, settings: PredictSettings) -> list[Prediction]:
     """Return one prediction per image, in their order; one image alone gives a list of one.
 
     An image is a path, a Pillow image, a NumPy array `[height, width, 3]` or a tensor
-    `[3, height, width]`, of whole numbers up to 255 or floats up to 1; several are a list, or one
-    more axis in front. Folders are searched, in name order, and lists of images read.
+    `[3, height, width]`, with whole numbers from 0 to 255 or floats from 0 to 1. Several are a
+    list, or have one more axis in front. Folders are searched in the order of names, and lists of
+    images are read.
 
-    Each call opens the backbone again: to label images as they come, `vprompt.load` once and call
-    its `predict`.
+    Each call opens the backbone again: to label images as they come, call `vprompt.load` once and
+    then its `predict`.
+
+    Raises VPromptError for images that cannot be read, unless `skip_bad`, and for wrong shapes and
+    ranges.
     """
     progress, force = settings.progress, settings.force
     given = _collect(images, progress)
@@ -84,8 +88,8 @@ def _collect(images: Any, progress: Progress) -> list[inputs.Given]:
 def predict_table(table: Path | str, settings: TableSettings) -> list[Prediction]:
     """Return one prediction per row of a list with the columns `image` and `artifact`.
 
-    Paths are relative to the table's folder. All artefacts share one backbone, and images of many
-    of them one batch: see `serving.PromptServer`.
+    Paths are relative to the table's folder. All artefacts have to share one backbone. Images of
+    several artefacts may share a batch: see `vprompt.PromptServer`.
     """
     files, names = _read_table(Path(table).expanduser())
     server = serve(
