@@ -72,7 +72,7 @@ class OnTask(Verb):
 
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed for drawing the shots.", WHAT)] = 0
-    split_seed: Annotated[int | None, Flag("Seed for cutting into splits.", WHAT, shown="0")] = None
+    split_seed: Annotated[int | None, Flag("Seed of the splits.", WHAT, shown="0")] = None
     allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
 
 
@@ -107,7 +107,7 @@ class Trained(OnTask):
     protocol: Annotated[
         Recorder | None,
         SkipValidation,
-        Flag("A published protocol to compare with: `vprompt list protocols`.", OUTPUT),
+        Flag("Compare with one of `list protocols`.", OUTPUT),
     ] = None
 
 
@@ -147,7 +147,7 @@ class CombineSettings(Trained, Sum, Pooled):
     include_self: Annotated[
         bool,
         Flag(
-            "Whether to keep sources learned on the target.",
+            "Keep sources learned on the target.",
             names=("--include-self/--exclude-self",),
         ),
     ] = False

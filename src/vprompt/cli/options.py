@@ -33,7 +33,7 @@ ReportOption = Annotated[
 ScalePathOption = Annotated[
     Path | None,
     typer.Option(
-        help="SVG file to draw the scales of the moves to.", rich_help_panel=OUTPUT, metavar="PATH"
+        help="SVG file for the scales of the moves.", rich_help_panel=OUTPUT, metavar="PATH"
     ),
 ]
 FreezeReportOption = Annotated[
