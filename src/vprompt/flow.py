@@ -9,6 +9,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.settings import takes
 from vprompt.data.task import Task
 from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.following import Following
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.outcome import Outcome, check_output, finish
 from vprompt.pooling import comparing, floor, scoring, screening, weighing
@@ -25,6 +26,7 @@ from vprompt.verbs import CombineSettings, LearnSettings, ScoreSettings
 def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     """Learn a prompt and a head for a task on a frozen backbone."""
     check_output(settings.output, settings.overwrite)
+    following = Following.checked("learn", settings.method, **settings.follows)
     build = registry.build("adapters", settings.method)
     config = TrainConfig.of(settings.config, stages.training_defaults(settings.method))
     points = stages.grid_points(config, settings.grid or {})
@@ -44,6 +46,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         skip_bad=settings.skip_bad,
         keep_states=settings.keep_states,
         progress=settings.progress,
+        following=following,
     )
     trial, looks = build(backbone), setting.sizes(settings.test)
     settings.progress.say(
@@ -69,10 +72,11 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
 def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head."""
     check_output(settings.output, settings.overwrite)
+    following = Following.checked("combine", settings.method, **settings.follows)
     plan = plan_of(settings.method, **settings.of_sum())
     config = TrainConfig.of(settings.config, combining_defaults(settings.method, plan.form))
     align = "none" if plan.target_epochs else plan.align
-    setting, selection = _open_all(task, settings, config, align=align)
+    setting, selection = _open_all(task, settings, config, align=align, following=following)
     pool = weighing.line_up(setting, selection, plan)
     trial, looks = PromptAdapter(setting.backbone, pool.prompts[0]), setting.sizes(settings.test)
     counts = {"sources": len(pool.sources), **looks}
@@ -130,6 +134,7 @@ def _open_all(
     config: TrainConfig | None,
     *,
     align: str | None,
+    following: Following | None = None,
 ) -> tuple[Setting, Selection]:
     """Open pool, backbone and images, each once; `align` is as for `screening.select`."""
     own = settings if isinstance(settings, CombineSettings) else None
@@ -165,5 +170,6 @@ def _open_all(
         skip_bad=settings.skip_bad,
         keep_states=own is not None and own.keep_states,
         progress=settings.progress,
+        following=following,
     )
     return setting, selection
