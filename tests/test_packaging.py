@@ -1,4 +1,4 @@
-"""Packaging: what is written beside the code for pip, conda, Docker and citations agrees with it."""
+"""Packaging: what pip, conda, Docker and citations read agrees with the code."""
 
 import fnmatch
 import json
@@ -13,13 +13,17 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
-ON_CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+ON_CONDA = {
+    "torch": "pytorch",
+    "matplotlib": "matplotlib-base",
+    "huggingface-hub": "huggingface_hub",
+}
 
 
 def parts(requirement):
     """Return the name of a requirement, in lower case, and its bound."""
     name, bound = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?\s*(.*)", requirement).groups()
-    return name.lower(), bound
+    return name.lower().replace("_", "-"), bound
 
 
 # Versions
@@ -43,7 +47,6 @@ def test_every_lower_bound_is_one_that_the_compatibility_run_installs():
     """Its file names the oldest releases, package by package."""
     lines = (ROOT / "requirements" / "oldest.txt").read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if line and line[0] != "#")
-    pinned = {name.lower(): version for name, version in pinned.items()}
     extras = PROJECT["optional-dependencies"]
     tested = {"clip", "data", "demo", "lora", "onnx", "serve", "tensorboard"}
     asked = [*PROJECT["dependencies"], *(each for name in tested for each in extras[name])]
@@ -88,8 +91,8 @@ def test_the_citation_is_what_the_format_asks_for():
     assert set(found) <= {
         "abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi",
         "identifiers", "keywords", "license", "license-url", "message", "preferred-citation",
-        "references", "repository", "repository-artifact", "repository-code", "title", "type", "url",
-        "version",
+        "references", "repository", "repository-artifact", "repository-code", "title", "type",
+        "url", "version",
     }  # fmt: skip
     assert {"authors", "cff-version", "message", "title"} <= set(found)
     assert found["cff-version"] == "1.2.0" and found["type"] in ("software", "dataset")
@@ -249,7 +252,7 @@ def test_the_check_of_the_image_tells_a_server_from_none(tmp_path, tiny, shelf_f
 
 def test_what_the_image_copies_is_sent_to_the_builder():
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
-    assert [line for line in lines if line and line[0] != "#"][0] == "*"
+    assert next(line for line in lines if line and line[0] != "#") == "*"
     sent = {line[1:] for line in lines if line.startswith("!")}
     copied = set()
     for word, rest in instructions(DOCKERFILE):

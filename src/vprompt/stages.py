@@ -45,7 +45,7 @@ class Setting:
     skip_bad: bool
     keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
-    following: Following = Following()
+    following: Following = field(default_factory=Following)
 
     def sizes(self, test: bool) -> dict[str, Any]:
         """Return how many images there are to validate and, where it is opened, to test on.

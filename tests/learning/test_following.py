@@ -83,7 +83,9 @@ def test_following_changes_no_bit(tiny):
 def test_every_kind_of_log_holds_the_same_numbers(tiny, tmp_path):
     pytest.importorskip("tensorboard")
     seen = []
-    learn(tiny, callbacks=[seen.append], log=["csv", "jsonl", "tensorboard"], log_dir=tmp_path / "l")
+    learn(
+        tiny, callbacks=[seen.append], log=["csv", "jsonl", "tensorboard"], log_dir=tmp_path / "l"
+    )
     [folder] = (tmp_path / "l").iterdir()
     assert folder.name == seen[0].run
     table = rows_of(folder / "metrics.csv")
@@ -308,7 +310,7 @@ class Tracker(types.ModuleType):
             finish=lambda: self.ended.append(run),
         )
 
-    def MlflowClient(self):  # noqa: N802
+    def MlflowClient(self):
         def create(experiment, *, run_name):
             assert experiment == "0"
             self.begun[run_name] = {}

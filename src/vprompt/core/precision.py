@@ -73,17 +73,18 @@ def steady_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def has_amx() -> bool:
     """Say whether this machine's processor has AMX tiles for bf16."""
-    return bool(_capabilities().get("amx_bf16"))
+    return bool(capabilities().get("amx_bf16"))
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (has_amx() or bool(_capabilities().get("avx512_bf16")))
+    return device.type == "cpu" and (has_amx() or bool(capabilities().get("avx512_bf16")))
 
 
 @functools.cache
-def _capabilities() -> dict[str, Any]:
+def capabilities() -> dict[str, Any]:
+    """Return what this machine's processor can do, as far as torch tells."""
     if not hasattr(torch.cpu, "get_capabilities"):
         return {}
     return dict(torch.cpu.get_capabilities())

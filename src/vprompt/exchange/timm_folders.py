@@ -19,8 +19,8 @@ def write(artifact: Artifact, whole: Whole, folder: Path) -> None:
     other = "Export it with --to onnx or --to torch, which hold everything."
     if artifact.prompt is not None:
         raise VPromptError(
-            f"The artefact has a prompt of {len(artifact.prompt.blocks)} tokens, and timm's model has "
-            f"no place for tokens among its weights. {other}"
+            f"The artefact has a prompt of {len(artifact.prompt.blocks)} tokens, and timm's model "
+            f"has no place for tokens among its weights. {other}"
         )
     if artifact.head.cosine:
         raise VPromptError(f"The head compares directions, and timm's heads do not. {other}")
