@@ -22,8 +22,14 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which matrix products run in the resolved precision."""
+    """Return a context in which matrix products run in the resolved precision.
+
+    A program that is exported has none where it would change nothing: torch 2.14 refuses some.
+    """
     enabled = resolve(precision, device) == "bf16"
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    if not enabled and exporting():
+        return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
