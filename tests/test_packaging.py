@@ -48,7 +48,7 @@ def test_every_lower_bound_is_one_that_the_compatibility_run_installs():
     lines = (ROOT / "requirements" / "oldest.txt").read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if line and line[0] != "#")
     extras = PROJECT["optional-dependencies"]
-    tested = {"clip", "data", "demo", "lora", "onnx", "serve", "tensorboard"}
+    tested = {"clip", "data", "demo", "lora", "serve", "tensorboard"}  # onnx needs a newer torch
     asked = [*PROJECT["dependencies"], *(each for name in tested for each in extras[name])]
     for name, bound in map(parts, asked):
         assert bound.startswith(">="), name
