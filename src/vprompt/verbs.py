@@ -4,16 +4,18 @@ Python, the command line, recipes and records all read these fields. A new setti
 (or where it belongs: training in `learning/train_config.py`, a sum in `pooling/settings.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import BeforeValidator, Field, SkipValidation
 
 from vprompt.core import fleet
+from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.settings import OUTPUT, POOL, TRAINING, WHAT, Flag, Settings
 from vprompt.data.preprocessing import ImageSize, read_size
+from vprompt.learning.logs import read_kinds
 from vprompt.learning.train_config import TrainConfig
 from vprompt.pooling.settings import METHOD, Pooled, Sum
 
@@ -50,6 +52,14 @@ def _read_size(value: Any) -> Any:
     return read_size(value) if isinstance(value, str) else value
 
 
+def _read_callbacks(value: Any) -> Any:
+    found = (value,) if callable(value) else tuple(value)
+    for each in found:
+        if not callable(each):
+            raise VPromptError(f"callbacks are functions of one argument, but got {each!r}.")
+    return found
+
+
 class Verb(Settings):
     """What every verb can be told: where it runs, who shows the progress, and what of bad images.
 
@@ -84,7 +94,9 @@ class Trained(OnTask):
     `output` is the folder of the artefact, None to keep none. `test=False` leaves the test split
     closed. `keep_states` keeps the state of the finished training in the cache, so that the same
     training costs nothing the next time. `protocol` sets nothing: it is recorded, with every point
-    in which the run departs from it.
+    in which the run departs from it. `callbacks` are functions that are told of every epoch
+    (`vprompt.learning.following.Seen`). `log` writes the same into files, "tensorboard", "csv",
+    "jsonl" or several, in a folder for each training below `log_dir`.
     """
 
     WITHIN: ClassVar[Mapping[str, type[Settings]]] = {"config": TrainConfig}
@@ -109,6 +121,20 @@ class Trained(OnTask):
         SkipValidation,
         Flag("Compare with one of `list protocols`.", OUTPUT),
     ] = None
+    callbacks: Annotated[Sequence[Callable[[Any], None]], BeforeValidator(_read_callbacks)] = ()
+    log: Annotated[
+        Sequence[str],
+        BeforeValidator(read_kinds),
+        Flag("Follow training: tensorboard, csv or jsonl; repeatable.", OUTPUT),
+    ] = ()
+    log_dir: Annotated[
+        Path | str | None, Flag("Folder of the logs, one below it a run.", OUTPUT, shown="logs")
+    ] = None
+
+    @property
+    def follows(self) -> Mapping[str, Any]:
+        """Who is told of every epoch, for `Following.checked`."""
+        return {"callbacks": self.callbacks, "kinds": self.log, "folder": self.log_dir}
 
 
 class LearnSettings(Trained):

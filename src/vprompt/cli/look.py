@@ -89,7 +89,10 @@ def _sheets(looks: Any, pixels: Any, bare: Any, prompted: Any) -> dict[str, Any]
             each.prompt.mean((0, 1)).numpy() if len(each.prompt) else None
             for each in prompted.blocks
         ]
-    found = {"Mean over heads; each tile has its own scale": looks.sheet(pixels, rows, heads)}
+    found = {
+        "Mean over heads. Light is where it looks most, dark where least; each tile has its own "
+        "scale": looks.sheet(pixels, rows, heads)
+    }
     for name, case in (("with the prompt", prompted), ("without", bare)):
         if case is not None:
             found[f"Class token {name}, head by head"] = looks.sheet(

@@ -33,8 +33,8 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
-        name = digest(json.dumps(identity, sort_keys=True))[:32]
-        self.path = None if folder is None else Path(folder) / f"{name}.safetensors"
+        self.name = digest(json.dumps(identity, sort_keys=True))[:32]
+        self.path = None if folder is None else Path(folder) / f"{self.name}.safetensors"
 
     def save(self, loop: Any) -> None:
         """Write parameters, optimiser state, the best parameters so far and the history."""
