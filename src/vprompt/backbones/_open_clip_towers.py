@@ -19,7 +19,7 @@ from vprompt.core.types import (
     WordTokens,
 )
 from vprompt.data.preprocessing import DataConfig
-from vprompt.models.attention import Attend, joint, keys_and_values, project
+from vprompt.models.attention import Attend, KeyValue, joint, keys_and_values, project
 from vprompt.models.two_tower import TextTower
 
 
@@ -125,8 +125,15 @@ def prompted(
     """Spell out open_clip's `ResidualAttentionBlock`; prompt rows pass its first norm too."""
     attention = block.attn
     joined = (attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
-    query, own = project(block.ln_1(tokens), *joined, reads)
-    inside = keys_and_values(block.ln_1(prompt), *joined)
+    if mask is not None and len(tokens) == len(prompt) == 1:  # a tree of texts
+        count = tokens.shape[1]
+        query, both = project(block.ln_1(torch.cat([tokens, prompt], 1)), *joined, reads)
+        query = query[:, :, :count]
+        own = KeyValue(both.key[:, :, :count], both.value[:, :, :count])
+        inside = KeyValue(both.key[:, :, count:], both.value[:, :, count:])
+    else:
+        query, own = project(block.ln_1(tokens), *joined, reads)
+        inside = keys_and_values(block.ln_1(prompt), *joined)
     attend = attend or joint()
     hidden = None if mask is None else mask.to(query.dtype)
     mixed = attend(query, own, inside, attention.head_dim**-0.5, hidden)
