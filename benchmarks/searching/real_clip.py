@@ -132,7 +132,8 @@ def open_set(data: Path, name: str) -> Task:
 def opened(options: argparse.Namespace, unseen: str) -> tuple[TwoTower, dict[str, Any]]:
     """Return the model that has not seen a set, and how it was made; it is made once."""
     place = cache_folder() / "real_clip" / f"real-{options.backbone}-minilm-without-{unseen}"
-    if not (place / "facts.json").exists() or read_json(place / "facts.json")["version"] != VERSION:
+    known = read_json(place / "facts.json") if (place / "facts.json").exists() else {}
+    if known.get("made_with") != made_with(options):
         made(options, unseen, place)
     size = TOWERS[options.backbone].size
     clip: Any = open_backbone(
@@ -140,6 +141,12 @@ def opened(options: argparse.Namespace, unseen: str) -> tuple[TwoTower, dict[str
     )
     clip.name = clip.text.name = place.name  # a place on disk means nothing elsewhere
     return clip, read_json(place / "facts.json")
+
+
+def made_with(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a model depends on, but for its parts."""
+    names = ("things", "sentences", "epochs", "images")
+    return {"version": VERSION, **{name: getattr(options, name) for name in names}}
 
 
 def made(options: argparse.Namespace, unseen: str, place: Path) -> None:
@@ -150,11 +157,10 @@ def made(options: argparse.Namespace, unseen: str, place: Path) -> None:
     ridge, share, scale, tried = chosen(parts, seen)
     fit = Fit.of(parts, seen, ridge, share)
     facts = {
-        "version": VERSION,
+        "made_with": made_with(options),
         "name": place.name,
         "parts": {"image": tower.architecture, "text": minilm.PACKAGE, "map": "linear"},
         "image_size": tower.size,
-        "images_of_a_set": options.images,
         "fitted_on": ["weights of 1,000 ImageNet classes"] * (parts.classes is not None)
         + [f"{name}, training images" for name in seen],
         "ridge": ridge,
