@@ -257,7 +257,7 @@ class Parts:
             sets[name] = Seen(features, torch.tensor(train.labels), read(texts))
         weights = own.weights(options.models).get("head.weight")
         named = torch.stack(
-            [read([t.replace("{}", n) for n in names]) for t in words.TEMPLATES[:4]]
+            [read([t.replace("{}", n) for n in names]) for t in words.TEMPLATES[:2]]
         )
         return cls(place, tower, facts, sets, weights, named.mean(0))
 
@@ -284,10 +284,9 @@ class Fit:
         """Fit both maps; `share` is what a class known by images counts beside one by weights."""
         means, inside = [], []
         for each in seen.values():
-            own = torch.stack(
-                [each.features[each.labels == c].mean(0) for c in each.labels.unique()]
-            )
-            inside.append(each.features - own[each.labels])
+            present, number = each.labels.unique(return_inverse=True)
+            own = torch.stack([each.features[each.labels == label].mean(0) for label in present])
+            inside.append(each.features - own[number])
             means.append(own)
         centre = torch.stack([own.mean(0) for own in means]).mean(0)
         spread = torch.cat(inside).T.cov().double()

@@ -39,7 +39,7 @@ from vprompt.searching import search
 
 SETS = ("caltech101", "oxford_flowers17", "pacs", "dtd10")
 EVERY = {"caltech101": 5}  # of so many classes one is taken
-TESTS = 40  # images of a class, at most
+TESTS = 20  # images of a class, at most
 EPOCHS, BATCH, CANDIDATES = 20, 32, [0, 2, 4, 6]
 RATED = ("oxford_flowers17", 1, 0)  # set, shots and draw that rates are chosen on
 RATES = (0.002, 0.005, 0.02, 0.05)
