@@ -7,6 +7,7 @@ from benchmarks import RESULTS, ROOT, new_parser
 from benchmarks.learning import starts
 from benchmarks.placing.tables import placing_tables
 from benchmarks.pools.demo_table import demo_table
+from benchmarks.searching.real_tables import real_tables
 from benchmarks.searching.tables import searching_tables
 from benchmarks.speed.large_pool_table import large_pool_table
 from benchmarks.speed.scaling_table import scaling_tables
@@ -30,6 +31,7 @@ def main() -> None:
         starts.table(),
         placing_tables(),
         searching_tables(),
+        real_tables(),
     ]
     (ROOT / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 

@@ -30,6 +30,10 @@ RATIOS = {
         "shallow_throughput": "the same, shallow prompts",
         "evidence_one_batch": "gradients of all sources, few images each: one batch",
     },
+    "texts": {
+        "text_prompts": "step of clip_deep, 49 classes, 4 images: text prompts over none",
+        "every_text_by_itself": "the same run: texts not read as a tree, over no text prompts",
+    },
 }
 
 
