@@ -52,7 +52,7 @@ def _print_version(wanted: bool) -> bool:
     if wanted:
         from vprompt import __version__
 
-        print(f"vprompt {__version__}")
+        terminal.say(f"vprompt {__version__}")
         raise typer.Exit
     return wanted
 
@@ -109,10 +109,10 @@ def list_plugins(
         print(json.dumps(found, indent=2))
         return
     for entry in found:
-        print(f"{entry['kind']}  {entry['name']}{entry['settings']}")
-        print(f"    {entry['summary']}")
+        terminal.say(f"{entry['kind']}  {entry['name']}{entry['settings']}")
+        terminal.say(f"    {entry['summary']}")
         if entry["reference"]:
-            print(f"    Reference: {entry['reference']}")
+            terminal.say(f"    Reference: {entry['reference']}")
 
 
 def main() -> None:
