@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks import RESULTS, new_parser
-from benchmarks.faults import artefacts, caches, commands, executors, hubs
+from benchmarks.faults import artefacts, caches, commands, executors, hubs, strangers
 from benchmarks.faults.children import cache
 from benchmarks.faults.outcomes import BAD
 from vprompt.core.files import write_json
@@ -44,16 +44,19 @@ class Part:
 
 
 PARTS = {
-    "mutations": Part(artefacts.mutations, 1000, 250, "an artefact's file damaged, then loaded"),
-    "damages": Part(caches.damages, 200, 100, "a file of the cache damaged, all computed again"),
+    "mutations": Part(artefacts.mutations, 1000, 100, "an artefact's file damaged, then loaded"),
+    "damages": Part(caches.damages, 200, 25, "a file of the cache damaged, all computed again"),
     "saves": Part(artefacts.saves, 60, 30, "a save killed at a change of a file"),
     "loads": Part(artefacts.loads, 2000, 500, "a load while the artefact is replaced"),
-    "kills": Part(commands.kills, 252, 42, "whole commands killed or signalled, and run again"),
+    "kills": Part(commands.kills, 252, 6, "whole commands killed or signalled, and run again"),
     "full disks": Part(
-        commands.full_disks, 120, 30, "whole commands refused by the disk, and run again"
+        commands.full_disks, 120, 6, "whole commands refused by the disk, and run again"
     ),
-    "small disks": Part(commands.small_disks, 48, 24, "whole commands on a disk of kilobytes"),
-    "fetches": Part(hubs.fetches, 80, 40, "a fetch from a hub that goes wrong, and again"),
+    "small disks": Part(commands.small_disks, 48, 6, "whole commands on a disk of kilobytes"),
+    "strangers": Part(
+        strangers.oddities, 400, 40, "commands on artefacts with one odd value in config or record"
+    ),
+    "fetches": Part(hubs.fetches, 80, 8, "a fetch from a hub that goes wrong, and again"),
     "processes": Part(executors.processes, 16, 16, "calls whose process dies"),
     "ray": Part(executors.ray, 16, 16, "calls whose Ray worker dies"),
 }
@@ -99,7 +102,12 @@ def _continue(name: str, wanted: int, record: dict[str, Any], path: Path) -> Non
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-_SHARED = ("kills", "full disks", "small disks")  # what builds a world once for all of its trials
+_SHARED = (
+    "kills",
+    "full disks",
+    "small disks",
+    "strangers",
+)  # what builds a world once for all of its trials
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 EVENTS = ("os.rename", "vprompt.rename", "os.mkdir", "os.remove", "os.rmdir", "open", "os.utime")
 _MAKING = ("open", "os.mkdir", "os.rename", "vprompt.rename")  # what a full disk may refuse
-_LONGEST = 120.0  # seconds after which a child hangs
+_LONGEST = 900.0  # seconds after which a child hangs
 
 
 @dataclass(frozen=True)

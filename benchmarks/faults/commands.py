@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ import yaml
 from PIL import Image
 
 import vprompt
-from benchmarks.faults.children import NONE, Ending, Fault, drawn, full, in_child
+from benchmarks.faults.children import NONE, Ending, Fault, cache, drawn, full, in_child
 from benchmarks.faults.outcomes import litter, outcome
 from vprompt.artifacts import artifact
+from vprompt.cli import terminal
+from vprompt.core import drafts
 
 COMMANDS = ("learn", "pro_vpt", "search", "combine", "bench", "predict")
 _CLASSES = ("red", "green", "blue")
@@ -93,7 +95,7 @@ class World:
         for seed in (0, 1):
             words = ("--prompt-length", "2", "--epochs", "1", "--seed", str(seed), "--keep", "last")
             place = self.folder / "pool" / f"source{seed}"
-            ended = self._run(
+            ended = self.run_words(
                 ["learn", "task", *_QUICK, *words, "--no-test", "--output", str(place)]
             )
             assert ended.code == 0, ended.said
@@ -129,9 +131,11 @@ class World:
 
     def run(self, name: str, fault: Fault = NONE, *more: str) -> Ending:
         """Run a command, to which the fault happens."""
-        return self._run([*self.words(name), *more], fault)
+        return self.run_words([*self.words(name), *more], fault)
 
-    def _run(self, words: list[str], fault: Fault = NONE) -> Ending:
+    def run_words(self, words: list[str], fault: Fault = NONE) -> Ending:
+        """Run a command of these words in this folder."""
+
         def work() -> None:
             from vprompt import cli
 
@@ -142,9 +146,11 @@ class World:
 
         return in_child(work, fault, below=self.folder)
 
-    def look(self) -> Ending:
-        """Run the command that a person would run next."""
-        return self._run(["pool", "ls", str(self.out)])
+    def look(self) -> None:
+        """Do what every command does at its beginning, as `vprompt pool ls` here would."""
+        with cache(self.cache):
+            terminal.tidy_cache()
+        drafts.sweep(self.out)
 
     def result(self, name: str) -> dict[str, Any]:
         """Return what a command made, without times; raises VPromptError where it is not whole."""
@@ -175,7 +181,7 @@ def _timeless(value: Any) -> Any:
 
 def kills(folder: Path, seed: int, count: int) -> Counter[str]:
     """Kill or signal whole commands, some of them twice, and run them again."""
-    chance, world, found = random.Random(seed), _world(folder), Counter[str]()
+    chance, world, found = random.Random(seed), world_in(folder), Counter[str]()
     for number in range(count):
         name = COMMANDS[number % len(COMMANDS)]
         world.clear()
@@ -189,7 +195,7 @@ def kills(folder: Path, seed: int, count: int) -> Counter[str]:
 
 def full_disks(folder: Path, seed: int, count: int) -> Counter[str]:
     """Let the disk refuse whole commands something, and run them again with room."""
-    chance, world, found = random.Random(seed), _world(folder), Counter[str]()
+    chance, world, found = random.Random(seed), world_in(folder), Counter[str]()
     for number in range(count):
         name = COMMANDS[number % len(COMMANDS)]
         world.clear()
@@ -201,7 +207,7 @@ def full_disks(folder: Path, seed: int, count: int) -> Counter[str]:
 
 def small_disks(folder: Path, seed: int, count: int) -> Counter[str]:
     """Run commands with their results and their cache on a disk of few kilobytes."""
-    chance, world, found = random.Random(seed), _world(folder), Counter[str]()
+    chance, world, found = random.Random(seed), world_in(folder), Counter[str]()
     for number in range(count):
         name = COMMANDS[number % len(COMMANDS)]
         world.clear()
@@ -269,7 +275,7 @@ def _leaves(world: World, name: str) -> bool:
 _WORLDS: dict[Path, World] = {}
 
 
-def _world(folder: Path) -> World:
+def world_in(folder: Path) -> World:
     """Return the world in a folder, built when it is first asked for."""
     if folder not in _WORLDS:
         warm()
@@ -294,8 +300,3 @@ def _disk(place: Path, kilobytes: int) -> Iterator[bool]:
     finally:
         if done:
             subprocess.run(["umount", str(place)], check=True)
-
-
-def seconds_of_commands(world: World) -> Mapping[str, float]:
-    """Return how long each command takes undisturbed, for those who plan a campaign."""
-    return {name: round(seconds, 2) for name, (seconds, _) in world.lives.items()}

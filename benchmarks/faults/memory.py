@@ -1,6 +1,7 @@
-"""Memory: what `predict` takes for many images, and `pool check` for artefacts made to harm.
+"""Memory: what `predict` takes for many images, `pool check` for artefacts made to harm; digests.
 
-Each command is a process of its own, and its peak is what the system says of it at its end.
+Each command is a process of its own, and its peak is what the system says of it at its end. What
+the digests of the cache cost is the share of their time in a `combine` that finds everything.
 
     python -m benchmarks faults.memory
 """
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import RESULTS, new_parser
+from benchmarks import RESULTS, ROOT, new_parser
 from vprompt.core.files import write_json
 
 RESULT = RESULTS / "faults" / "memory.json"
@@ -30,15 +31,17 @@ _GIB = 2**30
 
 def main() -> None:
     """Measure, write `results/faults/memory.json` and print the tables."""
-    new_parser(__doc__).parse_args()
+    parser = new_parser(__doc__)
+    parts = {"predict": _predictions, "pool check": _checks, "digests": _digests}
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), metavar="PART")
+    asked = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="vprompt-memory."))
     os.environ["VPROMPT_CACHE"] = str(scratch / "cache")
     try:
-        found = {
-            "machine": {"processor": platform.machine(), "system": platform.system()},
-            "predict": _predictions(scratch),
-            "pool check": _checks(scratch),
-        }
+        _learn(scratch)
+        found = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+        found["machine"] = {"processor": platform.machine(), "system": platform.system()}
+        found |= {name: parts[name](scratch) for name in asked.parts}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     write_json(RESULT, found)
@@ -63,21 +66,26 @@ def peak(*words: object) -> dict[str, Any]:
     }
 
 
+def _learn(scratch: Path) -> None:
+    """Learn the artefact that everything is measured with."""
+    words = ("--model", "tiny", "--img-size", "96", "--epochs", "1", "--shots", "5", "-q")
+    done = peak("learn", "digits", *words, "--no-test", "--output", scratch / "pool" / "it")
+    assert done["code"] == 0, done
+
+
 def _predictions(scratch: Path) -> list[dict[str, Any]]:
     """Return the peak of `predict` for few and many images, decoded anew and decoded before."""
-    made = scratch / "pool" / "it"
-    size = ("--model", "tiny", "--img-size", "96", "--epochs", "1", "--shots", "5", "-q")
-    done = peak("learn", "digits", *size, "--no-test", "--output", made)
-    assert done["code"] == 0, done
     rows = []
-    for kind, make in (("PNG of 8 x 8", _small), ("JPEG of 0.3 to 3 megapixels", _large)):
+    for kind, make in (("PNG of 8 x 8", _small), ("JPEG of 0.1 to 1.5 megapixels", _large)):
         make(scratch / kind)
         for count in COUNTS:
             folder = scratch / f"{kind}, {count}"
             _link(scratch / kind, folder, count)
             for when in ("decoded anew", "decoded before"):
                 output = ("-q", "--output", scratch / "labels.csv")
+                made = scratch / "pool" / "it"
                 ended = peak("predict", folder, "--artifact", made, *output)
+                assert ended["code"] == 0, ended
                 rows.append({"images": kind, "count": count, "when": when, **ended})
                 print(rows[-1], file=sys.stderr, flush=True)
     return rows
@@ -96,7 +104,7 @@ def _large(folder: Path) -> None:
     draw = np.random.default_rng(0)
     folder.mkdir()
     for number in range(40):
-        width, height = int(draw.integers(640, 2000)), int(draw.integers(480, 1500))
+        width, height = int(draw.integers(400, 1400)), int(draw.integers(300, 1100))
         coarse = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         coarse.resize((width, height)).save(folder / f"{number}.jpg", quality=80)
 
@@ -120,6 +128,43 @@ def _checks(scratch: Path) -> list[dict[str, Any]]:
         rows.append({"artefact": name, **peak("pool", "check", scratch / "checked")})
         print(rows[-1], file=sys.stderr, flush=True)
     return rows
+
+
+def _digests(scratch: Path) -> dict[str, Any]:
+    """Return what part of a `combine` that finds everything in the cache its digests take."""
+    from vprompt import combine
+    from vprompt.core import seals
+    from vprompt.data import pixel_files
+    from vprompt.models import prefix
+
+    spent, inside = 0.0, False
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            nonlocal spent, inside
+            if inside:
+                return call(*arguments, **named)
+            began, inside = time.perf_counter(), True
+            try:
+                return call(*arguments, **named)
+            finally:
+                spent, inside = spent + time.perf_counter() - began, False
+
+        return run
+
+    names = {seals: ("of_bytes", "of_file", "is_whole", "whole_tensors", "seal_tensors")}
+    names |= {pixel_files: ("digest_of_file", "digest_of_array"), prefix: ("_checksum",)}
+    for module, own in names.items():
+        for name in own:
+            setattr(module, name, timed(getattr(module, name)))
+    settings = {"pool": ROOT.parent / "pools" / "demo", "method": "hgprompt", "shots": 10}
+    combine("digits", test=False, **settings)
+    spent, began = 0.0, time.perf_counter()
+    combine("digits", test=False, **settings)
+    whole = time.perf_counter() - began
+    found = {"seconds": round(whole, 2), "of digests": round(spent, 4), "share": spent / whole}
+    print(found, file=sys.stderr, flush=True)
+    return found
 
 
 def _sparse(name: str, size: int) -> Callable[[Path], None]:
@@ -190,14 +235,21 @@ HARMS: dict[str, Callable[[Path], None]] = {
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return both tables in Markdown."""
-    lines = ["| `predict`, tiny model at 96 px | images | | peak, MB |", "|---|---|---|---|"]
-    for row in found["predict"]:
+    """Return what was measured in Markdown."""
+    lines = []
+    if "predict" in found:
+        lines = ["| `predict`, tiny model at 96 px | images | | peak, MB |", "|---|---|---|---|"]
+    for row in found.get("predict", ()):
         cells = (row["images"], f"{row['count']:,}", row["when"], f"{row['peak_mb']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| `pool check` of | peak, MB | ends with |", "|---|---|---|"]
-    for row in found["pool check"]:
+    if "pool check" in found:
+        lines += ["", "| `pool check` of | peak, MB | exit code |", "|---|---|---|"]
+    for row in found.get("pool check", ()):
         lines.append(f"| {row['artefact']} | {row['peak_mb']:.0f} | {row['code']} |")
+    if "digests" in found:
+        share, seconds = found["digests"]["share"], found["digests"]["seconds"]
+        lines += ["", f"Digests take {100 * share:.2f} % of the {seconds:.1f} s of a `combine` on "]
+        lines[-1] += "the demonstration's pool that finds everything in the cache."
     return "\n".join(lines)
 
 

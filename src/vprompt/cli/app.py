@@ -134,6 +134,13 @@ def main() -> None:
     except VPromptError as error:
         print(f"{name}: {terminal.printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # What the system says of a place that a person named, or of the disk.
+        place = terminal.printable(str(error.filename))
+        print(f"{name}: {place}: {error.strerror}.", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _several() -> bool:
