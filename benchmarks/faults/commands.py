@@ -92,7 +92,8 @@ class World:
         }
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         self.out.mkdir()
-        for seed in (0, 1):
+        pooled = {"combine", "predict"} & {*COMMANDS}
+        for seed in (0, 1) if pooled else ():
             words = ("--prompt-length", "2", "--epochs", "1", "--seed", str(seed), "--keep", "last")
             place = self.folder / "pool" / f"source{seed}"
             ended = self.run_words(

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults import commands
 from benchmarks.faults.artefacts import made, same
 from benchmarks.faults.children import NONE, Ending, Fault, in_child
-from benchmarks.faults.commands import warm
 from benchmarks.faults.outcomes import litter, outcome
 from vprompt.artifacts import artifact
 from vprompt.artifacts.artifact import Artifact
@@ -101,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def fetches(folder: Path, seed: int, count: int) -> Counter[str]:
     """Fetch an artefact while something goes wrong, and again when nothing does."""
-    warm()
+    commands.warm()
     chance, found, truth = random.Random(seed), Counter[str](), made(0)
     shutil.rmtree(folder, ignore_errors=True)
     artifact.save(truth, folder / "source", run={"tuning": {}})

@@ -18,10 +18,13 @@ BAD = ("wrong", "traceback", "litter")
 def faults(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     from benchmarks import faults
-    from benchmarks.faults import artefacts, caches, campaign, children, hubs, outcomes
+    from benchmarks.faults import artefacts, caches, campaign, children, commands, hubs, strangers
+    from vprompt import cli, flow  # what a forked command need not import again
 
-    assert outcomes.BAD == BAD
-    del artefacts, caches, campaign, children, hubs
+    del cli, flow
+    assert campaign.BAD == BAD
+    del artefacts, caches, children, hubs, strangers
+    monkeypatch.setattr(commands, "warm", lambda: None)
     return faults
 
 
@@ -54,10 +57,43 @@ def test_no_load_sees_two_artefacts_at_once(faults, tmp_path):
 
 
 def test_a_fetch_that_goes_wrong_is_refused_and_done_again(faults, tmp_path, monkeypatch):
-    monkeypatch.setattr(faults.hubs, "warm", lambda: None)
     # All but those after which the hub's library waits and tries again.
     monkeypatch.setattr(faults.hubs, "KINDS", ("cut", "changed", "redirect", "killed", "full"))
     assert faults.hubs.fetches(tmp_path / "hub", 0, 5) == {"same": 5}
+
+
+def test_a_whole_command_that_dies_or_has_no_room_is_run_again_to_the_same_bits(
+    faults, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(faults.commands, "COMMANDS", ("learn",))
+    found = faults.commands.kills(tmp_path / "world", 1, 3)
+    found += faults.commands.full_disks(tmp_path / "world", 1, 1)
+    assert found["same"] == 4 and found["hit"] >= 3 and not any(found[bad] for bad in BAD), found
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "run.json"])
+def test_no_odd_value_of_a_stranger_breaks_a_command(faults, vprompt, tmp_path, name):
+    import json
+    import random
+
+    chance, strangers = random.Random(0), faults.strangers
+    run = {"tuning": {"history": [{"epoch": 0}], "kept": "it"}, "method": "vpt", "test": {}}
+    folder = tmp_path / "pool" / "it"
+    faults.artefacts.artifact.save(faults.artefacts.made(0), folder, run=run)
+    whole = {path.name: path.read_text() for path in folder.glob("*.json")}
+    for number in range(40):
+        value = json.loads(whole[name])
+        value.pop("digests", None)
+        places = list(strangers._places(value))
+        odd = strangers._ODD[number % len(strangers._ODD)]
+        changed = strangers._replaced(value, chance.choice(places), odd)
+        (folder / name).write_text(json.dumps(changed))
+        strangers._seal(folder)
+        for words in (("ls", folder.parent), ("check", folder.parent), ("show", folder)):
+            code, out, err = vprompt("pool", *words)  # a traceback would end the test
+            assert code in (0, 1) and (out or err) and not {*"\x1b\x07"} & {*out, *err}
+        for text in whole:
+            (folder / text).write_text(whole[text])
 
 
 def test_children_die_are_refused_and_counted(faults, tmp_path):
