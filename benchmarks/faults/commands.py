@@ -41,12 +41,14 @@ _SIZES = (0, 300, 1000, 3000, 10_000, 30_000)  # bytes that a file may have
 def warm() -> None:
     """Import what commands import, so that a forked one begins at once."""
     from vprompt.backbones import tiny
+    from vprompt.results import runs
 
     for found in pkgutil.walk_packages(vprompt.__path__, "vprompt."):
         if "web" not in found.name and "__main__" not in found.name:
             with contextlib.suppress(ImportError):
                 importlib.import_module(found.name)
     tiny.load(image_size=32)
+    runs._code_digest()  # of the files as they are now, whatever becomes of them meanwhile
 
 
 @dataclass
@@ -166,6 +168,14 @@ class World:
         run = _timeless(artifact.read_run(place))
         return {"tensors": tensors, "config": found.config, "run": run}
 
+    def is_right(self, name: str) -> bool:
+        """Say whether a command made what it makes undisturbed, and show what differs."""
+        found, truth = self.result(name), self.truths[name]
+        if found != truth:
+            told = [f"{where}: {one} against {other}" for where, one, other in _apart(found, truth)]
+            print(f"{name} made something else: {'; '.join(told)[:2000]}", file=sys.stderr)
+        return found == truth
+
     def is_there(self, name: str) -> bool:
         """Say whether a command has left something under the name of its result."""
         place = self.out / "it"
@@ -178,6 +188,15 @@ def _timeless(value: Any) -> Any:
         left_out = ("seconds", "total_seconds", "created_at", "size_of_cache")
         return {key: _timeless(each) for key, each in value.items() if key not in left_out}
     return [_timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def _apart(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield where two records differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from _apart(one.get(key), other.get(key), f"{where}.{key}")
+    elif one != other:
+        yield where, one, other
 
 
 def kills(folder: Path, seed: int, count: int) -> Counter[str]:
@@ -216,7 +235,7 @@ def small_disks(folder: Path, seed: int, count: int) -> Counter[str]:
             if not there:
                 return found
             first = world.run(name)
-            whole = not first.code and world.result(name) == world.truths[name]
+            whole = not first.code and world.is_right(name)
             told = first.code == 1 and "No space left" in first.said
             found["traceback"] += first.crashed
             found["wrong"] += not first.code and not whole
@@ -241,7 +260,7 @@ def _survives(world: World, name: str, faults: list[Fault], counts: Counter[str]
             raise RuntimeError(f"{name}, {fault}: {broken}")
         if fault.signal in _KILLED[1:] and ended.code > 0 and "again to continue" not in ended.said:
             raise RuntimeError(f"{name}, {fault}: nothing said: {ended.said[-2000:]}")
-        if world.is_there(name) and name != "bench" and world.result(name) != world.truths[name]:
+        if world.is_there(name) and name != "bench" and not world.is_right(name):
             return False
     finished = world.is_there(name) and name not in ("bench", "predict")
     ended = world.run(name, NONE, *(["--retry-failed"] if name == "bench" else []))
@@ -250,7 +269,7 @@ def _survives(world: World, name: str, faults: list[Fault], counts: Counter[str]
     # One that had just finished when it was killed is refused: its result is there.
     if bool(ended.code) != finished:
         raise RuntimeError(f"{name} again after {faults}: {ended.code}, {ended.said[-2000:]}")
-    return bool(world.result(name) == world.truths[name])
+    return world.is_right(name)
 
 
 def _broken_runs(world: World) -> str:
