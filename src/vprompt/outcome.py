@@ -29,7 +29,11 @@ RULES = {
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What learn and combine return: the artefact, its measurements, and the full record."""
+    """What learn and combine return: the artefact, its measurements, and the full record.
+
+    `test` has a `Measurement` for every candidate by name, and is empty if the test split stayed
+    closed. `run` is what `run.json` holds.
+    """
 
     artifact: Artifact
     test: dict[str, Measurement]

@@ -45,9 +45,9 @@ def render(config: dict[str, Any], run: dict[str, Any], *, place: str = "FOLDER"
         _limits(run),
         "## Results",
         _results(run),
-        f"Selection: {run['tuning']['selection']}; {run['tuning']['kept']}. One run, seed "
-        f"{run['train']['seed']}; the test split was opened once, at the end. Intervals are "
-        "Wilson's 95 % for the test images, and say nothing about other seeds.",
+        f"Rule for the epoch: {run['tuning']['selection']}. Result: {run['tuning']['kept']}. This "
+        f"is one run with seed {run['train']['seed']}. The test split was opened once, at the end. "
+        "Intervals are Wilson's 95 % for the test images. They say nothing about other seeds.",
     ]
     if run.get("screening"):
         lines += ["## Screening", _screening(run["screening"])]
@@ -81,8 +81,8 @@ def _limits(run: dict[str, Any]) -> str:
     lines = [
         f"- For images like those it was learned from: {sum(counts)} training images, {span} of "
         "each class.",
-        "- Every image is given one of the classes above, one that shows none of them, too. A "
-        "probability is no warning of that.",
+        "- Every image gets one of the classes above, even an image that shows none of them. Its "
+        "probability does not warn you.",
     ]
     tested = next(iter(run["test"].values()), None)
     if tested is None:
@@ -91,9 +91,9 @@ def _limits(run: dict[str, Any]) -> str:
         last = _ordered(run["test"])[-1][1]
         low, high = 100 * last["low"], 100 * last["high"]
         lines.append(
-            f"- It was measured on {tested['images']} images of the same source, on which between "
-            f"{low:.0f} and {high:.0f} % are to be expected right. Images of another camera, place "
-            "or time may do worse; measure on your own: `vprompt evaluate`."
+            f"- It was measured on {tested['images']} images of the same source. Of such images, "
+            f"{low:.0f} to {high:.0f} % get the right class (95 % interval). It may do worse on "
+            "images of another camera, place or time. Measure it on your own: `vprompt evaluate`."
         )
     absent = len(counts) - len(seen)
     if absent:

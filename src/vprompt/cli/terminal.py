@@ -324,7 +324,8 @@ def measurements(task: str, found: dict[str, Any]) -> None:
     ]
     first, images = next((name, m.images) for name, m in found.items())
     heads = [f"{task}, {images} test images", "accuracy", "95 % interval"]
-    table([*heads, f"over {first}, paired"], rows)
+    heads += [f"over {first}, paired"] if len(rows) > 1 else []
+    table(heads, [row[: len(heads)] for row in rows])
 
 
 def _freeze_report(run: dict[str, Any]) -> None:

@@ -139,10 +139,10 @@ class SealedSplit:
 class Task:
     """A classification task; `facts` say where it comes from and are written into every result.
 
-    `templates` are sentences with `{}` for a class name, for models that read. `only_test` says
-    that nothing is to be learned from it, so that `train` may be empty. `reading` is what its
-    reader met and did, `values` which values become black and white in images of more than 8 bits:
-    left out, the range of the training images, for all splits.
+    `templates` are sentences with `{}` for a class name, for models with a text tower. With
+    `only_test` there is nothing to learn from, and `train` may be empty. `reading` says what was
+    found and done when it was read. `values` says which values become black and white in images of
+    more than 8 bits; by default it is the range of the training images, for all splits.
     """
 
     name: str
@@ -193,9 +193,9 @@ class Task:
     def few_shot(self, shots: int, seed: int) -> "Task":
         """Return the task with `shots` training images per class, and as many to validate on.
 
-        Validation images are drawn too (at most `shots` per class): a person with few labels has
-        few of them for choosing as well. A class with fewer images is taken whole. The draw is
-        written into `facts`.
+        Validation images are drawn too (at most `shots` per class), because a person with few
+        labels has few for choosing as well. A class with fewer images gives all it has. The draw
+        is written into `facts`.
         """
         train = _draw(self.train, shots, seed, f"{self.name} train")
         val = None if self.val is None else _draw(self.val, shots, seed, f"{self.name} val")
@@ -212,7 +212,7 @@ class Task:
             drawn["fewer"] = fewer
             listing = " and ".join(f"{name} has {text}" for name, text in fewer.items())
             reading = self.reading.noting(
-                f"{shots} images of each class were asked for, and {listing}, which are taken whole"
+                f"{shots} images of each class were asked for, and {listing}; all of these are used"
             )
         facts = {**self.facts, "few_shot": drawn}
         return replace(self, train=train[0], val=val and val[0], facts=facts, reading=reading)

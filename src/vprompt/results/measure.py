@@ -12,8 +12,11 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.types import Labels
 from vprompt.data.task import Task
+from vprompt.learning.adapter import Adapter, FeatureAdapter
 from vprompt.learning.classifier import Candidate, features_of
+from vprompt.learning.ensemble import Ensemble
 from vprompt.models.backbone import Backbone
+from vprompt.prompts.prompt import Prompt, prompt_digest
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def test_accuracy(
         progress.say(f"left out {skipped} unreadable test images")
     found: dict[str, Measurement] = {}
     first: tuple[str, Tensor] | None = None
-    with progress.step("test", len(candidates) * len(examples)) as step:
+    passes, seen = {name: _passes(each) for name, (each, _) in candidates.items()}, set[str]()
+    with progress.step("test", len(set[str]().union(*passes.values())) * len(examples)) as step:
         for name, (adapted, head) in candidates.items():
             logits = head.logits(features_of(backbone, adapted, examples, precision=precision))
             _check_numbers(logits, name)
@@ -83,7 +87,8 @@ def test_accuracy(
                 measured = replace(measured, gain=paired_gain(right, first[1], over=first[0]))
             first = first or (name, right)
             found[name] = measured
-            step.advance(len(examples), name)
+            step.advance(len(passes[name] - seen) * len(examples), name)
+            seen |= passes[name]
     return found
 
 
@@ -99,6 +104,16 @@ def _check_numbers(logits: Tensor, name: str) -> None:
             "it has no accuracy: its values are too large for the backbone. If it is a stranger's, "
             "it is damaged or made to harm; if it is yours, try --precision fp32."
         )
+
+
+def _passes(adapted: Prompt | Adapter | None) -> set[str]:
+    """Return a name for every pass of the images, so that those two candidates share count once."""
+    if adapted is None or isinstance(adapted, FeatureAdapter):
+        return {"no prompt"}
+    if isinstance(adapted, Ensemble):
+        return set[str]().union(*map(_passes, adapted.members()))
+    prompt = adapted.prompt() if isinstance(adapted, Adapter) and adapted.of_prompt else adapted
+    return {prompt_digest(prompt) if isinstance(prompt, Prompt) else str(id(adapted))}
 
 
 def judge(logits: Tensor, labels: Labels) -> Measurement:
