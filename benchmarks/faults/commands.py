@@ -258,7 +258,9 @@ def _survives(world: World, name: str, faults: list[Fault], counts: Counter[str]
             raise RuntimeError(f"{name}, {fault}: {ended.said[-2000:]}")
         if name == "bench" and (broken := _broken_runs(world)):
             raise RuntimeError(f"{name}, {fault}: {broken}")
-        if fault.signal in _KILLED[1:] and ended.code > 0 and "again to continue" not in ended.said:
+        soft = fault.signal in _KILLED[1:] and ended.code == 128 + fault.signal
+        refused = ended.code == 1 and fault.signal and not world.is_there(name)
+        if refused or (soft and "again to continue" not in ended.said):
             raise RuntimeError(f"{name}, {fault}: nothing said: {ended.said[-2000:]}")
         if world.is_there(name) and name != "bench" and not world.is_right(name):
             return False

@@ -138,8 +138,8 @@ def main() -> None:
         if error.filename is None:
             raise
         # What the system says of a place that a person named, or of the disk.
-        place = terminal.printable(str(error.filename))
-        print(f"{name}: {place}: {error.strerror}.", file=sys.stderr)
+        told = f"{name}: {error.filename}: {error.strerror}."
+        print(terminal.printable(told), file=sys.stderr)
         raise SystemExit(1) from None
 
 
