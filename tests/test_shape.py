@@ -228,7 +228,7 @@ def test_the_network_is_known_to_the_hub_and_to_backbones_alone(path):
     network = {"huggingface_hub", "requests", "httpx", "urllib", "socket", "http"}
     if path.name == "listening.py" and "web" in path.parts:
         network -= {"socket"}  # it takes calls and makes none
-    if path.name != "hub.py" and "backbones" not in path.parts:
+    if path.name not in ("hub.py", "fetching.py") and "backbones" not in path.parts:
         assert not {name for name in imported(path) if name.split(".")[0] in network}
 
 
@@ -238,6 +238,19 @@ def test_only_the_command_line_prints(path):
         names = [node.func.id for node in calls(path) if isinstance(node.func, ast.Name)]
         assert "print" not in names
         assert "typer" not in {name.split(".")[0] for name in imported(path)}
+
+
+@every_file
+def test_what_is_printed_cannot_steer_a_terminal(path):
+    """Every text of a stranger is made printable, or is JSON, which escapes control characters."""
+    name = module_name(path)
+    if not name.startswith("cli") or name == "cli.terminal":
+        return
+    for node in calls(path):
+        if isinstance(node.func, ast.Name) and node.func.id == "print":
+            made = {each.func for each in ast.walk(node.args[0]) if isinstance(each, ast.Call)}
+            named = {ast.unparse(function).rpartition(".")[2] for function in made}
+            assert named & {"printable", "dumps", "as_json"}, ast.unparse(node)
 
 
 @every_file

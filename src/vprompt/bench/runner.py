@@ -87,9 +87,9 @@ def mixed_precision(jobs: Sequence[Job], store: Store, device: str) -> list[str]
         return []
     made: Counter[tuple[str, str]] = Counter()
     for job in done:
-        there = store.runs.read(finished[job.id])["machine"]["precision"]
+        there = store.record(finished[job.id], "machine")["machine"].get("precision", "unknown")
         here = precision.resolve(job.train.get("precision", "auto"), resolve_device(device))
-        made[there, here] += there != here
+        made[str(there), here] += there != here
     return [
         f"{number} finished runs were made in {there}, and here they would be in {here}: finish "
         f"this on a machine that runs {there}, or start another --output"
@@ -150,7 +150,7 @@ def _calls(
         if store.is_finished(job, finished):
             continue
         if job.id in failed and not retry_failed:
-            report.failed[job.id] = f"{job.title}: {store.failures.read(failed[job.id])['error']}"
+            report.failed[job.id] = f"{job.title}: {store.why_failed(failed[job.id])}"
         elif any(need not in calls and need not in finished for need in job.needs):
             report.waiting.append(job.id)
         else:

@@ -61,7 +61,10 @@ def export(
             force=force,
             progress=progress,
         )
-    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(exporting.lines(found)))
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        terminal.say("\n".join(exporting.lines(found)))
 
 
 def import_prompt(
@@ -117,8 +120,8 @@ def import_prompt(
             progress=progress,
         )
     for sentence in found.said:
-        print(terminal.printable(sentence))
-    print(output)
+        terminal.say(sentence)
+    terminal.say(str(output))
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -58,16 +58,16 @@ def attention(
     facts = _facts(image, loaded.name, prompted)
     if report is not None:
         looks.add_to(report, facts, sheets)
-        print(f"added to {report}")
+        terminal.say(f"added to {report}")
     elif output.suffix == ".png":
         from vprompt.core.files import atomic_file
 
         with atomic_file(output) as draft:
             next(iter(sheets.values())).save(draft, "PNG")
-        print(output)
+        terminal.say(str(output))
     else:
         looks.write_page(f"{image.name}: where {loaded.name} looks", facts, sheets, output)
-        print(output)
+        terminal.say(str(output))
 
 
 def _sheets(looks: Any, pixels: Any, bare: Any, prompted: Any) -> dict[str, Any]:

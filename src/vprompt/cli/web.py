@@ -102,7 +102,7 @@ def _listen(
 
         served, where = len(shelf.server.artifacts), listening.address(bound)
         # The socket listens already: whoever calls now waits for the server to take it.
-        print(f"{served} artefact{'s' * (served != 1)} at {where}", flush=True)
+        terminal.say(f"{served} artefact{'s' * (served != 1)} at {where}")
         if browser:
             import webbrowser
 
