@@ -98,6 +98,5 @@ def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder
     from vprompt.opening import open_artifact
 
     loaded = open_artifact(artifact)
-    terminal.say(f"{loaded.name}: {_move(loaded.config, '')}
-")
+    terminal.say(f"{loaded.name}: {_move(loaded.config, '')}\n")
     terminal.say(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True))
