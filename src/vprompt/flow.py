@@ -125,9 +125,14 @@ def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] 
         settings.progress.say(sentence)
     first = next((source.prompt for source in sources if source.prompt is not None), None)
     if first is not None:
-        trial, counts = PromptAdapter(setting.backbone, first), {"sources": len(sources)}
+        width, labels = setting.backbone.feature_dim, setting.train.labels
         estimate = scoring_estimate(
-            trial, setting.train, setting.config, epochs=plan.target_epochs, **counts
+            PromptAdapter(setting.backbone, first),
+            setting.train,
+            setting.config,
+            sources=len(sources),
+            epochs=plan.target_epochs,
+            scores=floor.expected(named, labels, width, len(sources) + 1),
         )
         setting = replace(setting, progress=estimate.announce(settings.progress))
     wanted = {name for each in named for name in scoring.needs(each)}

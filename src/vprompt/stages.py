@@ -65,10 +65,14 @@ class Setting:
     def forget_checkpoints(self) -> None:
         """Drop the states of finished training runs, once their result is safe.
 
-        With `keep_states` they stay in the cache, where an equal training run finds itself done.
+        With `keep_states` they stay in the cache, where an equal training run finds itself done,
+        until `shelves.forget_finished`, or for a day.
         """
-        for checkpoint in self.checkpoints if not self.keep_states else ():
-            checkpoint.remove()
+        for checkpoint in self.checkpoints:
+            if self.keep_states:
+                checkpoint.finish()
+            else:
+                checkpoint.remove()
 
 
 def prepare(

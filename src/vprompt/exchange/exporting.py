@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vprompt.artifacts import artifact as artifacts
-from vprompt.artifacts import hub
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
@@ -29,7 +27,7 @@ from vprompt.exchange import onnx_files, timm_folders, torch_programs
 from vprompt.exchange.pictures import real_images
 from vprompt.exchange.whole import Whole
 from vprompt.models.backbone import Backbone
-from vprompt.opening import open_for
+from vprompt.opening import open_artifact, open_for
 
 Runner = Callable[[Tensor], Tensor]
 TARGETS = {"onnx": ".onnx", "torch": ".pt2", "safetensors-timm": ""}
@@ -88,9 +86,7 @@ def export(
             "timm keeps preprocessing beside a model and not in it: config.json will hold it. "
             "Leave --preprocess out."
         )
-    loaded = artifact
-    if not isinstance(loaded, Artifact):
-        loaded = artifacts.load(hub.folder_of(loaded, progress=progress))
+    loaded = open_artifact(artifact, progress=progress)
     target = _free_place(loaded, to, output, overwrite)
     pictures = real_images(images, loaded.data_config)
     backbone = open_for(loaded, model, device="cpu", force=force, progress=progress)

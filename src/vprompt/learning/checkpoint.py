@@ -63,6 +63,12 @@ class Checkpoint:
             with optional():
                 write_json(self.path.with_suffix(PROMISE), {"result": str(result.absolute())})
 
+    def finish(self) -> None:
+        """Note that the run is over, and its state there for equal runs alone."""
+        if self.path is not None and self.path.exists() and distributed.is_first():
+            with optional():
+                write_json(self.path.with_suffix(PROMISE), {"result": None})
+
     def remove(self) -> None:
         """Forget the state of a run that is finished."""
         if self.path is not None and distributed.is_first():
