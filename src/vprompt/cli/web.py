@@ -66,7 +66,7 @@ def _listen(
     except ImportError as error:
         raise VPromptError(
             f"A server needs {error.name}, which is not installed. Run: pip install "
-            "'vprompt[serve]'"
+            "'vprompt[serve]'."
         ) from None
     from vprompt.web import application, listening, pages
     from vprompt.web.shelf import Shelf
