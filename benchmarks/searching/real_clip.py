@@ -39,8 +39,13 @@ from vprompt.results.records import Records
 
 RECORDS = Records(RESULTS / "real_clip")
 TESTED = ("caltech101", "cifar100", "oxford_flowers17", "oxford_pets3", "pacs", "dtd10", "gtsrb")
-RIDGES, SHARES, SCALES = (0.03, 0.1, 0.3, 1.0), (0.0, 1.0, 3.0), (5, 8, 12, 18, 27, 40, 60, 90)
-VERSION = 1
+RIDGES, SHARES, SCALES = (
+    (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    (0.0, 1.0, 3.0),
+    (5, 8, 12, 18, 27, 40, 60, 90),
+)
+DOUBT = 8  # images of a class at which its mean counts half
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -304,7 +309,9 @@ class Fit:
             for own, each in zip(means, seen.values(), strict=True):
                 goals.append((own - centre).double() @ white)
                 reads.append(each.texts[each.labels.unique()])
-                counts.append(torch.full((len(own),), share or 1.0))
+                # The mean of n images is off by about 1 / sqrt(n) in every whitened direction.
+                seen_of = each.labels.unique(return_counts=True)[1]
+                counts.append((share or 1.0) * seen_of / (seen_of + DOUBT))
         goal = functional.normalize(torch.cat(goals), dim=1)
         read = functional.normalize(torch.cat(reads).double(), dim=1)
         count = torch.cat(counts).double()[:, None]
