@@ -36,7 +36,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     )
     setting = stages.prepare(
         backbone,
-        opening.open_task(task, allow_absent=settings.allow_absent, split_seed=settings.split_seed),
+        opening.open_task(task, **settings.of_task()),
         config,
         settings.shots,
         settings.draw,
@@ -71,6 +71,11 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     check_output(settings.output, settings.overwrite)
     plan = plan_of(settings.method, **settings.of_sum())
     config = TrainConfig.of(settings.config, combining_defaults(settings.method, plan.form))
+    if config.class_weights != "none":
+        raise VPromptError(
+            "combine chooses by how many images are right, each of which counts alike, so it has "
+            "no --class-weights. Leave them out, or use `vprompt learn`."
+        )
     align = "none" if plan.target_epochs else plan.align
     setting, selection = _open_all(task, settings, config, align=align)
     pool = weighing.line_up(setting, selection, plan)
@@ -142,9 +147,8 @@ def _open_all(
         device=settings.device,
         progress=settings.progress,
     )
-    opened = opening.open_task(
-        task, allow_absent=settings.allow_absent, split_seed=settings.split_seed
-    )
+    opened = opening.open_task(task, **settings.of_task())
+    opening.check_classes(opened, "score" if own is None else "combine")
     selection = screening.select(
         pool,
         backbone,

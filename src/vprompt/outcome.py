@@ -17,11 +17,10 @@ from vprompt.learning.tune import Tuned
 from vprompt.pooling.settings import SUM
 from vprompt.prompts.prompt import Prompt
 from vprompt.results import measure, runs
-from vprompt.results.measure import Measurement
 from vprompt.verbs import Trained
 
 RULES = {
-    "best": "epoch of best validation accuracy, the start included",
+    "best": "epoch of best validation {measure}, the start included",
     "least_loss": "epoch of least validation loss, none less accurate than the start",
     "last": "last epoch",
 }
@@ -29,10 +28,13 @@ RULES = {
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What learn and combine return: the artefact, its measurements, and the full record."""
+    """What learn and combine return: the artefact, its measurements, and the full record.
+
+    `test` holds a `measure.Measured` by name, of the kind of the task's target.
+    """
 
     artifact: Artifact
-    test: dict[str, Measurement]
+    test: dict[str, Any]
     run: dict[str, Any]
 
 
@@ -59,7 +61,7 @@ def finish(
     name = "tuned" if run["command"] == "combine" else "learned"
     if learned and init and init.get("move", 1.0) < catalogue.STILL:
         setting.progress.say(_still(tuned))
-    measured: dict[str, Measurement] = {}
+    measured: dict[str, Any] = {}
     if settings.test and setting.task.test is not None:
         with setting.clock.stage("test"):
             measured = measure.test_accuracy(
@@ -70,7 +72,8 @@ def finish(
                 skip_bad=setting.skip_bad,
                 progress=setting.progress,
             )
-    rule = RULES["last" if setting.val is None else config.keep]
+    measure = tuned.history[0].val_measure or "accuracy"
+    rule = RULES["last" if setting.val is None else config.keep].format(measure=measure)
     run = {
         **run,
         "prompt_init": init,

@@ -14,17 +14,17 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.files import cache_folder
 from vprompt.core.progress import Progress
 from vprompt.core.types import Features
-from vprompt.data import sentences
+from vprompt.data import sentences, targets
 from vprompt.data.census import Reading
 from vprompt.data.task import Examples, Task
-from vprompt.learning import classifier, ending, fleets, grid
+from vprompt.learning import classifier, ending, fleets, goals, grid
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.checkpoint import Checkpoint
 from vprompt.learning.classifier import Candidate
 from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned, tune
 from vprompt.models.backbone import Backbone
-from vprompt.models.heads import Head, closed_form
+from vprompt.models.heads import Head
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 
 _WARNED = 20  # files that the record names, of those that were warned of
@@ -44,6 +44,11 @@ class Setting:
     skip_bad: bool
     keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    @property
+    def goal(self) -> goals.Goal:
+        """What training is after: it follows from the task and the weights of its classes."""
+        return goals.of(self.task, self.train.labels, self.config.class_weights)
 
     def sizes(self, test: bool) -> dict[str, Any]:
         """Return how many images there are to validate and, where it is opened, to test on.
@@ -96,6 +101,8 @@ def prepare(
         raise VPromptError(f"train_on is `train` or `trainval`, but got {train_on!r}.")
     if train_on == "trainval" and task.val is not None:
         task = replace(task, train=task.train + task.val, val=None)
+    if config is not None:
+        goals.check(task, config.class_weights)
     for sentence in task.census().sentences():
         progress.say(sentence)
     if config is not None:
@@ -147,7 +154,9 @@ def _check_digest(train: Examples, digest: str | None) -> None:
 
 
 def _check_no_class_lost(task: Task, train: Examples) -> None:
-    lost = sorted(task.train.labels_present - set(train.labels.tolist()))
+    rows = range(len(task.train)) if train.rows is None else train.rows
+    left = targets.counts(task.train.labels[row] for row in rows)
+    lost = sorted(task.train.labels_present - set(left))
     if lost:
         raise VPromptError(
             f"After leaving out unreadable images, no training image of {task.classes[lost[0]]!r} "
@@ -172,6 +181,12 @@ def run_tuning(
     after_epoch: grid.AfterEpoch | None = None,
 ) -> Tuned:
     """Train, with a checkpoint in the cache that the same run finds again."""
+    if adapter.classes_alone and setting.task.target != targets.CLASS:
+        raise VPromptError(
+            f"{type(adapter).__name__} learns one class an image, and task {setting.task.name!r} "
+            f"has the target `{setting.task.target}`. Use a method that trains a head, such as "
+            "--method vpt."
+        )
     adapter.name_classes(setting.task.classes, setting.task.templates)
     return tune(
         adapter,
@@ -179,6 +194,7 @@ def run_tuning(
         setting.val,
         len(setting.task.classes),
         config,
+        goal=goals.of(setting.task, setting.train.labels, config.class_weights),
         checkpoint=cache_folder() / "checkpoints",
         progress=progress or setting.progress,
         after_epoch=after_epoch,
@@ -238,7 +254,7 @@ def tune_best(
 def untuned(setting: Setting, plain: Features, adapter: Adapter) -> dict[str, Candidate]:
     """Return what a learned prompt is measured beside: no prompt, and of a CLIP zero-shot."""
     with setting.clock.stage("head"):
-        baseline = closed_form(plain, setting.train.labels, len(setting.task.classes))
+        baseline = setting.goal.closed_form(plain, setting.train.labels)
     found: dict[str, Candidate] = {"no prompt": (None, baseline)}
     return (
         found if adapter.text() is None else {"zero-shot": (None, zero_shot_head(setting)), **found}

@@ -45,7 +45,8 @@ class Verb(Settings):
     """What every verb can be told about the images, where it runs and whom it tells.
 
     `shots` draws that many images per class with the seed `draw`; `split_seed` is that of how
-    images without splits are cut. `progress` is whoever shows how far it is.
+    images without splits are cut. `target` is what a list's labels are: `class`, `several` classes
+    an image, or a `number`; the last two are for `learn`. `progress` is whoever shows how far it is.
     """
 
     OLD: ClassVar[Mapping[str, str]] = {"pool_folder": "pool"}
@@ -53,10 +54,19 @@ class Verb(Settings):
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed of the draw of shots.", WHAT)] = 0
     split_seed: Annotated[int | None, Flag("Seed of the cut into splits.", WHAT, shown="0")] = None
+    target: Annotated[
+        str | None,
+        Flag("What labels of a list are: class, several or number.", WHAT, shown="class"),
+    ] = None
     device: Annotated[str, Flag("auto, cpu, cuda, mps.")] = "auto"
     skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
     allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
     progress: Annotated[Progress, SkipValidation] = SILENT
+
+    def of_task(self) -> dict[str, Any]:
+        """Return what opening a task is told."""
+        names = ("allow_absent", "split_seed", "target")
+        return {name: getattr(self, name) for name in names}
 
 
 class Trained(Verb):

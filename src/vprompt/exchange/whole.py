@@ -32,6 +32,7 @@ class Whole(nn.Module):
         self.adapter = adapted if isinstance(adapted, Adapter) else None
         self.placed = adapted if isinstance(adapted, Prompt) else None
         self.resizing = Resizing(artifact.data_config) if preprocess else None
+        self.head = artifact.head
         self.cosine = artifact.head.cosine
         self.register_buffer("weight", artifact.head.weight.float())
         self.register_buffer("bias", artifact.head.bias.float())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vprompt.artifacts import artifact as artifacts
 from vprompt.artifacts import hub
@@ -11,12 +12,13 @@ from vprompt.core.progress import SILENT, Progress
 from vprompt.data import finding, sentences
 from vprompt.data.census import Census
 from vprompt.data.preprocessing import Values
+from vprompt.data.targets import NUMBER
 from vprompt.data.task import Split, Task
 from vprompt.learning.classifier import Candidate
 from vprompt.models.backbone import Backbone
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 from vprompt.opening import open_adapter, open_for, open_task
-from vprompt.results.measure import Measurement, test_accuracy
+from vprompt.results.measure import test_accuracy
 
 
 def evaluate(
@@ -30,8 +32,10 @@ def evaluate(
     skip_bad: bool = False,
     allow_absent: bool = False,
     progress: Progress = SILENT,
-) -> dict[str, Measurement]:
-    """Measure an artefact on the test split of a task.
+) -> dict[str, Any]:
+    """Measure an artefact on the test split of a task: a `measure.Measured` by name.
+
+    The labels of a list are read as what the artefact gives: a class, several, or a number.
 
     An artefact with a text tower reads the task's class names, whatever they are: that is how a
     prompt learned on base classes is measured on new ones, or on another data set. Zero-shot stands
@@ -42,7 +46,8 @@ def evaluate(
         loaded = artifact
     else:
         loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
-    opened = open_task(task, allow_absent=allow_absent, all_test=True)
+    target = loaded.head.target
+    opened = open_task(task, allow_absent=allow_absent, all_test=True, target=target)
     if opened.test is None:
         raise VPromptError(
             f"Task {opened.name!r} has no test split to measure on. Name the folder or the list of "
@@ -73,6 +78,9 @@ def evaluate(
 
 def _in_classes_of(loaded: Artifact, task: Task) -> Task:
     """Return the task with the artefact's classes, found by name, and its test images alone."""
+    alone: dict[str, Any] = {"train": Split("train", (), ()), "val": None, "only_test": True}
+    if task.target == NUMBER:
+        return replace(task, classes=tuple(loaded.classes), **alone)
     place = {finding.same_text(name): index for index, name in enumerate(loaded.classes)}
     present = range(len(task.classes)) if task.test is None else task.test.labels_present
     strange = [task.classes[label] for label in sorted(present) if task.classes[label] not in place]
@@ -87,10 +95,8 @@ def _in_classes_of(loaded: Artifact, task: Task) -> Task:
     return replace(
         task,
         classes=tuple(loaded.classes),
-        train=Split("train", (), ()),
-        val=None,
         test=None if task.test is None else task.test.renumbered(labels),
-        only_test=True,
+        **alone,
     )
 
 
