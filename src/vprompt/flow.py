@@ -9,6 +9,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.settings import takes
 from vprompt.data.task import Task
 from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.folding import Folds
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.outcome import Outcome, check_output, finish
 from vprompt.pooling import comparing, floor, scoring, screening, weighing
@@ -40,15 +41,17 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         config,
         settings.shots,
         settings.draw,
-        train_on=settings.train_on,
+        train_on="trainval" if settings.folds else settings.train_on,
         skip_bad=settings.skip_bad,
         keep_states=settings.keep_states,
         progress=settings.progress,
     )
     trial, looks = build(backbone), setting.sizes(settings.test)
+    stages.check_takes(trial, setting.task)
+    trainings = len(points) * settings.folds + 1 if settings.folds else len(points)
     settings.progress.say(
         training_estimate(
-            trial, setting.train, config, points=len(points), halving=settings.halving, **looks
+            trial, setting.train, config, points=trainings, halving=settings.halving, **looks
         )
     )
     tuned, chosen, reached = stages.tune_best(
@@ -57,6 +60,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         points,
         fleet=settings.fleet,
         halving=settings.halving,
+        folds=Folds(settings.folds, settings.split_seed or 0) if settings.folds else None,
     )
     setting = replace(setting, config=chosen)
     plain = stages.plain_features(setting)

@@ -12,6 +12,7 @@ from vprompt.artifacts import artifact, cards, catalogue, origin
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.files import check_free, check_writable
 from vprompt.core.precision import resolve
+from vprompt.learning import ending
 from vprompt.learning.classifier import Candidate
 from vprompt.learning.tune import Tuned
 from vprompt.pooling.settings import SUM
@@ -72,8 +73,10 @@ def finish(
                 skip_bad=setting.skip_bad,
                 progress=setting.progress,
             )
-    measure = tuned.history[0].val_measure or "accuracy"
-    rule = RULES["last" if setting.val is None else config.keep].format(measure=measure)
+    judged = tuned.history[0].val_measure or "accuracy"
+    by_folds = tuned.ended == ending.FOLDS
+    rule = RULES["last" if setting.val is None and not by_folds else config.keep]
+    rule = rule.format(measure=judged) + ", by folds" * by_folds
     run = {
         **run,
         "prompt_init": init,

@@ -17,10 +17,11 @@ from vprompt.core.types import Features
 from vprompt.data import sentences, targets
 from vprompt.data.census import Reading
 from vprompt.data.task import Examples, Task
-from vprompt.learning import classifier, ending, fleets, goals, grid
+from vprompt.learning import classifier, ending, fleets, folding, goals, grid
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.checkpoint import Checkpoint
 from vprompt.learning.classifier import Candidate
+from vprompt.learning.folding import Folds
 from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned, tune
 from vprompt.models.backbone import Backbone
@@ -173,20 +174,25 @@ def training_defaults(method: str) -> dict[str, Any]:
     return {} if ask is None else ask()
 
 
+def check_takes(adapter: Adapter, task: Task) -> None:
+    """Refuse a method that learns one class an image where labels are something else."""
+    if adapter.classes_alone and task.target != targets.CLASS:
+        raise VPromptError(
+            f"{type(adapter).__name__} learns one class an image, and task {task.name!r} has the "
+            f"target `{task.target}`. Use a method that trains a head, such as --method vpt."
+        )
+
+
 def run_tuning(
     setting: Setting,
     adapter: Adapter,
     config: TrainConfig,
     progress: Progress | None = None,
     after_epoch: grid.AfterEpoch | None = None,
+    until: int | None = None,
 ) -> Tuned:
     """Train, with a checkpoint in the cache that the same run finds again."""
-    if adapter.classes_alone and setting.task.target != targets.CLASS:
-        raise VPromptError(
-            f"{type(adapter).__name__} learns one class an image, and task {setting.task.name!r} "
-            f"has the target `{setting.task.target}`. Use a method that trains a head, such as "
-            "--method vpt."
-        )
+    check_takes(adapter, setting.task)
     adapter.name_classes(setting.task.classes, setting.task.templates)
     return tune(
         adapter,
@@ -195,6 +201,7 @@ def run_tuning(
         len(setting.task.classes),
         config,
         goal=goals.of(setting.task, setting.train.labels, config.class_weights),
+        until=until,
         checkpoint=cache_folder() / "checkpoints",
         progress=progress or setting.progress,
         after_epoch=after_epoch,
@@ -220,12 +227,16 @@ def tune_best(
     *,
     fleet: str | int = "auto",
     halving: bool = False,
+    folds: Folds | None = None,
 ) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
     """Train at every point and keep the best on validation; ties go to the smaller lr.
 
     Also returns what every point reached. `fleet` says how many advance together (see `fleets`),
-    and `halving` leaves out on the way what lies behind.
+    and `halving` leaves out on the way what lies behind. With `folds` there is no validation split,
+    and every image is judged by trainings that did not see it.
     """
+    if folds is not None:
+        return _tune_by_folds(setting, build, points, folds, halving)
     if len(points) > 1 and setting.val is None:
         raise VPromptError("A grid is chosen from on validation images, but there are none.")
     if halving and len(points) < 2:
@@ -249,6 +260,51 @@ def tune_best(
     best = grid.best(found)
     assert best.tuned is not None
     return best.tuned, best.config, [each.to_json() for each in found]
+
+
+def _tune_by_folds(
+    setting: Setting,
+    build: Callable[[], Adapter],
+    points: Sequence[TrainConfig],
+    folds: Folds,
+    halving: bool,
+) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
+    """Judge every point by folds, and train on all images as far as the best epoch of the best."""
+    if halving:
+        raise VPromptError(
+            "--halving drops points by one validation split, and --folds has none. Leave one of "
+            "the two out."
+        )
+    task, train, goal = setting.task, setting.train, setting.goal
+    kept = range(len(task.train)) if train.rows is None else train.rows
+    labels = [task.train.labels[row] for row in kept]
+
+    def named() -> Adapter:
+        adapter = build()
+        adapter.name_classes(task.classes, task.templates)
+        return adapter
+
+    check_takes(named(), task)
+    with setting.clock.stage("tune"):
+        judged = [
+            folding.judge(named, train, labels, folds, goal, config, setting.progress)
+            for config in points
+        ]
+        ranks = [
+            (each.record.quality or 0.0, -config.lr)
+            for each, config in zip(judged, points, strict=True)
+        ]
+        best = max(range(len(points)), key=ranks.__getitem__)
+        found, config = judged[best], points[best]
+        tuned = run_tuning(setting, build(), config, until=found.kept)
+    reached = [
+        grid.Reached(point, replace(tuned, history=each.history, kept_epoch=each.kept))
+        for each, point in zip(judged, points, strict=True)
+    ]
+    for sentence in grid.sentences(reached) if len(points) > 1 else ():
+        setting.progress.say(sentence)
+    told = folding.told(tuned, found, goal, train)
+    return told, config, [each.to_json() for each in reached]
 
 
 def untuned(setting: Setting, plain: Features, adapter: Adapter) -> dict[str, Candidate]:

@@ -46,7 +46,8 @@ class Verb(Settings):
 
     `shots` draws that many images per class with the seed `draw`; `split_seed` is that of how
     images without splits are cut. `target` is what a list's labels are: `class`, `several` classes
-    an image, or a `number`; the last two are for `learn`. `progress` is whoever shows how far it is.
+    an image, or a `number`; the last two are for `learn`. `progress` is whoever shows how far it
+    is.
     """
 
     OLD: ClassVar[Mapping[str, str]] = {"pool_folder": "pool"}
@@ -107,7 +108,9 @@ class LearnSettings(Trained):
     `method` is a plug-in of `adapters/` with its settings, `grid` names values of the training
     settings to choose from on validation (ties: the smaller rate); `halving` drops points that lie
     behind on the way, and `fleet` says how many advance together. `train_on="trainval"` adds the
-    validation images, so nothing is left to choose by and the last epoch is kept.
+    validation images, so nothing is left to choose by and the last epoch is kept; `folds` adds
+    them, too, and judges every epoch on images dealt into so many parts, each by a training on the
+    others.
     """
 
     model: Model = "demo"
@@ -115,6 +118,11 @@ class LearnSettings(Trained):
     train_on: Annotated[str, Flag("train, or trainval: nothing left to choose by.", TRAINING)] = (
         "train"
     )
+    folds: Annotated[
+        int | None,
+        Field(ge=2),
+        Flag("Validate on every image once, in so many folds, not on one split.", TRAINING),
+    ] = None
     grid: Annotated[Mapping[str, Sequence[float]] | None, SkipValidation] = None
     halving: Annotated[bool, Flag("Drop points of the grid that lie behind.", TRAINING)] = False
     fleet: Annotated[

@@ -33,9 +33,9 @@ def render(config: dict[str, Any], run: dict[str, Any], *, place: str = "FOLDER"
         f"---\n{head}\n---",
         f"# {_kind(config)} for {in_markdown(task['name'])}",
         f"{_what(config)} for the frozen backbone `{in_code(backbone['name'])}` "
-        f"(`{backbone['fingerprint'][:19]}`), with its head for {_answers(config)}. Made by vprompt "
-        f"{run['machine']['versions']['vprompt']} with `{run['command']}` and the method "
-        f"`{in_code(run['method'])}`.",
+        f"(`{backbone['fingerprint'][:19]}`), with its head for {_answers(config)}. "
+        f"Made by vprompt {run['machine']['versions']['vprompt']} with `{run['command']}` and the "
+        f"method `{in_code(run['method'])}`.",
         "## Use",
         f"```bash\nvprompt predict IMAGES --artifact {place}\n```",
         f'```python\nimport vprompt\n\nclassifier = vprompt.load("{place}")\n'
@@ -97,12 +97,16 @@ def _each_class(config: dict[str, Any], run: dict[str, Any]) -> list[str]:
         return []
     own = _ordered(run["test"])[-1][1] if run["test"] else {}
     rows = ["| class | given from probability | average precision |", "|---|---|---|"]
-    for name, limit in list(zip(config["label_names"], config["thresholds"], strict=True))[:_LISTED]:
+    for name, limit in list(zip(config["label_names"], config["thresholds"], strict=True))[
+        :_LISTED
+    ]:
         precision = own.get("average_precision", {}).get(name)
         said = "" if precision is None else f"{100 * precision:.1f} %"
         rows.append(f"| {in_markdown(name)} | {limit:.3f} | {said} |")
-    chosen = "val" in run["task"]["splits"]
-    how = "by the largest F1 on validation images" if chosen else "a half: nothing to choose them by"
+    chosen = "val" in run["task"]["splits"] or run.get("folds")
+    how = (
+        "by the largest F1 on validation images" if chosen else "a half: nothing to choose them by"
+    )
     return [f"Thresholds are {how}.", "\n".join(rows)]
 
 
@@ -116,8 +120,8 @@ def _classes(names: list[str]) -> str:
 _ALWAYS = {
     "class": "- Every image is given one of the classes above, one that shows none of them, too. A "
     "probability is no warning of that.",
-    "several": "- An image of something else is given classes as well, or none. A probability is no "
-    "warning of that.",
+    "several": "- An image of something else is given classes as well, or none. A probability is "
+    "no warning of that.",
     "number": "- Every image is given a number, one that shows something else, too, and numbers "
     "beyond those it was learned from are guesses.",
 }
@@ -151,9 +155,9 @@ def _limits(run: dict[str, Any]) -> str:
     else:
         last = _ordered(run["test"])[-1][1]
         lines.append(
-            f"- It was measured on {tested['images']} images of the same source, {_expected(last)}. "
-            "Images of another camera, place or time may do worse; measure on your own: `vprompt "
-            "evaluate`."
+            f"- It was measured on {tested['images']} images of the same source, "
+            f"{_expected(last)}. Images of another camera, place or time may do worse; measure on "
+            "your own: `vprompt evaluate`."
         )
     absent = len(counts) - len(seen)
     if absent and target != "number":

@@ -30,7 +30,10 @@ def tables(task: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]
         classes = found[last]["average_precision"].items()
         yield (
             ["class", f"average precision, {last}"],
-            [[name, "no test image" if value is None else kind.text(value)] for name, value in classes],
+            [
+                [name, "no test image" if value is None else kind.text(value)]
+                for name, value in classes
+            ],
         )
 
 

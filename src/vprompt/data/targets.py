@@ -102,13 +102,8 @@ def described(target: str, classes: Sequence[str], labels: Sequence[Label]) -> s
     return f"numbers ({classes[0]}) {span}, {values.mean():.6g} on average"
 
 
-def check(
-    task: str, target: str, classes: Sequence[str], splits: Mapping[str, Sequence[Label]]
-) -> None:
-    """Raise VPromptError for numbers, or sets of classes, of which nothing can be learned.
-
-    The first split is that of training.
-    """
+def check(task: str, target: str, splits: Mapping[str, Sequence[Label]]) -> None:
+    """Raise VPromptError for a label that is no number, or no set of classes."""
     kind: type = float if target == NUMBER else tuple
     for name, labels in splits.items():
         for label in labels:
@@ -118,13 +113,17 @@ def check(
                     f"Task {task!r} has the label {label!r} in {name!r}, and for the target "
                     f"`{target}` it is {wanted}. Mend it, or leave that image out."
                 )
-    alike = set(next(iter(splits.values())))
+
+
+def check_varies(task: str, classes: Sequence[str], labels: Sequence[Label]) -> None:
+    """Raise VPromptError for training labels that are all the same."""
+    alike = set(labels)
     if len(alike) > 1:
         return
-    for label in alike:
-        names = ", ".join(classes[index] for index in classes_of(label)) or "no class"
-        shown = f"{label:g}" if isinstance(label, float) else names
-        raise VPromptError(
-            f"Task {task!r} has one label for all of its training images, {shown}, so there is "
-            "nothing to tell apart. Add images with other labels."
-        )
+    [label] = alike
+    names = ", ".join(classes[index] for index in classes_of(label)) or "no class"
+    shown = f"{label:g}" if isinstance(label, float) else names
+    raise VPromptError(
+        f"Task {task!r} has one label for all of its training images, {shown}, so there is nothing "
+        "to tell apart. Add images with other labels."
+    )

@@ -101,6 +101,12 @@ class Examples:
         order = torch.arange(len(self)) if order is None else order
         return order.split(size) if len(order) else ()
 
+    def subset(self, rows: Sequence[int]) -> "Examples":
+        """Return some of the examples, decoded as they are."""
+        chosen = list(rows)
+        own = digest(self.digest, str(chosen))
+        return Examples(self.pixels[chosen], self.labels[chosen], own, values=self.values)
+
 
 class SealedSplit:
     """The test split: its size can be asked by anyone, its images by `results.measure` alone."""
@@ -146,10 +152,11 @@ class SealedSplit:
 class Task:
     """Labelled images to learn from; `facts` say where they come from, in every result.
 
-    `target` is one of `targets.KINDS`; the only class of numbers is what they measure. `templates` are sentences with `{}` for a class name, for models that read. `only_test` says
-    that nothing is to be learned from it, so that `train` may be empty. `reading` is what its
-    reader met and did, `values` which values become black and white in images of more than 8 bits:
-    left out, the range of the training images, for all splits.
+    `target` is one of `targets.KINDS`; the only class of numbers is what they measure. `templates`
+    are sentences with `{}` for a class name, for models that read. `only_test` says that nothing is
+    to be learned from it, so that `train` may be empty. `reading` is what its reader met and did,
+    `values` which values become black and white in images of more than 8 bits: left out, the range
+    of the training images, for all splits.
     """
 
     name: str
@@ -167,16 +174,17 @@ class Task:
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late or, worse, pass unnoticed."""
-        targets.checked(self.target)
+        if targets.checked(self.target) != CLASS:
+            val = () if self.val is None else self.val.labels
+            labels = {"train": self.train.labels, "val": val}
+            targets.check(self.name, self.target, labels)
         self._check_range()
         if self.only_test:
             return
         if len(self.train) == 0:
             raise VPromptError(f"Task {self.name!r} has no training images.")
         if self.target != CLASS:
-            val = () if self.val is None else self.val.labels
-            labels = {"train": self.train.labels, "val": val}
-            targets.check(self.name, self.target, self.classes, labels)
+            targets.check_varies(self.name, self.classes, self.train.labels)
         if self.target == NUMBER:
             return
         counts = self.class_counts()

@@ -26,9 +26,10 @@ from vprompt.opening import open_adapter, open_for
 class Classifier(nn.Module):
     """Images in, logits `[batch, classes]` out: backbone, prompt and head of one artefact.
 
-    An artefact of numbers gives `[batch, 1]`, the numbers themselves. It takes normalised tensors, as `preprocess` returns them, and whatever `preprocess` takes.
-    Nothing in it asks for a gradient until you say so, and gradients with respect to the images
-    pass. With `check`, float tensors that cannot be normalised images are refused.
+    An artefact of numbers gives `[batch, 1]`, the numbers themselves. It takes normalised tensors,
+    as `preprocess` returns them, and whatever `preprocess` takes. Nothing in it asks for a gradient
+    until you say so, and gradients with respect to the images pass. With `check`, float tensors
+    that cannot be normalised images are refused.
     """
 
     tokens: nn.Parameter | None

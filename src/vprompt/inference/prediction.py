@@ -54,9 +54,7 @@ class Prediction:
     @property
     def answer(self) -> Answered:
         """What was said, apart from the image."""
-        return Answered(
-            self.label, self.probability, self.probabilities, self.labels, self.value
-        )
+        return Answered(self.label, self.probability, self.probabilities, self.labels, self.value)
 
 
 def predict(
@@ -288,9 +286,9 @@ def _listed(listing: Listing) -> list[Path]:
 def write(predictions: Sequence[Prediction], path: Path) -> None:
     """Write a .csv or a .json file, atomically.
 
-    A .csv has one column per label, unless a table named artefacts, whose labels may differ. Several
-    labels have `|` between them, and `[]` stands for none, as `table` reads it. A
-    name that a spreadsheet would compute has an apostrophe before it there; a .json has it as is.
+    A .csv has one column per label, unless a table named artefacts, whose labels may differ.
+    Several labels have `|` between them, and `[]` stands for none, as `table` reads it. A name that
+    a spreadsheet would compute has an apostrophe before it there; a .json has it as is.
     """
     if path.suffix == ".json":
         write_text(path, as_json(predictions) + "\n")

@@ -28,8 +28,8 @@ class Training:
 
     `loss(examples, rows, generator)` is the mean loss on some of the images, with its graph, and
     `logits` what it is computed from by `criterion`, with the labels; a generator switches on
-    dropout and whatever else differs in training. `epoch` counts from 1 to `epochs`, `step` from 0 over all
-    epochs.
+    dropout and whatever else differs in training. `epoch` counts from 1 to `epochs`, `step` from 0
+    over all epochs.
     """
 
     train: Examples

@@ -33,6 +33,7 @@ from vprompt.learning.classifier import (
     start_features,
     start_head,
 )
+from vprompt.learning.optimizing import optimizer_of
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models import company, prefix
 from vprompt.models.heads import Head
@@ -76,6 +77,8 @@ class Tuned:
 
     @property
     def _end(self) -> str:
+        if self.ended == ending.FOLDS:
+            return "; judged by folds, every image once, and then trained on all of them"
         if self.ended != ending.PATIENCE:
             return ""
         age = ending.age_of_least_loss(self.history)
@@ -95,6 +98,7 @@ class _Loop:
     history: list[EpochRecord] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
+    said: dict[int, Tensor] | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that training changes, by name."""
@@ -109,6 +113,8 @@ def tune(
     config: TrainConfig,
     *,
     goal: goals.Goal | None = None,
+    until: int | None = None,
+    said: dict[int, Tensor] | None = None,
     checkpoint: Path | None = None,
     progress: Progress = SILENT,
     after_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
@@ -116,15 +122,17 @@ def tune(
 ) -> Tuned:
     """Train adapter and head, and return the better of the start and every epoch.
 
-    `goal` is what training is after, one class an image unless told. "Better" is accuracy on `val`, then its loss; with `config.keep="least_loss"` it is the loss,
-    among epochs that are no less accurate than the start. `"last"` keeps the last epoch as the
-    literature does, and so does a run without `val`. With `config.patience` training ends once the
-    least loss on `val` is so many epochs old, whatever is kept. With `checkpoint`, a folder, the
-    state is written there after every epoch, and the same run started again continues from it,
-    until the caller has saved the result and calls `Tuned.checkpoint.remove`. `after_epoch` sees
-    the history after every epoch, also of a run that continues; what it raises ends training.
-    `opened` is told of the state, which a training that fails leaves behind as well. In a fleet the
-    images go through the backbone with those of the other members.
+    `goal` is what training is after, one class an image unless told. "Better" is accuracy on `val`,
+    then its loss; with `config.keep="least_loss"` it is the loss, among epochs that are no less
+    accurate than the start. `"last"` keeps the last epoch as the literature does, and so does a run
+    without `val`. With `config.patience` training ends once the least loss on `val` is so many
+    epochs old, whatever is kept. With `checkpoint`, a folder, the state is written there after
+    every epoch, and the same run started again continues from it, until the caller has saved the
+    result and calls `Tuned.checkpoint.remove`. `after_epoch` sees the history after every epoch,
+    also of a run that continues; what it raises ends training. `opened` is told of the state, which
+    a training that fails leaves behind as well. In a fleet the images go through the backbone with
+    those of the other members. Training ends with the epoch `until`, its rates as if it went on,
+    and `said` is filled with what is said of `val` after every epoch.
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
@@ -159,10 +167,10 @@ def tune(
     classifier = Classifier(adapter, first_head, whitening)
     if not any(p.requires_grad for p in classifier.parameters()):
         config = config.model_copy(update={"epochs": 0})
-    loop = _Loop(classifier, _optimizer(classifier, config), goal)
+    loop = _Loop(classifier, optimizer_of(classifier, config), goal, said=said)
     if adapter.shares_passes:
         company.join(adapter.backbone, adapter.prompt(), moves=adapter.moves_tokens)
-    store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
+    store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config, until))
     if opened is not None:
         opened(store)
     resumed = store.load(loop)
@@ -176,7 +184,7 @@ def tune(
         step.advance(steps * done, _note(loop))
         if after_epoch is not None:
             after_epoch(loop.history)
-        while (ended := ending.reason(loop.history, config, adapter.finished())) is None:
+        while (ended := ending.reason(loop.history, config, adapter.finished(), until)) is None:
             epoch = loop.history[-1].epoch + 1
             seen = train
             if cut:
@@ -324,7 +332,10 @@ def _finish_epoch(
     last = epoch in (0, config.epochs) or loop.classifier.adapter.finished()
     if val is not None and (config.keep != "last" or config.patience or last):
         look = compute_features if epoch else start_features
-        judged = loop.goal.judge(_val_logits(loop, val, config, look), val.labels)
+        logits = _val_logits(loop, val, config, look)
+        judged = loop.goal.judge(logits, val.labels)
+        if loop.said is not None:
+            loop.said[epoch] = logits
     record = EpochRecord(epoch, rate, loss, None, None)
     if judged is not None:
         seen = (judged.accuracy, judged.loss, judged.score, judged.measure)
@@ -333,14 +344,14 @@ def _finish_epoch(
         better = True
     else:
         before = next(r for r in loop.history if r.epoch == loop.best_epoch)
-        better = _is_better(record, before, loop.history[0], config.keep)
+        better = is_better(record, before, loop.history[0], config.keep)
     loop.history.append(record)
     if better:
         loop.best = {name: value.clone() for name, value in loop.state().items()}
         loop.best_epoch = epoch
 
 
-def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: str) -> bool:
+def is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: str) -> bool:
     """Compare by quality, then loss; or by loss, among epochs no worse than the start.
 
     Where the images do not define a quality, they never do, and the loss alone compares.
@@ -352,32 +363,8 @@ def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: 
     return (qualities[0], -now.val_loss) > (qualities[1], -before.val_loss)
 
 
-def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build one optimiser that honours weight decay everywhere, on the head's bias if asked."""
-    groups: list[dict[str, Any]] = []
-    of_bias = config.weight_decay if config.decay_bias else 0.0
-    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, of_bias)):
-        if parameter is not None:
-            groups.append(
-                {"params": [parameter], "peak_lr": config.rate_of_head, "weight_decay": decay}
-            )
-    for parameters, factor in classifier.adapter.groups():
-        if parameters:
-            rate = config.lr * factor
-            groups.append(
-                {"params": parameters, "peak_lr": rate, "weight_decay": config.weight_decay}
-            )
-    for group in groups:
-        group["lr"] = group["peak_lr"]
-    if not groups:  # nothing is trained, but torch wants something to optimise
-        groups = [{"params": [nn.Parameter(torch.zeros(()))], "peak_lr": 0.0, "lr": 0.0}]
-    if config.opt == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9)
-    return torch.optim.AdamW(groups)
-
-
 def _identity(
-    loop: _Loop, train: Examples, val: Examples | None, config: TrainConfig
+    loop: _Loop, train: Examples, val: Examples | None, config: TrainConfig, until: int | None
 ) -> dict[str, Any]:
     """Return everything that determines the run; its checkpoint is named after it."""
     return {
@@ -390,6 +377,7 @@ def _identity(
         "backbone": loop.classifier.adapter.backbone.fingerprint,
         "data_config": loop.classifier.adapter.backbone.data_config.to_json(),
         **loop.goal.identity(),
+        **({} if until is None else {"until": until}),
     }
 
 

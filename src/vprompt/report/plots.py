@@ -230,7 +230,7 @@ def _limit_to_what_differs(axes: Axes, found: Sequence[Row]) -> None:
 
 
 def _points(history: Sequence[Row], key: str) -> list[tuple[int, Number]]:
-    return [(record["epoch"], record[key]) for record in history if record[key] is not None]
+    return [(record["epoch"], record[key]) for record in history if record.get(key) is not None]
 
 
 def _line(

@@ -256,7 +256,7 @@ def training(tuning: Run) -> dict[str, Any]:
     """Return the curve, unless there is nothing to draw, and its numbers."""
     history = tuning["history"]
     scored = next((r["val_measure"] for r in history if r.get("val_measure")), "")
-    judged = [r for r in history if r["val_score" if scored else "val_accuracy"] is not None]
+    judged = [r for r in history if r.get("val_score" if scored else "val_accuracy") is not None]
     drawable = len(history) > 1 and (judged or any(r["train_loss"] is not None for r in history))
     return {
         "history": history,

@@ -1,4 +1,4 @@
-"""Several: what is measured of several classes an image: average precision, F1 at the thresholds."""
+"""Several: what is measured of several classes an image: average precision, and F1."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

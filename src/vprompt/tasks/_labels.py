@@ -19,8 +19,8 @@ SEPARATORS = ("|", ";")  # between the classes of a cell, the first of them that
 NOTHING = "[]"  # an image that shows none of the classes
 _MISSING = {
     CLASS: "Write the class of the image, or take the row out.",
-    SEVERAL: f"Write its classes with `|` between them, `{NOTHING}` for an image that shows none of "
-    "them, or take the row out.",
+    SEVERAL: f"Write its classes with `|` between them, `{NOTHING}` for an image that shows none "
+    "of them, or take the row out.",
     NUMBER: "Write the number, or take the row out.",
 }
 _FEW_DECIMALS, _FEW_WHOLE = 10, 20  # different numbers that are surely taken for classes
@@ -85,7 +85,7 @@ def kind_of(cells: Sequence[Cell], asked: str) -> str:
         if isinstance(each.value, list) or (isinstance(each.value, str) and "|" in each.value):
             raise VPromptError(
                 f"{each.where}: the label {_shown(each.value)} looks like several classes of one "
-                f"image. {_say(SEVERAL, 'if they are')}, or {_say(CLASS, 'if it is one name')} "
+                f"image. Add {_say(SEVERAL, 'if they are')}, or {_say(CLASS, 'if it is one name')} "
                 f"{_in_a_spec(each, SEVERAL)}"
             )
     found = _measured(cells)
@@ -93,7 +93,7 @@ def kind_of(cells: Sequence[Cell], asked: str) -> str:
         words = f" beside words such as {found.word!r}" if found.word else ""
         raise VPromptError(
             f"{cells[0].file}: the column {cells[0].column!r} holds {found.different} different "
-            f"numbers{words}, on {len(cells)} images. {_say(NUMBER, 'to learn the number')}, or "
+            f"numbers{words} on {len(cells)} images. Add {_say(NUMBER, 'to learn the number')}, or "
             f"{_say(CLASS, 'to take each for a class')} {_in_a_spec(cells[0], NUMBER)}"
         )
     return CLASS
@@ -106,7 +106,7 @@ def remark(cells: Sequence[Cell]) -> str:
         return ""
     return (
         f"the column {cells[0].column!r} holds {found.different} different numbers, each taken for "
-        f"a class; {_say(NUMBER, 'to learn the number')}"
+        f"a class; add {_say(NUMBER, 'to learn the number')}"
     )
 
 
