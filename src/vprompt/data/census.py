@@ -74,8 +74,8 @@ class Census:
         learned = self.per_class.get("train")
         each = f"; {_span(learned)} training images of each" if learned else ""
         told = f"{len(self.classes)} classes: {named}{each}"
-        if self.about:
-            told = f"{self.about}; {told}" if learned else self.about
+        if self.about:  # numbers have no classes to name
+            told = f"{self.about}; {told}" if self.per_class else self.about
         lines = [self.sizes(), told]
         if self.reading.left_out:
             lines.append(f"left out: {'; '.join(map(str, self.reading.left_out))}")

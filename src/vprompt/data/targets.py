@@ -92,8 +92,10 @@ def split_evenly(labels: Sequence[Label], fractions: Sequence[float], seed: int)
 
 def described(target: str, classes: Sequence[str], labels: Sequence[Label]) -> str:
     """Say what there is to learn where it is not one class an image; nothing where it is."""
-    if target == CLASS or not labels:
+    if target == CLASS:
         return ""
+    if not labels:
+        return "several classes an image" if target == SEVERAL else f"numbers ({classes[0]})"
     if target == SEVERAL:
         each = sum(len(classes_of(label)) for label in labels) / len(labels)
         return f"several classes an image, {each:.1f} on average"
