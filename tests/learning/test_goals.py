@@ -183,7 +183,10 @@ def test_thresholds_are_those_of_the_largest_f1(generator):
     found = best_thresholds(shares, labels)
     for column in range(2):
         shown = labels[:, column].numpy()
-        every = [f1_score(shown, shares[:, column].numpy() >= edge) for edge in shares[:, column]]
+        every = [
+            f1_score(shown, shares[:, column].numpy() >= edge)
+            for edge in shares[:, column].tolist()
+        ]
         assert f1_score(shown, (shares[:, column] >= found[column]).numpy()) == max(every)
     assert found[2] == 0.5 and ((found >= 0) & (found <= 1)).all()
 

@@ -62,7 +62,7 @@ def test_its_strength_is_the_one_of_least_error_on_held_out_folds(features, numb
     head = for_numbers(features, numbers)
     assert head.strength == min(errors, key=errors.get)
     share = errors[head.strength] / numbers.numpy().var()
-    assert head.cv_loss == pytest.approx(share, rel=1e-6) and head.cv_loss < 0.2
+    assert head.cv_loss == pytest.approx(share, rel=1e-4) and head.cv_loss < 0.2
 
 
 def test_a_head_for_several_classes_is_ridge_then_one_slope_and_offsets(features):
