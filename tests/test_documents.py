@@ -120,12 +120,15 @@ def desk(tmp_path, monkeypatch):
 
 
 def test_the_commands_of_the_readme_run_from_top_to_bottom(desk, vprompt):
+    assert vprompt("learn", "new_task", "--model", "tiny", "--epochs", 3, "-q", "--keep", "last",
+                   "--output", "pool/first")[0] == 0  # fmt: skip
     ran = []
     for words in commands(ROOT / "README.md"):
         verb = words[0]
         if verb in NOT_HERE or "few_shot(root" in " ".join(words):
             continue
         own = [HERE.get(word, word) for word in words]
+        own += ["--model", "tiny"] if verb in ("learn", "search") and "--model" not in own else []
         quiet = [] if verb in ("placement", "lengths", "pool", "list") else ["-q"]
         again = ["--overwrite"] if "--output" in own and verb in ("learn", "combine") else []
         code, _, err = vprompt(*own, *SHORT.get(verb, []), *quiet, *again)
@@ -146,3 +149,22 @@ def test_the_python_of_the_readme_runs(desk, vprompt):
         exec(compile(text, "README.md", "exec"), space)
         assert space["features"].shape == (2, 64)
     assert (desk / "report.html").is_file()
+
+
+def test_the_output_of_the_demonstration_is_that_of_its_record():
+    import json
+
+    from vprompt.results import advice
+
+    page = (ROOT / "README.md").read_text("utf-8")
+    run = json.loads((ROOT / "benchmarks/results/demo_combine.json").read_text("utf-8"))
+    shown = [run["moves"]["verdict"], advice.after_combining(run, None)[0]]
+    for name, found in run["test"].items():
+        interval = f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %"
+        row = rf"{name} +{100 * found['acc1']:.1f} %  {interval}"
+        gain = found["gain"]
+        if gain is not None:
+            span = f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
+            row += re.escape(f"  {100 * gain['difference']:+.1f} ({span})")
+        assert re.search(row, page), row
+    assert all(sentence in page for sentence in shown)

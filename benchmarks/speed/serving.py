@@ -33,6 +33,7 @@ from vprompt.prompts.prompt import Prompt, place
 from vprompt.results.runs import describe_machine
 
 CLASSES, TOKENS = 10, 10
+FIFTHS = 5
 NEAR = 0.01  # between probabilities in bf16; docs/concepts.md
 
 
@@ -159,11 +160,12 @@ def measure_server(given, folder, files, pairs, wanted):
             host = server.stdout.readline().split("//")[-1].strip()
             bodies = [file.read_bytes() for file in files]
             warm = ask_all(given.clients, host, bodies, pairs[: max(given.clients * 4, 100)])
-            before = resident(server.pid)
-            began = time.perf_counter()
-            results = ask_all(given.clients, host, bodies, pairs)
-            seconds = time.perf_counter() - began
-            after = resident(server.pid)
+            memory, results, seconds = [resident(server.pid)], [], 0.0
+            for part in np.array_split(np.arange(len(pairs)), FIFTHS):
+                began = time.perf_counter()
+                results += ask_all(given.clients, host, bodies, [pairs[row] for row in part])
+                seconds += time.perf_counter() - began
+                memory.append(resident(server.pid))
         finally:
             server.terminate()
     del warm
@@ -178,7 +180,7 @@ def measure_server(given, folder, files, pairs, wanted):
         "p99_seconds": times[int(0.99 * (len(times) - 1))],
         "lost": lost,
         "mixed_up": mixed,
-        "resident_mib": {"warm": before, "end": after},
+        "resident_mib": memory,  # warm, and after every fifth of the requests
         "stopped_with": server.returncode,
     }
 

@@ -17,14 +17,21 @@ from vprompt.pooling.mix import plan_of
 from vprompt.pooling.scoring import Scores
 from vprompt.pooling.screening import Selection
 from vprompt.results import accounts
-from vprompt.results.cost import combining_estimate, training_estimate
+from vprompt.results.cost import combining_estimate, scoring_estimate, training_estimate
 from vprompt.stages import Setting
 from vprompt.verbs import CombineSettings, LearnSettings, ScoreSettings
 
 
 @takes(LearnSettings)
 def learn(task: str | Task, settings: LearnSettings) -> Outcome:
-    """Learn a prompt and a head for a task on a frozen backbone."""
+    """Learn a prompt and a head for a task on a frozen backbone.
+
+    `task` is what `open_task` takes. The outcome has the artefact, the accuracies on the test split
+    under `no prompt` and `learned`, and the record. With `output` the artefact is also written.
+
+    Raises VPromptError before any work if the task, the model, the method or a setting cannot be
+    used, or if `output` exists.
+    """
     check_output(settings.output, settings.overwrite)
     build = registry.build("adapters", settings.method)
     config = TrainConfig.of(settings.config, stages.training_defaults(settings.method))
@@ -49,11 +56,10 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     trial, looks = build(backbone), setting.sizes(settings.test)
     stages.check_takes(trial, setting.task)
     trainings = len(points) * settings.folds + 1 if settings.folds else len(points)
-    settings.progress.say(
-        training_estimate(
-            trial, setting.train, config, points=trainings, halving=settings.halving, **looks
-        )
+    estimate = training_estimate(
+        trial, setting.train, config, points=trainings, halving=settings.halving, **looks
     )
+    setting = replace(setting, progress=estimate.announce(settings.progress))
     tuned, chosen, reached = stages.tune_best(
         setting,
         lambda: build(backbone),
@@ -71,7 +77,15 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
 
 @takes(CombineSettings)
 def combine(task: str | Task, settings: CombineSettings) -> Outcome:
-    """Weigh a pool's prompts for a new task, add them up, and tune the sum with a new head."""
+    """Combine a pool's prompts for a task with few images.
+
+    The method weighs the sources, and what they learned is added up. The default is an ensemble
+    with a head in closed form, which is not tuned. `outcome.run["moves"]["verdict"]` says whether
+    the pool is worth it. The test split is measured under `no prompt`, the candidates, and `tuned`,
+    which is the result.
+
+    Raises VPromptError if no source of the pool fits the task and the backbone.
+    """
     check_output(settings.output, settings.overwrite)
     plan = plan_of(settings.method, **settings.of_sum())
     config = TrainConfig.of(settings.config, combining_defaults(settings.method, plan.form))
@@ -86,7 +100,7 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     trial, looks = PromptAdapter(setting.backbone, pool.prompts[0]), setting.sizes(settings.test)
     counts = {"sources": len(pool.sources), **looks}
     estimate = combining_estimate(trial, setting.train, config, plan=pool.plan, **counts)
-    settings.progress.say(estimate)
+    setting = replace(setting, progress=estimate.announce(settings.progress))
     weighed = weighing.weigh(setting, settings.method, pool)
     begin = weighing.add_up(setting, settings.method, weighed)
     with setting.clock.stage("tune"):
@@ -99,13 +113,13 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
 
 @takes(ScoreSettings)
 def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] | dict[str, Scores]:
-    """Rank a pool for a task: `(source, score)`, best first.
+    """Rank a pool for a task: return pairs `(source, score)`, the best first.
 
-    The entry `(no prompt)` is the score of the frozen features, the line a source has to pass; a
-    metric of prompts or heads has none. Several metrics give `Scores` each, by name, from one pass
-    of the images. Sources that the screen leaves out are not in the result. Nothing is trained, but
-    the prompt on the target where a metric compares prompts. `progress` says the noise floor, and
-    whether the scores separate the sources.
+    Higher is better. The entry `(no prompt)` is the score of the frozen features, which a source
+    should pass; metrics of prompts or heads have none. A list of metrics gives a dictionary with
+    `Scores` for each, from one pass of the images. Sources that the screen leaves out are not in
+    the result. Only a metric that compares prompts trains one on the target. `progress` is told the
+    noise floor, and whether the scores separate the sources.
     """
     metric = settings.metric
     named = [metric] if isinstance(metric, str) else list(metric)
@@ -114,6 +128,13 @@ def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] 
     sources, _ = screening.finish(selection, setting, adds_up=False)
     for sentence in scoring.rare_classes(setting.train.labels):
         settings.progress.say(sentence)
+    first = next((source.prompt for source in sources if source.prompt is not None), None)
+    if first is not None:
+        trial, counts = PromptAdapter(setting.backbone, first), {"sources": len(sources)}
+        estimate = scoring_estimate(
+            trial, setting.train, setting.config, epochs=plan.target_epochs, **counts
+        )
+        setting = replace(setting, progress=estimate.announce(settings.progress))
     wanted = {name for each in named for name in scoring.needs(each)}
     own = settings.source_data if wanted & scoring.SOURCE_DATA else None
     candidates = comparing.inputs_of_all(setting, sources, plan, own)

@@ -36,11 +36,14 @@ def open_task(
 ) -> Task:
     """Return a task from a spec (`elpv(target=module)`), a folder, or a list of images.
 
-    A folder with a `train800.txt` is read as VTAB-1k; `folder:prefix` reads `prefix_train800.txt`
-    instead; any other folder holds class folders. A VTAB task is found under any of its names:
-    `DIR/cifar100` opens `DIR/cifar`. With `all_test` a folder or list without splits is not cut:
-    all of it is the test split; else `split_seed` says how it is cut. `target` is what labels of a
-    list are: `class`, `several` or `number`.
+    A folder with a `train800.txt` is read as VTAB-1k, and `folder:prefix` reads
+    `prefix_train800.txt` instead. Any other folder holds class folders. A VTAB task is found under
+    any of its names: `DIR/cifar100` opens `DIR/cifar`. A folder or list without splits is cut with
+    `split_seed`. With `all_test` it is not cut, and all of it is the test split. `target` is what
+    the labels of a list are: `class`, `several` or `number`.
+
+    Raises VPromptError if there is no such task, or if classes have no training images, unless
+    `allow_absent`.
     """
     made = _open_task(text, allow_absent, all_test, split_seed, target)
     if target and made.target != targets.checked(target):
@@ -130,10 +133,13 @@ def open_backbone(
 ) -> Backbone:
     """Return a backbone from a plug-in (`demo`), a spec, or anything that timm can name.
 
-    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's; `hf:org/name`
-    and `hf:/path` are models that transformers saved. `image_size` is
-    the side of a square in pixels, or (height, width). `progress` says how its weights were read,
-    where that is worth a sentence.
+    A name and its weights with a comma between, `ViT-B-16,openai`, is open_clip's. `hf:org/name`
+    and `hf:/path` are models that transformers saved. `image_size` is the side of a square in
+    pixels, or (height, width). `device` is `auto`, `cpu`, `cuda` or `mps`. `progress` is told how
+    the weights were read, if that is worth a sentence.
+
+    Raises VPromptError if the model cannot be prompted, if its weights do not fill it whole, or,
+    without a network and within seconds, if they are not on this disk.
     """
     if isinstance(text, Backbone):
         return text

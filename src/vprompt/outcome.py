@@ -31,7 +31,8 @@ RULES = {
 class Outcome:
     """What learn and combine return: the artefact, its measurements, and the full record.
 
-    `test` holds a `measure.Measured` by name, of the kind of the task's target.
+    `test` has a `measure.Measured` for every candidate by name, of the kind of the task's target,
+    and is empty if the test split stayed closed. `run` is what `run.json` holds.
     """
 
     artifact: Artifact

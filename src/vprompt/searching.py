@@ -18,6 +18,7 @@ from vprompt.learning.train_config import TrainConfig
 from vprompt.opening import check_classes, open_backbone, open_task
 from vprompt.outcome import Outcome
 from vprompt.results import runs
+from vprompt.results.cost import searching_estimate
 from vprompt.verbs import SearchSettings
 
 
@@ -62,6 +63,18 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
         keep_states=settings.keep_states,
         progress=progress,
     )
+    second = TrainConfig.of(settings.config, {})
+    estimate = searching_estimate(
+        adapter,
+        setting.train,
+        setting.config,
+        alpha=min(adapter.settings.alpha_batch, len(setting.val or ())),
+        then=second,
+        again=len(drawn.train),
+        val=len(drawn.val or ()),
+        test=len(drawn.test or ()) if settings.test else 0,
+    )
+    setting = replace(setting, progress=estimate.announce(progress))
     with setting.clock.stage("search"):
         tuned = stages.run_tuning(setting, adapter, setting.config)
     found, chosen = adapter.found(), adapter.learns_as()

@@ -1,4 +1,4 @@
-"""Verbs: what each verb can be told, one settings object per verb; imports no torch.
+"""Verbs: the settings of each verb, one object per verb; imports no torch.
 
 Python, the command line, recipes and records all read these fields. A new setting is written here
 (or where it belongs: training in `learning/train_config.py`, a sum in `pooling/settings.py`).
@@ -31,7 +31,7 @@ PoolModel = Annotated[
 
 
 class Recorder(Protocol):
-    """A published protocol, which says of a run in which points it departs from it."""
+    """A published protocol. It says in which points a run departs from it."""
 
     def record(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """Return its name and the departures of a run."""
@@ -42,19 +42,19 @@ def _read_size(value: Any) -> Any:
 
 
 class Verb(Settings):
-    """What every verb can be told about the images, where it runs and whom it tells.
+    """What every verb can be told: which images, on what device, and who shows the progress.
 
-    `shots` draws that many images per class with the seed `draw`; `split_seed` is that of how
-    images without splits are cut. `target` is what a list's labels are: `class`, `several` classes
-    an image, or a `number`; the last two are for `learn`. `progress` is whoever shows how far it
-    is.
+    `shots` draws that many images per class, with the seed `draw`. `split_seed` is the seed by
+    which images without splits are cut. `target` is what the labels of a list are: `class`,
+    `several` classes per image, or a `number`; the last two are for `learn` alone. `progress` is
+    told how far the work is.
     """
 
     OLD: ClassVar[Mapping[str, str]] = {"pool_folder": "pool"}
 
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
-    draw: Annotated[int, Flag("Seed of the draw of shots.", WHAT)] = 0
-    split_seed: Annotated[int | None, Flag("Seed of the cut into splits.", WHAT, shown="0")] = None
+    draw: Annotated[int, Flag("Seed for drawing the shots.", WHAT)] = 0
+    split_seed: Annotated[int | None, Flag("Seed for cutting into splits.", WHAT, shown="0")] = None
     target: Annotated[
         str | None,
         Flag("What labels of a list are: class, several or number.", WHAT, shown="class"),
@@ -73,12 +73,15 @@ class Verb(Settings):
 class Trained(Verb):
     """What every verb that trains can be told.
 
-    `config` is a whole `TrainConfig`, or a mapping of what differs from what the method works best
-    with. `image_size` is the side of a square in pixels, or (height, width). `test=False` leaves
-    the test split closed. `keep_states` keeps the state of the finished training in the cache, so
-    that an equal one costs nothing. `protocol` sets nothing: it is recorded, with every point in
-    which the run departs from it.
+    `config` is a whole `TrainConfig`, or a mapping of the settings that should differ from what the
+    method works best with. `image_size` is the side of a square in pixels, or (height, width).
+    `output` is the folder of the artefact, None to keep none. `test=False` leaves the test split
+    closed. `keep_states` keeps the state of the finished training in the cache, so that the same
+    training costs nothing the next time. `protocol` sets nothing: it is recorded, with every point
+    in which the run departs from it.
     """
+
+    WITHIN: ClassVar[Mapping[str, type[Settings]]] = {"config": TrainConfig}
 
     image_size: Annotated[
         ImageSize | None,
@@ -98,53 +101,56 @@ class Trained(Verb):
     protocol: Annotated[
         Recorder | None,
         SkipValidation,
-        Flag("One of `list protocols`, to compare with.", OUTPUT),
+        Flag("A published protocol to compare with: `vprompt list protocols`.", OUTPUT),
     ] = None
 
 
 class LearnSettings(Trained):
     """What `learn` can be told.
 
-    `method` is a plug-in of `adapters/` with its settings, `grid` names values of the training
-    settings to choose from on validation (ties: the smaller rate); `halving` drops points that lie
-    behind on the way, and `fleet` says how many advance together. `train_on="trainval"` adds the
-    validation images, so nothing is left to choose by and the last epoch is kept; `folds` adds
-    them, too, and judges every epoch on images dealt into so many parts, each by a training on the
-    others.
+    `method` is a plug-in of `adapters/` with its settings. `grid` gives several values for training
+    settings, and the best is chosen on validation (ties: the smaller rate). `halving` drops worse
+    points on the way, and `fleet` says how many are trained together. `train_on="trainval"` also
+    trains on the validation images. Then nothing is left to choose by, and the last epoch is kept.
+    `folds` also trains on them, and judges every epoch on all images: they are dealt into so many
+    parts, and each part is judged by a training on the others.
     """
 
     model: Model = "demo"
     method: Annotated[str, Flag("One of `vprompt list adapters`.", WHAT)] = "vpt"
-    train_on: Annotated[str, Flag("train, or trainval: nothing left to choose by.", TRAINING)] = (
-        "train"
-    )
+    train_on: Annotated[
+        str, Flag("train, or trainval to use validation images, too.", TRAINING)
+    ] = "train"
     folds: Annotated[
         int | None,
         Field(ge=2),
         Flag("Validate on every image once, in so many folds, not on one split.", TRAINING),
     ] = None
     grid: Annotated[Mapping[str, Sequence[float]] | None, SkipValidation] = None
-    halving: Annotated[bool, Flag("Drop points of the grid that lie behind.", TRAINING)] = False
+    halving: Annotated[bool, Flag("Drop the worse points of the grid early.", TRAINING)] = False
     fleet: Annotated[
         str,
         BeforeValidator(lambda asked: str(fleet.checked(asked))),
-        Flag("Points of the grid in one pass: a number, auto, off.", TRAINING),
+        Flag("Grid points trained together: a number, auto, off.", TRAINING),
     ] = "auto"
 
 
 class CombineSettings(Trained, Sum, Pooled):
     """What `combine` can be told.
 
-    `method` is a plug-in of `transfer/`. Sources that were learned on the target itself, a task of
-    its name and classes, are left out unless `include_self`. Training images of another digest than
-    `train_digest` are refused.
+    `method` is a plug-in of `transfer/`. Sources that were learned on the target itself (a task of
+    its name and classes) are left out unless `include_self`. If `train_digest` is given, training
+    images with another digest are refused.
     """
 
     method: Annotated[str, Flag("One of `vprompt list transfer`.", WHAT)] = METHOD
     model: PoolModel = None
     include_self: Annotated[
         bool,
-        Flag("Keep sources learned on the target.", names=("--include-self/--exclude-self",)),
+        Flag(
+            "Whether to keep sources learned on the target.",
+            names=("--include-self/--exclude-self",),
+        ),
     ] = False
     train_digest: str | None = None
 
@@ -152,25 +158,27 @@ class CombineSettings(Trained, Sum, Pooled):
 class SearchSettings(Trained):
     """What `search` can be told.
 
-    `method` is a search of `adapters/` with its settings, `search_config` how it is trained and
-    `config` how the found prompt is, or what differs there from the usual. `alpha_data` is `val`,
-    `half` (half of each class's training images, which then train in the second stage), or `auto`:
-    as the method asks, which is `val` where there is one for `dpl`.
+    `method` is a search of `adapters/` with its settings. `search_config` says how the search is
+    trained, and `config` how the prompt of the found lengths is, or what differs there from the
+    usual. `alpha_data` are the images that choose the lengths: `val`, `half` (half of each class's
+    training images, which all train in the second stage), or `auto`, which is what the method asks
+    for: for `dpl` it is `val` if there is one.
     """
 
     model: Model = "demo"
-    method: Annotated[str, Flag("A search, with its settings.", WHAT)] = "dpl"
+    method: Annotated[str, Flag("A search (dpl, clip_dpl), with its settings.", WHAT)] = "dpl"
     search_config: Annotated[TrainConfig | Mapping[str, Any] | None, SkipValidation] = None
-    alpha_data: Annotated[str, Flag("val, half (of the training images), or auto.", TRAINING)] = (
-        "auto"
-    )
+    alpha_data: Annotated[
+        str, Flag("Images that choose: val, half (of train), auto.", TRAINING)
+    ] = "auto"
 
 
 class ScoreSettings(Verb, Pooled):
     """What `score` can be told.
 
-    `metric` is one of `metrics/`, or several. `source_data` is a folder of the sources' own tasks,
-    by the names they were learned under, for metrics that match source with target.
+    `metric` is one of `metrics/`, or a list of several. `source_data` is a folder with the sources'
+    own tasks, under the names that they were learned under. Metrics that match source with target
+    need it.
     """
 
     metric: Annotated[str | Sequence[str], Flag("One of `vprompt list metrics`, or all.", WHAT)] = (
@@ -178,5 +186,5 @@ class ScoreSettings(Verb, Pooled):
     )
     model: PoolModel = None
     source_data: Annotated[
-        Path | str | None, Flag("Folder of the sources' own tasks, where needed.", POOL)
+        Path | str | None, Flag("Folder of the sources' own tasks, for otce.", POOL)
     ] = None

@@ -518,6 +518,7 @@ def test_the_passes_are_those_that_a_backbone_sees(expand, monkeypatch, tiny, tm
     from vprompt.bench import estimate, work
     from vprompt.bench.runner import run
     from vprompt.bench.store import Store
+    from vprompt.core.forecast import Estimate
 
     seen, embed = [], type(tiny).embed
 
@@ -527,8 +528,8 @@ def test_the_passes_are_those_that_a_backbone_sees(expand, monkeypatch, tiny, tm
 
     jobs = expand(methods=[LINEAR, VPT, UNIFORM], sources=SOURCES, seeds=[0, 1])
     passes = estimate.total(estimate.count(jobs))
-    monkeypatch.setattr("vprompt.flow.training_estimate", lambda *a, **k: "")
-    monkeypatch.setattr("vprompt.flow.combining_estimate", lambda *a, **k: "")
+    for name in ("training_estimate", "combining_estimate"):  # which look at images of their own
+        monkeypatch.setattr(f"vprompt.flow.{name}", lambda *a, **k: Estimate("nothing"))
     work.load_backbone("tiny", 32, "auto")  # checked with images of its own
     monkeypatch.setattr(type(tiny), "embed", counted)
     run(jobs, Store(tmp_path / "out"), fleet="off")  # a fleet tries how wide it may be

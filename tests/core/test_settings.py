@@ -43,6 +43,15 @@ def test_what_is_no_setting_or_is_missing_is_a_type_error_as_of_any_function():
         paint(depth=1)
 
 
+def test_a_wrong_name_is_answered_with_the_right_one():
+    import vprompt
+
+    with pytest.raises(TypeError, match=r"'epochs': write config=\{'epochs': \.\.\.\}"):
+        vprompt.combine("digits", pool=".", epochs=0)
+    with pytest.raises(TypeError, match="'img_size': did you mean 'image_size'"):
+        vprompt.learn("digits", img_size=32)
+
+
 @pytest.mark.parametrize("given, wanted", [({"tone": 3}, "--tone"), ({"depth": -1}, "depth")])
 def test_a_wrong_value_is_one_sentence_that_names_the_setting_as_it_is_typed(given, wanted):
     from vprompt import VPromptError

@@ -193,9 +193,9 @@ def test_an_estimate_counts_the_passes_that_cutting_needs(tiny):
     pixels = np.zeros((8, 32, 32, 3), dtype=np.uint8)
     examples = Examples(pixels, torch.arange(8) % 2, "eight")
     adapter = registry.build("adapters", "linear")(tiny)
-    said = training_estimate(adapter, examples, TrainConfig(epochs=7))
+    said = str(training_estimate(adapter, examples, TrainConfig(epochs=7)))
     assert "one pass over 8 images" in said
-    said = training_estimate(adapter, examples, TrainConfig(epochs=7, augment="crop_flip"))
+    said = str(training_estimate(adapter, examples, TrainConfig(epochs=7, augment="crop_flip")))
     assert "7 epochs x 8 images" in said
 
 

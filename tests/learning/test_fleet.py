@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -98,8 +99,24 @@ def small():
     return tiny.load(image_size=32)
 
 
+@pytest.fixture
+def two_lanes():
+    """Compute on two cores, which a fleet shares between two threads."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("width", [None, 3])
 def test_in_float64_every_member_learns_what_it_learns_alone(small, float64, width):
+    check_in_float64(small, width)
+
+
+def test_in_float64_two_lanes_change_nothing(small, float64, two_lanes):
+    check_in_float64(small, None)
+
+
+def check_in_float64(small, width):
     from vprompt.core import fleet
 
     small = small.double()
@@ -153,7 +170,7 @@ def test_a_member_without_images_says_so_and_leaves(small):
 
 
 @pytest.mark.parametrize("steps", [2, 4, 7])
-def test_a_fleet_that_was_stopped_resumes_to_the_same_bits(small, tmp_path, steps):
+def test_a_fleet_that_was_stopped_resumes_to_the_same_bits(small, tmp_path, two_lanes, steps):
     from vprompt.core import fleet
 
     names = ("deep", "other data", "shallow", "linear", "other seed", "patient")
@@ -170,6 +187,31 @@ def test_a_fleet_that_was_stopped_resumes_to_the_same_bits(small, tmp_path, step
     for found, expected in zip(again, whole, strict=True):
         mine, theirs = values(found), values(expected)
         assert mine[1] == theirs[1] and torch.equal(mine[0], theirs[0])
+
+
+def test_each_lane_has_a_part_of_the_members_and_fails_alone(two_lanes):
+    from vprompt.core import fleet
+
+    seen, there = set(), threading.Barrier(2, timeout=20)
+
+    def answer(asked):
+        there.wait()  # both lanes are at work, or nobody gets on
+        seen.add((threading.current_thread().name, torch.get_num_threads(), *asked))
+        if 3 in asked:
+            raise ValueError(f"no answer to {asked}")
+        return asked
+
+    def work(number):
+        mine = fleet.member()
+        mine.ask(fleet.FORWARD, "key", number, list, divides=True)
+        return mine.ask(fleet.BACKWARD, "key", number, answer, divides=True)
+
+    one, two, three, four = fleet.run([functools.partial(work, n) for n in (1, 2, 3, 4)])
+    assert (one, two) == (1, 2)
+    assert str(three) == str(four) == "no answer to [3, 4]"
+    assert {entry[1:] for entry in seen} == {(1, 1, 2), (1, 3, 4)}
+    assert len({entry[0] for entry in seen}) == 2
+    assert torch.get_num_threads() == 2
 
 
 def test_what_several_members_look_at_under_one_prompt_is_computed_once(small, monkeypatch):

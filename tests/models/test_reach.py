@@ -28,6 +28,56 @@ def test_a_model_that_is_not_on_disk_is_refused_in_under_five_seconds(nowhere, r
     assert time.perf_counter() - began < 5
 
 
+def test_a_model_of_transformers_is_refused_as_quickly(nowhere, refused):
+    from vprompt import open_backbone
+
+    pytest.importorskip("transformers")
+    began = time.perf_counter()
+    with refused("not on this disk", "does not answer", "demo"):
+        open_backbone("hf:facebook/dinov2-small")
+    assert time.perf_counter() - began < 5
+
+
+def test_weights_at_a_plain_address_are_refused_as_quickly(nowhere, refused, tmp_path):
+    from vprompt.backbones import _reach
+
+    url, began = "http://127.0.0.1:9/weights/vit-ab12.pth", time.perf_counter()
+    with refused("some_vit", "not on this disk", "http://127.0.0.1:9 does not answer", "demo"):
+        _reach.check_url("some_vit", url, tmp_path)
+    assert time.perf_counter() - began < 5
+    (tmp_path / "vit-ab12.pth").write_bytes(b"fetched before")
+    _reach.check_url("some_vit", url, tmp_path)
+
+
+def test_libraries_are_asked_for_a_plain_address_only_where_it_answers(nowhere, refused):
+    import timm
+
+    from vprompt import open_backbone
+
+    cfg = timm.models.get_pretrained_cfg("vit_tiny_patch16_224.augreg_in21k")
+    assert cfg.url, "what is tried below"
+    overlay = {**cfg.to_dict(), "hf_hub_id": None, "url": "http://127.0.0.1:9/vit.pth"}
+    held = timm.models._registry._model_pretrained_cfgs
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    before, held[name] = held[name], type(cfg)(**overlay)
+    try:
+        with refused(name, "http://127.0.0.1:9 does not answer"):
+            open_backbone(name)
+    finally:
+        held[name] = before
+
+
+@pytest.mark.parametrize("name", ["https://example.org/vit.pth"])
+def test_an_address_in_place_of_a_name_is_answered_with_what_to_type(nowhere, refused, name):
+    from vprompt import open_backbone
+    from vprompt.backbones import timm_vit
+
+    with refused("That is an address: download the file", "checkpoint="):
+        open_backbone(name)
+    with refused("No weight file at", "Download it"):
+        timm_vit.load(model="vit_tiny_patch16_224", checkpoint=name)
+
+
 def test_a_host_that_never_answers_costs_no_more(nowhere, monkeypatch):
     from huggingface_hub import utils
 

@@ -173,6 +173,38 @@ def held(shelf_folder, tiny, monkeypatch):
         go.set()
 
 
+def test_two_batches_are_computed_at_once_on_half_of_the_cores_each(shelf_folder, tiny):
+    import numpy as np
+    import torch
+
+    from vprompt.inference.serving import PromptServer, serve
+    from vprompt.web.gathering import Gatherer
+    from vprompt.web.limits import Limits
+
+    there, cores = threading.Barrier(2, timeout=20), []
+
+    class Both(PromptServer):
+        def logits(self, *given, **more):
+            cores.append(torch.get_num_threads())
+            there.wait()  # one batch alone would get no further
+            return super().logits(*given, **more)
+
+    places = [shelf_folder / name for name in NAMES[:2]]
+    server = Both(tiny, serve(places, model=tiny).artifacts)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gatherer = Gatherer(lambda: server, Limits(batch_size=1))
+        pixels = np.zeros((*tiny.data_config.input_size[1:], 3), np.uint8)
+        answers = [gatherer.submit(pixels, str(place)) for place in places]
+        found = [each.result(20).artifact for each in answers]
+        gatherer.close()
+        assert found == [str(place) for place in places] and cores == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_full_queue_is_429_and_a_late_answer_504(held):
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(held.send, png(1), artifact=["ash"]) for _ in range(3)]

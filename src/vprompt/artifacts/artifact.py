@@ -51,10 +51,11 @@ _LONGEST = 60  # characters of a value in an error
 class Artifact:
     """A prompt, its head, the task's embedding, and everything its card and config say.
 
-    `config` holds the keys of `adapter_config.json`; `folder` is where it was read from. `state`
-    is what a method without a prompt trained, by name; `config["method"]` says which. `text` is the
-    other half of a prompt for two towers; the head then holds its classes' features. `start` is
-    what the prompt was learned from, where `config["prompt_init"]` does not say how to compute it.
+    `config` holds the keys of `adapter_config.json`, and `folder` is where it was read from.
+    `state` holds the tensors that a method without a prompt trained, by name; `config["method"]`
+    says which method. `text` is the text half of a prompt for two towers; the head then holds the
+    features of its classes. `start` is what the prompt was learned from, unless
+    `config["prompt_init"]` says how to compute it.
     """
 
     prompt: Prompt | None
@@ -88,11 +89,12 @@ class Artifact:
         return prompt_digest(self.prompt)
 
     def preprocess(self, images: Any) -> Tensor:
-        """Return what the backbone reads: one image as `[3, height, width]`, several as a batch.
+        """Return normalised images: one as `[3, height, width]`, several as `[batch, 3, ...]`.
 
         An image is a path, a Pillow image, a NumPy array `[height, width, 3]` or a tensor
-        `[3, height, width]` of whole numbers up to 255 or floats up to 1; several are a list, or
-        one more axis in front. So this is also a `transform` for torchvision's data sets.
+        `[3, height, width]`, with whole numbers from 0 to 255 or floats from 0 to 1. Several are a
+        list, or have one more axis in front. This also works as a `transform` for torchvision's
+        data sets. Raises VPromptError for other shapes and ranges.
         """
         config, found = self.data_config, inputs.each(images)
         if not found:
@@ -159,9 +161,10 @@ def save(
     overwrite: bool = False,
     run: dict[str, Any] | None = None,
 ) -> None:
-    """Write the folder, with the record of the run if there is one; complete or not at all.
+    """Write the folder, with the record of the run if there is one, completely or not at all.
 
-    Of several processes that share a run, the first alone writes.
+    If several processes share a run, only the first writes. Raises VPromptError if the folder
+    exists, unless `overwrite`; what is replaced has to be an artefact.
     """
     if not distributed.is_first():
         return

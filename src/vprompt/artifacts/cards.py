@@ -46,9 +46,10 @@ def render(config: dict[str, Any], run: dict[str, Any], *, place: str = "FOLDER"
         "## Results",
         _results(run),
         *_each_class(config, run),
-        f"Selection: {run['tuning']['selection']}; {run['tuning']['kept']}. One run, seed "
-        f"{run['train']['seed']}; the test split was opened once, at the end. Intervals are "
-        f"{_INTERVALS[_target(config)]} for the test images, and say nothing about other seeds.",
+        f"Rule for the epoch: {run['tuning']['selection']}. Result: {run['tuning']['kept']}. This "
+        f"is one run with seed {run['train']['seed']}. The test split was opened once, at the end. "
+        f"Intervals are {_INTERVALS[_target(config)]} for the test images. They say nothing about "
+        "other seeds.",
     ]
     if run.get("screening"):
         lines += ["## Screening", _screening(run["screening"])]
@@ -118,12 +119,12 @@ def _classes(names: list[str]) -> str:
 
 
 _ALWAYS = {
-    "class": "- Every image is given one of the classes above, one that shows none of them, too. A "
-    "probability is no warning of that.",
-    "several": "- An image of something else is given classes as well, or none. A probability is "
-    "no warning of that.",
-    "number": "- Every image is given a number, one that shows something else, too, and numbers "
-    "beyond those it was learned from are guesses.",
+    "class": "- Every image gets one of the classes above, even an image that shows none of them. "
+    "Its probability does not warn you.",
+    "several": "- An image of something else may get classes as well. Their probabilities do not "
+    "warn you.",
+    "number": "- Every image gets a number, even an image of something else. Numbers beyond those "
+    "it was learned from are guesses.",
 }
 
 
@@ -132,10 +133,10 @@ def _expected(found: dict[str, Any]) -> str:
     kind = measured.of(found)
     if kind is measured.ACCURACY:
         low, high = 100 * found["low"], 100 * found["high"]
-        return f"on which between {low:.0f} and {high:.0f} % are to be expected right"
+        return f"Of such images, {low:.0f} to {high:.0f} % get the right class (95 % interval)"
     if kind is measured.EXPLAINED:
-        return f"on which it is off by {found['mae']:.4g} on average"
-    return f"with a mean average precision of {kind.text(measured.value(found))}"
+        return f"It is off by {found['mae']:.4g} on average"
+    return f"Its mean average precision is {kind.text(measured.value(found))}"
 
 
 def _limits(run: dict[str, Any]) -> str:
@@ -155,9 +156,9 @@ def _limits(run: dict[str, Any]) -> str:
     else:
         last = _ordered(run["test"])[-1][1]
         lines.append(
-            f"- It was measured on {tested['images']} images of the same source, "
-            f"{_expected(last)}. Images of another camera, place or time may do worse; measure on "
-            "your own: `vprompt evaluate`."
+            f"- It was measured on {tested['images']} images of the same source. "
+            f"{_expected(last)}. It may do worse on images of another camera, place or time. Measure it on your own: "
+            "`vprompt evaluate`."
         )
     absent = len(counts) - len(seen)
     if absent and target != "number":

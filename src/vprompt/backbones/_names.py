@@ -35,6 +35,11 @@ def advice(name: str) -> str:
 
     Nothing where nothing is near.
     """
+    if re.match("https?://", name):
+        return (
+            'That is an address: download the file, and write "timm_vit(model=NAME, '
+            "checkpoint='/path')\" with the name of its architecture. "
+        )
     typed = name.removeprefix("hf-hub:")
     found = _on_disk(name) or _of_open_clip(typed) or _of_timm(typed)
     return f"{found} " if found else ""

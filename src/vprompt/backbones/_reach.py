@@ -8,6 +8,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vprompt.backbones._names import advice
 from vprompt.core.errors import VPromptError
@@ -32,17 +33,37 @@ def hub(model: str, repository: str | None) -> Iterator[None]:
         yield
         return
     if not _is_on_disk(repository):
-        raise VPromptError(
-            f"The weights of {model!r} are not on this disk, and {constants.ENDPOINT} does not "
-            f"answer ({problem}). Run the same command again with a network, or use what needs "
-            "none: `demo`, `local-dir:/path`, or a weight file as "
-            f"`timm_vit(model=NAME, checkpoint='/path')`. {advice(model)}".rstrip()
-        )
+        raise _refusal(model, constants.ENDPOINT, problem)
     constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = False
+
+
+def check_url(model: str, url: str, folder: Path) -> None:
+    """Raise VPromptError where weights at a plain address are neither in `folder` nor to be had.
+
+    Libraries keep such a file in `folder` under its own name, and try for a minute to fetch it.
+    """
+    from huggingface_hub import constants
+
+    parts = urlsplit(url)
+    if (folder / Path(parts.path).name).is_file():
+        return
+    host = f"{parts.scheme}://{parts.netloc}"
+    offline = "HF_HUB_OFFLINE is set, so nobody is asked" if constants.HF_HUB_OFFLINE else ""
+    if problem := offline or _problem(host):
+        raise _refusal(model, host, problem)
+
+
+def _refusal(model: str, address: str, problem: str) -> VPromptError:
+    return VPromptError(
+        f"The weights of {model!r} are not on this disk, and {address} does not answer "
+        f"({problem}). Run the same command again with a network, or use what needs none: `demo`, "
+        "`local-dir:/path`, or a weight file as `timm_vit(model=NAME, checkpoint='/path')`. "
+        f"{advice(model)}".rstrip()
+    )
 
 
 def _problem(address: str) -> str:

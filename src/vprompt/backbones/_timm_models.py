@@ -49,7 +49,10 @@ def create(
             return vit, f"{file}: read as the original ViT's arrays"
         held = _held(model, file, sketch.pretrained_cfg)
         if held is None:
-            with _reach.hub(model, sketch.pretrained_cfg.get("hf_hub_id")):
+            known = sketch.pretrained_cfg
+            if known.get("url") and not known.get("hf_hub_id"):
+                _reach.check_url(model, known["url"], Path(torch.hub.get_dir()) / "checkpoints")
+            with _reach.hub(model, known.get("hf_hub_id")):
                 return _make(model, True, options), ""
         source = str(file) if file is not None else model
         state, remark = _checkpoints.unwrap(held, list(sketch.state_dict()), source)
@@ -193,7 +196,8 @@ def _weight_file(model: str, checkpoint: str | None) -> Path | None:
     if checkpoint is not None:
         path = Path(checkpoint).expanduser()
         if not path.is_file():
-            raise VPromptError(f"No weight file at {checkpoint!r}.")
+            address = " Download it, and give the path of the file." if "://" in checkpoint else ""
+            raise VPromptError(f"No weight file at {checkpoint!r}.{address}")
         return path
     if model.startswith(_FOLDER):
         return _checkpoints.find_in(Path(model.removeprefix(_FOLDER)))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones import _hf_models
+from vprompt.backbones import _hf_models, _reach
 from vprompt.backbones._filling import check_fills, listed
 from vprompt.backbones._hf_processor import data_config_of
 from vprompt.backbones._timm_models import patch_size_of
@@ -38,7 +38,8 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
     """
     place, revision = _place(model)
     library = _library()
-    with _explained(model), _quiet():
+    repository = None if Path(place).is_dir() else place
+    with _explained(model), _quiet(), _reach.hub(model, repository):
         where = {"revision": revision} if revision else {}
         raw, _ = library.PretrainedConfig.get_config_dict(place, **where)
         kind = _kind(raw, model)

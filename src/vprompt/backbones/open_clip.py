@@ -8,6 +8,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -206,6 +207,8 @@ def load(
             # still runs, several points worse, and open_clip only warns.
             options["quick_gelu"] = bool(weights["quick_gelu"])
         torch.manual_seed(seed)
+        if pretrained and weights.get("url") and not weights.get("hf_hub"):
+            _reach.check_url(model, weights["url"], Path("~/.cache/clip").expanduser())
         with _reach.hub(model, _repository(weights.get("hf_hub", "")) if pretrained else None):
             clip = library.create_model(
                 architecture,

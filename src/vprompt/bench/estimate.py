@@ -19,15 +19,23 @@ from vprompt.bench.recipe import BenchRecipe
 from vprompt.bench.work import load_backbone
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
+from vprompt.core.forecast import words
 from vprompt.core.precision import autocast
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter, PromptAdapter
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models.backbone import Backbone
 from vprompt.pooling.mix import PUBLISHED, plan_of
-from vprompt.results.cost import FORWARD_SHARE, SCALES, images_per_second, judged, words
+from vprompt.results.cost import (
+    FORWARD_SHARE,
+    SCALES,
+    forward_per_second,
+    images_per_second,
+    judged,
+)
 
 TRIAL_IMAGES = 16
+_EACH = 1.0  # seconds of a run beside its images: heads, weights, record
 FEATURES_ONLY = ("linear", "mlp")  # never look into the backbone: its features are computed once
 COMBINE = "combine"  # the kind of every method that tunes a sum
 STAND_IN = "vpt(num_virtual_tokens=1, deep=False)"  # timed in place of those
@@ -58,39 +66,52 @@ class Passes:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one small step of a kind of adapter showed."""
+    """What one small step of a kind of adapter showed, and a pass without a backward one."""
 
     images_per_second: float
+    forward_per_second: float
     bytes_per_image: float
 
 
-def sentences(
+@dataclass(frozen=True)
+class Announced:
+    """What is said of a benchmark before it starts, and the seconds in it, where they are known."""
+
+    sentences: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def announced(
     recipe: BenchRecipe, jobs: Sequence[Job], *, dry_run: bool, speed: float | None = None
-) -> list[str]:
-    """Say how long the jobs will take and in how much memory.
+) -> Announced:
+    """Return how long the jobs will take and in how much memory.
 
     A dry run loads only backbones that need no download; for others it says the time as a formula.
     """
     if not jobs:
-        return []
+        return Announced()
     passes = count(jobs)
     if dry_run and (speed is not None or not _at_hand(recipe.backbone.model)):
-        return [formula(total(passes), speed)]
+        return Announced((formula(total(passes), speed),))
     backbone = load_backbone(jobs[0].model, jobs[0].image_size, jobs[0].device)
     learned = None if recipe.sources is None else recipe.sources.learn
     found, problems = trials(jobs, backbone, learned)
     if not found:
-        return problems
+        return Announced(tuple(problems))
     speeds = [trial.images_per_second for trial in found.values()]
     batch = max(TrainConfig.checked(job.train).batch_size for job in jobs)
-    return [
-        f"about {words(seconds(passes, found))} on {backbone.device}: {total(passes).both:,.0f} "
-        f"images forward and backward, {total(passes).forward:,.0f} forward alone, at "
-        f"{min(speeds):.0f} to {max(speeds):.0f} images/s a training step",
-        f"about {memory(backbone, found, batch) / 1e9:.1f} GB: the weights, and what a step of "
-        f"{batch} images keeps; Python and its libraries come on top",
-        *problems,
-    ]
+    expected = seconds(passes, found) + _EACH * len(jobs)
+    return Announced(
+        (
+            f"about {words(expected)} on {backbone.device}: {total(passes).both:,.0f} "
+            f"images forward and backward, {total(passes).forward:,.0f} forward alone, at "
+            f"{min(speeds):.0f} to {max(speeds):.0f} images/s a training step",
+            f"about {memory(backbone, found, batch) / 1e9:.1f} GB: the weights, and what a step of "
+            f"{batch} images keeps; Python and its libraries come on top",
+            *problems,
+        ),
+        expected,
+    )
 
 
 def count(jobs: Iterable[Job]) -> dict[str, Passes]:
@@ -135,7 +156,11 @@ def trials(
 
 def seconds(passes: Mapping[str, Passes], found: Mapping[str, Trial]) -> float:
     """Return how long all passes take at the speed of the trials; of other kinds, nothing."""
-    return sum(passes[kind].steps / trial.images_per_second for kind, trial in found.items())
+    return sum(
+        passes[kind].both / trial.images_per_second
+        + passes[kind].forward / trial.forward_per_second
+        for kind, trial in found.items()
+    )
 
 
 def memory(backbone: Backbone, found: Mapping[str, Trial], batch: int) -> float:
@@ -259,4 +284,8 @@ def _try(adapter: Adapter, config: TrainConfig) -> Trial:
         features = adapter.features(images)  # holds on to what was kept, so addresses stay apart
     needed = sum(kept.values()) / TRIAL_IMAGES
     del features
-    return Trial(images_per_second(adapter, examples, config), needed)
+    return Trial(
+        images_per_second(adapter, examples, config),
+        forward_per_second(adapter, examples, config),
+        needed,
+    )

@@ -77,6 +77,7 @@ def bench_run(
     from vprompt.bench import jobs as benches
     from vprompt.bench import recipe as recipes
     from vprompt.bench.store import Store
+    from vprompt.core.forecast import Estimate, Forecast, Part
 
     if device == "cpu" and num_gpus is None and executor != "local":
         num_gpus = 0.0
@@ -97,15 +98,15 @@ def bench_run(
         terminal.say(
             f"{others} runs in {output} are of other recipes, or of this one before it changed"
         )
-    for sentence in (
-        *runner.mixed_precision(picked, store, device),
-        *estimate.sentences(read, left, dry_run=dry_run, speed=speed),
-    ):
+    announced = estimate.announced(read, left, dry_run=dry_run, speed=speed)
+    for sentence in (*runner.mixed_precision(picked, store, device), *announced.sentences):
         terminal.say(sentence)
     if dry_run:
         return
     store.start(read, every)
-    with terminal.progress(quiet) as progress:
+    expected = Estimate("runs", {"runs": Part(announced.seconds, len(left))})
+    with terminal.progress(quiet) as shown:
+        progress = Forecast(shown, expected)
         report = runner.run(
             picked,
             store,
@@ -139,7 +140,7 @@ def bench_table(
         typer.Option(help="Another candidate of the records, such as `combined, untuned`."),
     ] = None,
 ) -> None:
-    """Print the table of a benchmark, of whatever is finished."""
+    """Print the table of the finished runs of a benchmark."""
     from vprompt.bench.formats import render
     from vprompt.bench.store import Store
     from vprompt.bench.summary import summarise
@@ -156,7 +157,7 @@ def bench_compare(
     there: Annotated[Path, typer.Argument(help="Another of the same kind.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say field by field why two numbers differ, what explains most first."""
+    """Say field by field why two numbers differ; what explains most comes first."""
     from vprompt.bench.compare import compare
 
     with terminal.reading_record(Path("One of these")):
@@ -181,7 +182,7 @@ def bench_check(
     anchors: Annotated[Path, typer.Option(help="Folder of .csv files of published numbers.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Hold results against published numbers, where the two can be compared."""
+    """Compare results with published numbers, if the two can be compared."""
     from vprompt.bench import anchors as published
     from vprompt.bench.store import Store
 

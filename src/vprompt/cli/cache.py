@@ -55,7 +55,7 @@ def cache_clean(
         float, typer.Option(help="Only what was not used for so many days.")
     ] = 0.0,
 ) -> None:
-    """Remove what is kept; it is computed or fetched again when it is needed."""
+    """Remove what is kept. It is computed or fetched again when it is needed."""
     from vprompt.core import shelves
 
     gone = shelves.clean(tuple(kinds or shelves.KINDS), older_than=older_than)

@@ -18,15 +18,18 @@ from vprompt.core.settings import WHAT
 from vprompt.learning.train_config import COMBINE
 from vprompt.verbs import CombineSettings
 
+# An ensemble is not tuned, and one prompt is.
+USUAL = {**COMBINE, "epochs": "0 for an ensemble, else 10"}
 
-@commands.of_verb(CombineSettings, usual=COMBINE, optional=["pool"])
+
+@commands.of_verb(CombineSettings, usual=USUAL, optional=["pool"])
 def combine(
     given: dict[str, Any],
     task: OptionalTaskArgument = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A .yml recipe, or a combined artefact, for TASK and --pool.",
+            help="A .yml recipe, or a combined artefact, in place of TASK and --pool.",
             rich_help_panel=WHAT,
             metavar="PATH",
         ),
@@ -36,7 +39,7 @@ def combine(
     freeze_report: FreezeReportOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Combine a pool's prompts for a new task with few images, then tune the sum."""
+    """Combine a pool's prompts for a task with few images, and say whether the pool helped."""
     options.check_place(given)
     from vprompt import flow
     from vprompt.pooling import recipe as recipes

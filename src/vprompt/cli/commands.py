@@ -13,9 +13,9 @@ from vprompt.core.settings import ADVANCED, GROUPS, Flag, Settings
 from vprompt.learning.train_config import TrainConfig
 
 NOT_HERE = (
-    "Deliberately not here: settings of a method, which go with its name, `'vpt(deep=false)'`; "
-    "workers and resuming, since images are decoded once and the same command goes on where it "
-    "stopped; {fields}, which stand in Python and in a recipe's `train`."
+    "Some options are deliberately not here. Settings of a method are written with its name: "
+    "`'vpt(deep=false)'`. Workers are not needed, since images are decoded once. Resuming is "
+    "running the same command again. {fields} can be set in Python and in a recipe's `train`."
 )
 
 METAVARS = {bool: "", int: "N", float: "X", Path: "PATH", list[Path]: "PATH"}

@@ -17,7 +17,7 @@ def data_list(
     root: Annotated[Path, typer.Argument(help="A folder of VTAB-1k folders, or one of them.")],
     as_json: JsonOption = False,
 ) -> None:
-    """List the tasks under a folder, VTAB's in the order of the published tables."""
+    """List the tasks in a folder; those of VTAB in the order of the published tables."""
     from vprompt.core.errors import VPromptError
     from vprompt.data.verify import tasks_in
 

@@ -25,12 +25,12 @@ def export(
     preprocess: Annotated[
         bool, typer.Option("--preprocess", help="The model takes uint8 pixels of any size.")
     ] = False,
-    opset: Annotated[int, typer.Option(help="Of an ONNX file.")] = 18,
+    opset: Annotated[int, typer.Option(help="Operator set of an ONNX file.")] = 18,
     external_data: Annotated[
         bool | None,
         typer.Option(
             "--external-data/--one-file",
-            help="Weights beside an ONNX file, or in it. Default: beside it where above 2 GB.",
+            help="Weights beside an ONNX file, or in it. Default: beside it above 2 GB.",
         ),
     ] = None,
     model: BackboneOption = None,
@@ -65,25 +65,35 @@ def import_prompt(
         str, typer.Option("--from", help="vpt, vtab, coop, maple, pro_vpt, dpl or peft.")
     ],
     output: Annotated[Path, typer.Option(help="Folder to write the artefact to.")],
-    model: BackboneOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "--backbone", help="The backbone that it was learned on."),
+    ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="Names in the order of training: 'cat,dog', or a file of lines."),
+        typer.Option(help="Class names in the order of training: 'cat,dog', or a file of lines."),
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="The sentence around class names, with {}.")
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="What the original normalised by: '0.5,0.5,0.5'.")
+        str | None, typer.Option(help="Mean that the original normalised by: '0.5,0.5,0.5'.")
     ] = None,
-    std: Annotated[str | None, typer.Option(help="As --mean.")] = None,
-    img_size: Annotated[
-        str | None, typer.Option(help="Pixels of a square, or HEIGHTxWIDTH. Default: the model's.")
+    std: Annotated[
+        str | None, typer.Option(help="Standard deviation that it normalised by.")
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            "--image-size",
+            "--img-size",
+            help="Pixels of a square, or HEIGHTxWIDTH. Default: the model's.",
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn a checkpoint of another program into an artefact; no code in it is run."""
+    """Turn a checkpoint of another program into an artefact. No code in it is run."""
     from vprompt.data.preprocessing import read_size
     from vprompt.exchange import importing
 
@@ -97,7 +107,7 @@ def import_prompt(
             template=template,
             mean=_three("--mean", mean),
             std=_three("--std", std),
-            image_size=None if img_size is None else read_size(img_size),
+            image_size=None if image_size is None else read_size(image_size),
             overwrite=overwrite,
             progress=progress,
         )

@@ -41,7 +41,7 @@ def bench_figure(
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Draw a figure of a benchmark, of whatever is finished, as .svg or .png."""
+    """Draw a figure of the finished runs of a benchmark, as .svg or .png."""
     from vprompt.bench import figures
     from vprompt.bench.store import Store
     from vprompt.report.canvas import check_suffix
@@ -77,7 +77,7 @@ def bench_report(
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Gather tables and figures of one or several benchmarks in one self-contained page."""
+    """Put the tables and figures of one or several benchmarks on one self-contained page."""
     from vprompt.bench.page import write_report
 
     options.check_places(output=output)

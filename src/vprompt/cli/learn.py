@@ -16,24 +16,29 @@ def learn(
     task: TaskArgument,
     prompt_length: Annotated[
         int | None,
-        typer.Option(help="Short for num_virtual_tokens of the method.", rich_help_panel=WHAT),
+        typer.Option(
+            help="Tokens per block: num_virtual_tokens of the method.", rich_help_panel=WHAT
+        ),
     ] = None,
     deep: Annotated[
         bool | None,
         typer.Option(
-            "--deep/--shallow", help="Tokens in every block, or the first.", rich_help_panel=WHAT
+            "--deep/--shallow",
+            help="Tokens in every block, or only in the first.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
-            help="Of a CLIP: a sentence with {}, imagenet, simple, or a file.", rich_help_panel=WHAT
+            help="For a CLIP: a sentence with {}, imagenet, simple, or a file.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            help="Values to choose from on validation, `lr=0.01,0.03`; repeatable.",
+            help="Try several values, choose on validation: `lr=0.01,0.03`; repeatable.",
             rich_help_panel=TRAINING,
         ),
     ] = None,

@@ -19,7 +19,7 @@ def lengths(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the lengths that a search found; of several runs, accuracy over the prompt's size."""
+    """Show the lengths that a search found; for several runs, accuracy over the prompt's size."""
     from vprompt.artifacts import artifact
     from vprompt.report.canvas import check_suffix
 

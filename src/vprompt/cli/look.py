@@ -19,15 +19,13 @@ def attention(
     output: Annotated[
         Path, typer.Option(help="A .html file with everything, or a .png of the overview.")
     ] = Path("attention.html"),
-    report: Annotated[
-        Path | None, typer.Option(help="Add it to this report, which is there.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Add it to this existing report.")] = None,
     model: BackboneOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw where class token and prompt tokens look, with the prompt and without."""
+    """Draw where the class token and the prompt tokens look, with the prompt and without."""
     from vprompt.artifacts import artifact as artifacts
     from vprompt.artifacts import hub
     from vprompt.data.decoding import fit, read_rgb

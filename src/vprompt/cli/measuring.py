@@ -24,7 +24,8 @@ def tables(task: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]
         ]
         for name, m in found.items()
     ]
-    yield [*heads, f"over {first}, paired"], rows
+    heads += [f"over {first}, paired"] if len(rows) > 1 else []
+    yield heads, [row[: len(heads)] for row in rows]
     last = list(found)[-1]
     if kind is measured.PRECISION:
         classes = found[last]["average_precision"].items()

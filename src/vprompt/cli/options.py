@@ -32,7 +32,9 @@ ReportOption = Annotated[
 ]
 ScalePathOption = Annotated[
     Path | None,
-    typer.Option(help="SVG file for the scales of moves.", rich_help_panel=OUTPUT, metavar="PATH"),
+    typer.Option(
+        help="SVG file to draw the scales of the moves to.", rich_help_panel=OUTPUT, metavar="PATH"
+    ),
 ]
 FreezeReportOption = Annotated[
     bool,

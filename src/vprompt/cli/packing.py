@@ -15,7 +15,7 @@ FoldersArgument = Annotated[
 
 
 def bench_pack(folders: FoldersArgument) -> None:
-    """Pack finished runs into one compact file each, lossless; every command reads it as it is."""
+    """Pack finished runs into one small file without loss; every command can read it."""
     for folder in folders:
         done = _records(folder).pack()
         before, after = done.bytes_before / 1e6, done.bytes_after / 1e6
@@ -28,7 +28,7 @@ def bench_pack(folders: FoldersArgument) -> None:
 
 
 def bench_unpack(folders: FoldersArgument) -> None:
-    """Write packed runs as files again, each as it was."""
+    """Turn packed runs into files again, each as it was."""
     for folder in folders:
         records = _records(folder)
         print(f"{records.folder}: {records.unpack()} files")

@@ -36,7 +36,8 @@ def pool_list(pool: Annotated[Path, typer.Argument()], as_json: JsonOption = Fal
 def pool_check(
     pool: Annotated[Path, typer.Argument()],
     model: Annotated[
-        str | None, typer.Option("--model", "--backbone", help="Also check the fit.")
+        str | None,
+        typer.Option("--model", "--backbone", help="Also check that they fit this backbone."),
     ] = None,
 ) -> None:
     """Read every artefact of a pool whole and report problems."""

@@ -14,7 +14,7 @@ def score(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Rank a pool for a task; trains nothing but the prompt that prompt_cosine compares with."""
+    """Rank a pool for a task. Nothing is trained, except for the metric prompt_cosine."""
     from vprompt import flow
     from vprompt.core import registry
 

@@ -19,22 +19,22 @@ def search(
     towers: Annotated[
         str | None,
         typer.Option(
-            help="Of a CLIP: image, text or both; classes are then read, by clip_dpl.",
+            help="For a CLIP: image, text or both. The method is then clip_dpl.",
             rich_help_panel=WHAT,
         ),
     ] = None,
     max_prompts: Annotated[
         int | None,
-        typer.Option(help="Bound on the tokens of all blocks together.", rich_help_panel=WHAT),
+        typer.Option(help="Most tokens of all blocks together.", rich_help_panel=WHAT),
     ] = None,
     max_params: Annotated[
         int | None,
-        typer.Option(help="Bound on the numbers in those tokens, instead.", rich_help_panel=WHAT),
+        typer.Option(help="Most numbers in those tokens, instead.", rich_help_panel=WHAT),
     ] = None,
     search_epochs: Annotated[
         int | None,
         typer.Option(
-            help="Of the search itself. Default: as the method asks.", rich_help_panel=TRAINING
+            help="Epochs of the search itself. Default: the method's.", rich_help_panel=TRAINING
         ),
     ] = None,
     report: ReportOption = None,

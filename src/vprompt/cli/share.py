@@ -17,14 +17,16 @@ app = typer.Typer(help="Send prompts to a model hub, fetch and find them.", no_a
 @app.command("push")
 def share_push(
     artifact: Annotated[Path, typer.Argument(help="Artefact folder.")],
-    repo: Annotated[str, typer.Argument(help="Where to, as user/name; made if not there.")],
+    repo: Annotated[
+        str, typer.Argument(help="The repository, as user/name. It is made if it is not there.")
+    ],
     private: Annotated[
-        bool, typer.Option("--private/--public", help="Of a repository that is made.")
+        bool, typer.Option("--private/--public", help="Whether a new repository is private.")
     ] = True,
-    revision: Annotated[str | None, typer.Option(help="A branch. Default: main.")] = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload a visual prompt",
+    revision: Annotated[str | None, typer.Option(help="The branch. Default: main.")] = None,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload a visual prompt",
     title: Annotated[
-        str | None, typer.Option(help="A name for the task, in place of its classes.")
+        str | None, typer.Option(help="A name for the task, instead of its classes.")
     ] = None,
     keep_places: Annotated[
         bool, typer.Option("--keep-places", help="Send paths and folder names of this disk, too.")
@@ -33,7 +35,7 @@ def share_push(
         bool, typer.Option("--dry-run", help="Show exactly what would be sent, and send nothing.")
     ] = False,
 ) -> None:
-    """Check an artefact and upload it; the card and run.json tell how it was made."""
+    """Check an artefact and upload it. Its card and run.json tell how it was made."""
     from vprompt.artifacts import hub
 
     if dry_run:
@@ -73,7 +75,7 @@ def _show(parcel: Any, private: bool) -> None:
 def share_pull(
     artifact: Annotated[str, typer.Argument(help="hf-hub:user/name, or with @revision.")],
     output: Annotated[
-        Path | None, typer.Option(help="Copy it to this folder too; default: the cache alone.")
+        Path | None, typer.Option(help="Also copy it to this folder. Default: only the cache.")
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,

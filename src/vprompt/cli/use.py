@@ -19,23 +19,30 @@ from vprompt.cli.options import (
 from vprompt.core.errors import VPromptError
 
 ArtifactOption = Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")]
-BackboneOption = Annotated[str | None, typer.Option("--model", "--backbone")]
-ExactnessOption = Annotated[str, typer.Option(help="auto, bf16, fp32.")]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "--backbone",
+        help="The backbone, if it is not found by the name in the artefact.",
+    ),
+]
+ExactnessOption = Annotated[str, typer.Option(help="Precision: auto, bf16, fp32.")]
 
 
 def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            help="Image files, folders and lists; or one list with columns image, artifact."
+            help="Image files, folders and lists; or one list with the columns image and artifact."
         ),
     ],
     artifact: Annotated[
         Path | None,
-        typer.Option(help="Artefact folder, or hf-hub:user/name; not where a list names it."),
+        typer.Option(help="Artefact folder, or hf-hub:user/name. Leave it out if a list names it."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="A .csv or .json file; default: print.")
+        Path | None, typer.Option(help="A .csv or .json file. Default: print.")
     ] = None,
     model: BackboneOption = None,
     device: DeviceOption = "auto",
@@ -96,7 +103,7 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure an artefact on a test split; with a text tower, on classes it never saw."""
+    """Measure an artefact on test images; if it has a text tower, also on classes it never saw."""
     from vprompt.inference import evaluation
 
     with terminal.progress(quiet) as progress:

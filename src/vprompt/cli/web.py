@@ -50,7 +50,7 @@ def serve(
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Answer images over HTTP, each with an artefact of its own; a token in $VPROMPT_TOKEN."""
+    """Label images over HTTP, each with its own artefact; $VPROMPT_TOKEN may hold a token."""
     limits = {
         "body_mib": body_mib,
         "megapixels": megapixels,

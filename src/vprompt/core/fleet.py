@@ -3,16 +3,21 @@
 Every member runs in a thread of its own, but never two at once: a member runs until it asks for
 something, and when all have asked or are done, the questions that fit together get one answer. So
 the code of a member is the same in company as alone.
+
+Answers may be worked out in several lanes: each is a thread with its share of the cores, and has a
+part of the members.
 """
 
 import contextvars
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.threads import Shares
 
 R = TypeVar("R")
 
@@ -34,6 +39,7 @@ class _Question:
     key: Hashable
     asked: Any
     answer: Callable[[Sequence[Any]], Sequence[Any]]
+    divides: bool
 
 
 _here = threading.local()
@@ -78,6 +84,7 @@ class Member(Generic[R]):
         self.done, self.ends = False, False
         self.extract: Callable[..., Any] | None = None
         self.stepping, self.joined = False, False
+        self.lane = 0  # of its last forward pass, which its backward pass has to share
         self.asked, self.spent, self.since = 0, 0.0, time.perf_counter()
         context = contextvars.copy_context()
         self.thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
@@ -88,15 +95,18 @@ class Member(Generic[R]):
         key: Hashable,
         asked: Any,
         answer: Callable[[Sequence[Any]], Sequence[Any]],
+        *,
+        divides: bool = False,
     ) -> Any:
         """Wait for the answer to a question.
 
         `answer` makes a list of answers of a list of questions of one order and key; whoever asked
-        first lends it. What it raises is raised here.
+        first lends it. What it raises is raised here. With `divides`, lanes may answer a part of
+        the questions each, at the same time.
         """
         if self.ends:
             raise Left
-        self.question = _Question(order, key, asked, answer)
+        self.question = _Question(order, key, asked, answer, divides)
         self.asked += 1
         self._hand_back()
         if self.ends:
@@ -147,6 +157,50 @@ class _Raised:
     error: Exception
 
 
+class _Lanes:
+    """Threads that answer a part of the questions each, started when there is work for them."""
+
+    def __init__(self, most: int) -> None:
+        import torch
+
+        self.count = min(most, torch.get_num_threads())
+        self._pool: ThreadPoolExecutor | None = None
+
+    def answer(self, group: Sequence[Member[Any]]) -> None:
+        """Answer questions that fit together."""
+        if self.count < 2 or not _asks(group[0]).divides:
+            _answer_part(group, 1)
+            return
+        # Also a single part is a lane's: on more cores the last bits would be others.
+        parts = self._parts(group)
+        if self._pool is None:
+            self._pool = self._start()
+        for _ in self._pool.map(_answer_part, parts, [len(parts)] * len(parts)):
+            pass  # what failed is in the replies
+
+    def close(self) -> None:
+        """End the threads, after what they do now."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _parts(self, group: Sequence[Member[Any]]) -> list[Sequence[Member[Any]]]:
+        """Return who goes together; whoever shared a forward pass shares the backward one."""
+        parts: dict[int, list[Member[Any]]] = {}
+        for row, each in enumerate(group):
+            if _asks(each).order != BACKWARD:
+                each.lane = row * self.count // len(group)
+            parts.setdefault(each.lane, []).append(each)
+        return list(parts.values())
+
+    def _start(self) -> ThreadPoolExecutor:
+        shares = Shares(self.count)
+        pool = ThreadPoolExecutor(self.count, "vprompt-lane", initializer=shares.take)
+        for _ in range(self.count):
+            pool.submit(int)  # a thread each, since none is idle before all are there
+        shares.settle()
+        return pool
+
+
 def run(works: Sequence[Callable[[], R]], *, width: int | None = None) -> list[R | Exception]:
     """Do all pieces of work, and return what came of each: a result, or the error that ended it.
 
@@ -160,6 +214,7 @@ def run(works: Sequence[Callable[[], R]], *, width: int | None = None) -> list[R
     common: dict[Any, Any] = {}
     members = [Member(work, back, common) for work in works]
     live: list[Member[R]] = []
+    lanes = _Lanes(len(works))
     try:
         for each in members:
             each.thread.start()
@@ -167,12 +222,13 @@ def run(works: Sequence[Callable[[], R]], *, width: int | None = None) -> list[R
         for each in members:
             each.resume()
         while live := [each for each in live if not each.done]:
-            for each in _answer(live, width or len(live)):
+            for each in _answer(live, width or len(live), lanes):
                 each.resume()
     finally:
         for each in live:
             if not each.done:
                 each.end()
+        lanes.close()
     return [each.result if each.error is None else each.error for each in members]  # type: ignore[misc]
 
 
@@ -183,7 +239,7 @@ def _attempt(work: Callable[[], R]) -> R | Exception:
         return error
 
 
-def _answer(live: Sequence[Member[Any]], width: int) -> list[Member[Any]]:
+def _answer(live: Sequence[Member[Any]], width: int, lanes: _Lanes) -> list[Member[Any]]:
     """Answer what comes first, and return those that have their answer."""
     asking = {order: [m for m in live if _asks(m).order == order] for order in range(RUNG + 1)}
     order = next(order for order, some in asking.items() if some)
@@ -198,12 +254,15 @@ def _answer(live: Sequence[Member[Any]], width: int) -> list[Member[Any]]:
     for each in sorted(chosen, key=live.index):
         groups.setdefault(_asks(each).key, []).append(each)
     for group in groups.values():
-        _answer_group(group)
+        lanes.answer(group)
     return chosen
 
 
-def _answer_group(group: Sequence[Member[Any]]) -> None:
-    """Answer questions that fit together; one that fails fails for whoever asked it alone."""
+def _answer_part(group: Sequence[Member[Any]], lanes: int) -> None:
+    """Answer questions together; one that fails fails for whoever asked it alone.
+
+    So many `lanes` do the same at this moment, so a second of each counts as a part of one.
+    """
     began = time.perf_counter()
     try:
         replies = _asks(group[0]).answer([_asks(each).asked for each in group])
@@ -211,9 +270,9 @@ def _answer_group(group: Sequence[Member[Any]]) -> None:
         replies = [_Raised(error)] * len(group)
         if len(group) > 1 and _asks(group[0]).order < BACKWARD:  # else its graph is gone
             for each in group:
-                _answer_group([each])
+                _answer_part([each], lanes)
             return
-    share = (time.perf_counter() - began) / len(group)
+    share = (time.perf_counter() - began) / len(group) / lanes
     for each, reply in zip(group, replies, strict=True):
         each.reply = reply
         each.spent += share

@@ -4,6 +4,7 @@ A class of settings is what Python, the command line, recipes and records share.
 `takes` one is called with its fields by name, so a new setting is a new field and nothing else.
 """
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ class Settings(BaseModel):
     """Named values, checked and then fixed.
 
     `OLD` are spellings of an earlier release with those of today, which are understood with a note.
+    `WITHIN` names fields that hold settings of another class.
     """
 
     model_config = ConfigDict(
@@ -50,6 +52,7 @@ class Settings(BaseModel):
     )
     OLD: ClassVar[Mapping[str, str]] = {}
     CALLED: ClassVar[str] = "setting"
+    WITHIN: ClassVar[Mapping[str, type["Settings"]]] = {}
 
     @classmethod
     def checked(cls: type[S], values: Mapping[str, Any]) -> S:
@@ -114,7 +117,11 @@ class takes(Generic[P, S]):  # a decorator
         def called(*arguments: Any, **given: Any) -> R:
             if len(arguments) > len(leading) and isinstance(arguments[len(leading)], settings):
                 return function(*arguments, **given)
-            bound = signature.bind(*arguments, **respelled(given, settings.OLD)).arguments
+            today = respelled(given, settings.OLD)
+            for name in today:
+                if name not in signature.parameters:
+                    raise TypeError(f"got an unexpected keyword argument {_hint(settings, name)}")
+            bound = signature.bind(*arguments, **today).arguments
             before = [bound.pop(parameter.name) for parameter in leading]
             return function(*before, settings.checked(bound))
 
@@ -126,6 +133,15 @@ class takes(Generic[P, S]):  # a decorator
             name: kind for name, kind in function.__annotations__.items() if name != last.name
         } | {name: _kind(field) for name, field in settings.model_fields.items()}
         return called
+
+
+def _hint(settings: type[Settings], name: str) -> str:
+    """Return a name that is no setting, and what to write in its place where that can be told."""
+    for field, kind in settings.WITHIN.items():
+        if name in kind.model_fields:
+            return f"{name!r}: write {field}={{{name!r}: ...}}"
+    near = difflib.get_close_matches(name, settings.model_fields, n=1)
+    return f"{name!r}" + (f": did you mean {near[0]!r}?" if near else "")
 
 
 def _kind(field: Any) -> Any:

@@ -121,8 +121,8 @@ def take(
         more = ""
         if reading.cut.startswith("cut") and " folds " not in reading.cut:
             more = (
-                ", or test every image once, by k-fold: `folder(root='...', fold='1/5')` to '5/5' "
-                "and the mean over them"
+                ", or test every image once by k-fold: `folder(root='...', fold='1/5')` to '5/5', "
+                "then take the mean"
             )
         reading = reading.noting(
             f"{count} test images tell little: each is worth {100 / count:.0f} points. Add "

@@ -152,11 +152,11 @@ class SealedSplit:
 class Task:
     """Labelled images to learn from; `facts` say where they come from, in every result.
 
-    `target` is one of `targets.KINDS`; the only class of numbers is what they measure. `templates`
-    are sentences with `{}` for a class name, for models that read. `only_test` says that nothing is
-    to be learned from it, so that `train` may be empty. `reading` is what its reader met and did,
-    `values` which values become black and white in images of more than 8 bits: left out, the range
-    of the training images, for all splits.
+    `target` is one of `targets.KINDS`. A task of numbers has one class, which names what they
+    measure. `templates` are sentences with `{}` for a class name, for models with a text tower.
+    With `only_test` there is nothing to learn from, and `train` may be empty. `reading` says what
+    was found and done when it was read. `values` says which values become black and white in
+    images of more than 8 bits; by default it is the range of the training images, for all splits.
     """
 
     name: str
@@ -219,9 +219,9 @@ class Task:
     def few_shot(self, shots: int, seed: int) -> "Task":
         """Return the task with `shots` training images per class, and as many to validate on.
 
-        Validation images are drawn too (at most `shots` per class): a person with few labels has
-        few of them for choosing as well. A class with fewer images is taken whole. The draw is
-        written into `facts`.
+        Validation images are drawn too (at most `shots` per class), because a person with few
+        labels has few for choosing as well. A class with fewer images gives all it has. The draw
+        is written into `facts`.
         """
         if self.target != CLASS:
             what = "a number has none" if self.target == NUMBER else "an image has several"
@@ -244,7 +244,7 @@ class Task:
             drawn["fewer"] = fewer
             listing = " and ".join(f"{name} has {text}" for name, text in fewer.items())
             reading = self.reading.noting(
-                f"{shots} images of each class were asked for, and {listing}, which are taken whole"
+                f"{shots} images of each class were asked for, and {listing}; all of these are used"
             )
         facts = {**self.facts, "few_shot": drawn}
         return replace(self, train=train[0], val=val and val[0], facts=facts, reading=reading)

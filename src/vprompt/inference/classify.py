@@ -26,10 +26,10 @@ from vprompt.opening import open_adapter, open_for
 class Classifier(nn.Module):
     """Images in, logits `[batch, classes]` out: backbone, prompt and head of one artefact.
 
-    An artefact of numbers gives `[batch, 1]`, the numbers themselves. It takes normalised tensors,
-    as `preprocess` returns them, and whatever `preprocess` takes. Nothing in it asks for a gradient
-    until you say so, and gradients with respect to the images pass. With `check`, float tensors
-    that cannot be normalised images are refused.
+    It takes normalised tensors `[batch, 3, height, width]`, as `preprocess` returns them, and
+    everything that `preprocess` takes. An artefact of numbers gives `[batch, 1]`, the numbers. No
+    parameter asks for a gradient until you say so, but gradients with respect to the images pass
+    through. With `check`, float tensors that cannot be normalised images raise a VPromptError.
     """
 
     tokens: nn.Parameter | None
@@ -71,11 +71,11 @@ class Classifier(nn.Module):
         return self.artifact.head.thresholds
 
     def preprocess(self, images: Any) -> Tensor:
-        """Return images as the artefact's tokens want them; see `Artifact.preprocess`."""
+        """Return normalised images at the artefact's size; see `Artifact.preprocess`."""
         return self.artifact.preprocess(images)
 
     def features(self, images: Any) -> Tensor:
-        """Return what the head sees `[batch, width]`."""
+        """Return the features `[batch, width]` that the head reads, in fp32."""
         ready = self._ready(images)
         with autocast(self.precision, ready.device):
             if self.adapter is not None:
@@ -88,7 +88,8 @@ class Classifier(nn.Module):
     def forward(self, images: Any) -> Tensor:
         """Return logits `[batch, classes]`, or numbers `[batch, 1]`.
 
-        The softmax of logits are probabilities; of several classes it is their sigmoid.
+        The softmax of logits is the probability of each class. For several classes per image it is
+        their sigmoid.
         """
         head = Head(self.weight, self.bias, cosine=self.artifact.head.cosine)
         return head.logits(self.features(images))
@@ -96,8 +97,8 @@ class Classifier(nn.Module):
     def predict(self, images: Any, **settings: Any) -> list[Prediction]:
         """Return one prediction per image: label and probabilities, several labels, or a number.
 
-        `images` and `settings` are those of `vprompt.predict`. What it says are the artefact's
-        tokens, whatever was done to the parameters here since.
+        `images` and `settings` are those of `vprompt.predict`. It uses the tokens of the artefact,
+        even if the parameters of this module were changed since.
         """
         settings = {"precision": self.precision, **settings}
         return predict(images, artifact=self.artifact, model=self.backbone, force=True, **settings)
@@ -144,11 +145,13 @@ def load(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Classifier:
-    """Return an artefact, of a folder or `hf-hub:user/name`, as a module that labels images.
+    """Return an artefact, from a folder or `hf-hub:user/name`, as a module that labels images.
 
-    The backbone is the one that it names, unless `model` gives another; it is checked against the
-    artefact's fingerprint, unless `force`. `check=False` leaves the range of float input unlooked
-    at. `precision` is `auto`, `fp32` or `bf16`.
+    The backbone is the one that the artefact names, unless `model` gives another. It is compared
+    with the artefact's fingerprint, unless `force`. `check=False` does not look at the range of
+    float input. `precision` is `auto`, `fp32` or `bf16`.
+
+    Raises VPromptError if the artefact is damaged, or does not fit the backbone.
     """
     if isinstance(place, Artifact):
         loaded = place

@@ -18,6 +18,7 @@ from vprompt.learning.classifier import Candidate
 from vprompt.models.backbone import Backbone
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 from vprompt.opening import open_adapter, open_for, open_task
+from vprompt.results.cost import measuring_estimate
 from vprompt.results.measure import test_accuracy
 
 
@@ -33,14 +34,17 @@ def evaluate(
     allow_absent: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Measure an artefact on the test split of a task: a `measure.Measured` by name.
+    """Measure an artefact on the test split of a task; accuracies are from 0 to 1.
 
     The labels of a list are read as what the artefact gives: a class, several, or a number.
 
-    An artefact with a text tower reads the task's class names, whatever they are: that is how a
-    prompt learned on base classes is measured on new ones, or on another data set. Zero-shot stands
-    beside it. Any other artefact is measured on the classes of its own head, found by their names;
-    a task may have some of them. Of a folder or list without splits, all images are test images.
+    The result has the entry `learned`. An artefact with a text tower reads the class names of the
+    task, whatever they are, so a prompt learned on base classes can be measured on new ones or on
+    another data set; `zero-shot` is measured beside it. Any other artefact is measured on the
+    classes of its own head, matched by name; the task may have only some of them. If a folder or
+    list has no splits, all of its images are test images.
+
+    Raises VPromptError for classes that the head does not know.
     """
     if isinstance(artifact, Artifact):
         loaded = artifact
@@ -71,6 +75,10 @@ def evaluate(
     opened = replace(opened, values=loaded.data_config.values or Values())
     for sentence in (*_tested(opened).sentences(), *_same_name(loaded, opened)):
         progress.say(sentence)
+    assert opened.test is not None
+    count = len(opened.test)
+    estimate = measuring_estimate(backbone, candidates["learned"][0], count, len(candidates))
+    progress = estimate.announce(progress)
     return test_accuracy(
         backbone, opened, candidates, precision=precision, skip_bad=skip_bad, progress=progress
     )

@@ -37,10 +37,10 @@ from vprompt.opening import open_for
 class Prediction:
     """The most probable label of one image, and the probability of every label.
 
-    `image` is the file's path, or `image 0` and so on for those given in memory, by their place.
-    `artifact` is the one that a table names for the image. An artefact of several classes an image
-    gives those in `labels`, and one of numbers the number in `value`; see `answers.Answered` for
-    what `label` and `probability` are then.
+    `image` is the file's path, or `image 0` and so on for images given in memory. Probabilities
+    are from 0 to 1. `artifact` is the one that a table names for the image, else None. An artefact
+    of several classes per image gives those in `labels`, and one of numbers gives the number in
+    `value`. `answers.Answered` says what `label` and `probability` are then.
     """
 
     image: str
@@ -72,12 +72,16 @@ def predict(
     """Return one prediction per image, in their order; one image alone gives a list of one.
 
     An image is a path, a Pillow image, a NumPy array `[height, width, 3]` or a tensor
-    `[3, height, width]`, of whole numbers up to 255 or floats up to 1; several are a list, or one
-    more axis in front. Folders are searched, in name order, and lists of images read.
+    `[3, height, width]`, with whole numbers from 0 to 255 or floats from 0 to 1. Several are a
+    list, or have one more axis in front. Folders are searched in the order of names, and lists of
+    images are read.
 
-    The backbone is the one that the artefact names, unless `model` gives another; it is checked
-    against the artefact's fingerprint, unless `force`. Each call opens it again: to label images
-    as they come, `vprompt.load` once and call its `predict`.
+    The backbone is the one that the artefact names, unless `model` gives another. It is compared
+    with the artefact's fingerprint, unless `force`. Each call opens it again: to label images as
+    they come, call `vprompt.load` once and then its `predict`.
+
+    Raises VPromptError for images that cannot be read, unless `skip_bad`, and for wrong shapes and
+    ranges.
     """
     given = _collect(images, progress)
     if isinstance(artifact, Artifact):
@@ -115,8 +119,8 @@ def predict_table(
 ) -> list[Prediction]:
     """Return one prediction per row of a list with the columns `image` and `artifact`.
 
-    Paths are relative to the table's folder. All artefacts share one backbone, and images of many
-    of them one batch: see `serving.PromptServer`.
+    Paths are relative to the table's folder. All artefacts have to share one backbone. Images of
+    several artefacts may share a batch: see `vprompt.PromptServer`.
     """
     files, names = _read_table(Path(table).expanduser())
     server = serve(names, model=model, device=device, force=force, check=False, progress=progress)

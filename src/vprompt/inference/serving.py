@@ -29,8 +29,8 @@ from vprompt.prompts.prompt import Prompt, PromptBatch
 class PromptServer:
     """Artefacts by name, and the frozen backbone that all of them were learned on.
 
-    Raises VPromptError when one does not fit the backbone, unless `force`. Images whose floats
-    cannot be normalised ones are refused, unless `check` is False.
+    Raises VPromptError if one does not fit the backbone, unless `force`. Float images that cannot
+    be normalised are refused, unless `check` is False.
     """
 
     backbone: Backbone
@@ -144,9 +144,9 @@ def serve(
 ) -> PromptServer:
     """Return a server of artefact folders (or `hf-hub:user/name`), named as they were given.
 
-    The backbone is the one that they name, unless `model` gives another. They have to share it,
-    with its image size and preprocessing: other prompts cannot be in one batch. `check=False` takes
-    images as they are, whatever the range of their floats.
+    The backbone is the one that they name, unless `model` gives another. All have to share it, with
+    its image size and preprocessing; others raise a VPromptError. `check=False` takes images as
+    they are, whatever the range of their floats.
     """
     if not places:
         raise VPromptError("There are no artefacts to serve. Name at least one folder.")

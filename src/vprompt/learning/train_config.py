@@ -21,11 +21,9 @@ FORMS = {"auto": {"epochs": 0}, "ensemble": {"epochs": 0}}
 
 
 def combining_defaults(method: str, form: str = "sum") -> dict[str, Any]:
-    """Return `COMBINE`, and above it the settings that a method of `transfer/` works best with.
+    """Return `COMBINE`, overridden by what the form of the sum and the method work best with.
 
-    Some forms of the sum have settings of their own.
-
-    Its file may hold `training(**settings) -> dict`; what a person gives goes first.
+    The method's file may hold `training(**settings) -> dict`. What a person gives goes first.
     """
     ask = registry.beside("transfer", method, "training")
     return {**COMBINE, **FORMS.get(form, {}), **({} if ask is None else ask())}
@@ -68,29 +66,34 @@ class TrainConfig(Settings):
     """How a head and an adapter are trained; the names are timm's where timm has one.
 
     The defaults are meant to work untouched. `head`, `keep` and the method's `prompt_init` switch
-    back to the literature's habits one by one. What the epochs of a schedule leave out stands in
-    Python and in a recipe's `train` alone: `decay_bias`, `first_epoch_lr`, `min_lr`.
+    back to the literature's habits one by one. `decay_bias`, `first_epoch_lr` and `min_lr` can only
+    be set in Python and in a recipe's `train`. `lr` and `head_lr` are peak rates; `weight_decay`
+    leaves out the head's bias unless `decay_bias`; `warmup` and `min_lr` are shares, from 0 to 1.
     """
 
     CALLED: ClassVar[str] = "training setting"
 
     epochs: Annotated[int, Field(ge=0), Flag("Passes over the training images.", TRAINING)] = 10
-    batch_size: Annotated[int, Field(ge=1), Flag("Images a step.", TRAINING)] = 64
+    batch_size: Annotated[int, Field(ge=1), Flag("Images per step.", TRAINING)] = 64
     opt: Annotated[Literal["adamw", "sgd"], Flag("Optimiser.", TRAINING)] = "adamw"
-    lr: Annotated[float, Field(gt=0), Flag("Peak rate of the prompt.", TRAINING)] = 5e-3
-    head_lr: Annotated[float | None, Field(ge=0), Flag("Peak rate of the head.", TRAINING)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0), Flag("Not of the head's bias.", TRAINING)] = 1e-4
+    lr: Annotated[float, Field(gt=0), Flag("Peak learning rate of the prompt.", TRAINING)] = 5e-3
+    head_lr: Annotated[
+        float | None, Field(ge=0), Flag("Peak learning rate of the head.", TRAINING)
+    ] = 1e-3
+    weight_decay: Annotated[
+        float, Field(ge=0), Flag("Not applied to the head's bias.", TRAINING)
+    ] = 1e-4
     decay_bias: bool = False
     warmup: Annotated[
-        float, Field(ge=0, le=1), Flag("Share of steps in which rates rise.", TRAINING)
+        float, Field(ge=0, le=1), Flag("Share of steps in which the rates rise.", TRAINING)
     ] = 0.1
     sched: Annotated[
-        Literal["cosine", "cosine_by_epoch", "constant"], Flag("How rates fall.", TRAINING)
+        Literal["cosine", "cosine_by_epoch", "constant"], Flag("How the rates fall.", TRAINING)
     ] = "cosine"
     first_epoch_lr: Annotated[float | None, Field(gt=0)] = None  # of cosine_by_epoch; None: lr
     min_lr: Annotated[float, Field(ge=0, le=1)] = 1e-3  # share of lr at the end of the cosine
     augment: Annotated[
-        Literal["none", "weak", "randaug", "crop_flip"], Flag("Vary images", TRAINING)
+        Literal["none", "weak", "randaug", "crop_flip"], Flag("How images are varied.", TRAINING)
     ] = "none"
     class_weights: Annotated[
         str | dict[str, float],
@@ -98,7 +101,7 @@ class TrainConfig(Settings):
         Flag("What a mistake costs: balanced, none, or '{cat: 2, dog: 0.5}'.", TRAINING),
     ] = "none"
     clip_grad: Annotated[
-        float, Field(ge=0), Flag("Largest norm of gradients; 0: any.", TRAINING)
+        float, Field(ge=0), Flag("Largest norm of the gradient; 0: no limit.", TRAINING)
     ] = 0.0
     head: Annotated[
         Literal["closed_form", "zero", "kaiming"], Flag("Start of the head.", TRAINING)
@@ -109,15 +112,17 @@ class TrainConfig(Settings):
     patience: Annotated[
         int,
         Field(ge=0),
-        Flag(
-            "Early stopping: end so many epochs after the least validation loss; 0: off.", TRAINING
-        ),
+        Flag("Early stopping: epochs to go on after the least validation loss; 0: off.", TRAINING),
     ] = 0
-    precision: Annotated[Literal["auto", "bf16", "fp32"], Flag("Of the backbone.")] = "auto"
-    seed: Annotated[int, Flag("Seed of order and dropout.", TRAINING)] = 0
+    precision: Annotated[Literal["auto", "bf16", "fp32"], Flag("Precision of the backbone.")] = (
+        "auto"
+    )
+    seed: Annotated[int, Flag("Seed of the order of images and of dropout.", TRAINING)] = 0
     # Changes no result, so it is part of no record and of no checkpoint's name.
     prefix_cache: Annotated[
-        float, Field(ge=0, exclude=True), Flag("GiB of disk for late prompts; 0: off.")
+        float,
+        Field(ge=0, exclude=True),
+        Flag("GiB of disk for the blocks before the prompt; 0: off."),
     ] = 2.0
 
     @model_serializer(mode="wrap")

@@ -242,10 +242,10 @@ def extract(
     tokens: SamplePromptTokens | None = None,
     attend: Callable[[int], Attend | None] | None = None,
 ) -> Features:
-    """Return the pooled features under a prompt; its own rows are never pooled. See `walk`.
+    """Return the pooled features `[batch, feature_dim]` under a prompt; its rows are not pooled.
 
-    Without a prompt they are what the model's own code makes of these images, to the bit. In a
-    fleet, members whose images may go through the model together have them go.
+    Without a prompt they are the features of the model's own code, to the bit. The other arguments
+    are those of `walk`. In a fleet, images of several members may go through the model together.
     """
     mine = None if torch.compiler.is_compiling() else fleet.member()
     if attend is None and mine is not None and mine.extract is not None:

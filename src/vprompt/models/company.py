@@ -125,7 +125,9 @@ def _extract(
             return _together(passes, ghosts)
 
     order = fleet.FORWARD if graph else fleet.LOOK
-    found: Features = mine.ask(order, own.key, own, answer)
+    # Without a prompt several may ask for the same, which is computed once.
+    divides = prompt is not None and kind == "cpu"
+    found: Features = mine.ask(order, own.key, own, answer, divides=divides)
     return found
 
 
@@ -164,7 +166,8 @@ def backward(loss: Tensor) -> None:
         loss.backward()
         return
     mine.joined = False
-    mine.ask(fleet.BACKWARD, "backward", loss, _backward)
+    divides = loss.device.type == "cpu"
+    mine.ask(fleet.BACKWARD, "backward", loss, _backward, divides=divides)
 
 
 def _backward(losses: Sequence[Tensor]) -> Sequence[None]:

@@ -21,7 +21,7 @@ def number_or_word(value: Any) -> Any:
 
 
 class Sum(Settings):
-    """How the prompts of a pool become one; None: as the method asks.
+    """How the prompts of a pool become one. None stands for what the method asks for.
 
     `align` is `none`, `hungarian`, `auto` (match tokens unless all sources grew from one
     initialisation), or `placement`: bring deep prompts of different placements to one first.
@@ -33,22 +33,24 @@ class Sum(Settings):
     """
 
     align: Annotated[
-        str | None, Flag("auto, none, hungarian, placement.", ADVANCED, shown=_AS_ASKED)
+        str | None,
+        Flag("Match tokens: auto, none, hungarian, placement.", ADVANCED, shown=_AS_ASKED),
     ] = None
-    scale: Annotated[str | None, Flag("auto, none, token_norm, ln.", ADVANCED, shown=_AS_ASKED)] = (
-        None
-    )
+    scale: Annotated[
+        str | None, Flag("Rescale the sum: auto, none, token_norm, ln.", ADVANCED, shown=_AS_ASKED)
+    ] = None
     move_scale: Annotated[
         str | float | None,
         BeforeValidator(number_or_word),
-        Flag("auto, published, sources, a number.", POOL, shown=_AS_ASKED),
+        Flag("How far to go: auto, published, sources, a number.", POOL, shown=_AS_ASKED),
     ] = None
     form: Annotated[
-        str | None, Flag("auto, sum, side_by_side, ensemble, distil.", POOL, shown=_AS_ASKED)
+        str | None,
+        Flag("Result: auto, sum, side_by_side, ensemble, distil.", POOL, shown=_AS_ASKED),
     ] = None
     safeguard: Annotated[
         bool | None,
-        Flag("Start from another sum if safer.", ADVANCED, shown=_AS_ASKED),
+        Flag("Start tuning elsewhere if that is safer.", ADVANCED, shown=_AS_ASKED),
     ] = None
 
     def of_sum(self) -> dict[str, Any]:
@@ -65,11 +67,11 @@ class Pooled(Settings):
 
     pool: Annotated[
         Path | str | Sequence[Path | str],
-        Flag("A folder of artefacts, or one; repeatable.", POOL),
+        Flag("A folder of artefacts, or one artefact; repeatable.", POOL),
     ]
     exclude: Annotated[tuple[str, ...], Flag("Leave out a source by name; repeatable.", POOL)] = ()
-    screen: Annotated[str, Flag("Of over 100: auto, `auto(keep=16)`, off.", POOL)] = "auto"
-    force: Annotated[bool, Flag("Use prompts of other backbones.")] = False
+    screen: Annotated[str, Flag("For pools over 100: auto, `auto(keep=16)`, off.", POOL)] = "auto"
+    force: Annotated[bool, Flag("Use prompts of other backbones, too.")] = False
 
 
 SUM = tuple(Sum.model_fields)

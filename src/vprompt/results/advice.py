@@ -52,7 +52,7 @@ def _next(
     steps.append(f"compare with a prompt learned without the pool: `{learn}`")
     if helped is None and tested is not None:
         few = f"{tested} test images are few" if tested < FEW_TEST else "the interval is wide"
-        steps.append(f"{few}: more labelled images decide it, or other cuts (docs/data.md)")
+        steps.append(f"{few}: label more images to decide, or try other cuts (docs/data.md)")
     if helped is False:
-        steps.append("or give a pool whose tasks are nearer to yours: `vprompt score` ranks one")
+        steps.append("or use a pool whose tasks are nearer to yours: `vprompt score` ranks one")
     return [f"next: {step}" for step in steps]

@@ -3,16 +3,23 @@
 import math
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from vprompt.core import clock
+from vprompt.core.forecast import Estimate, Part
 from vprompt.core.precision import autocast
 from vprompt.data.task import Examples
+from vprompt.learning import classifier
 from vprompt.learning.adapter import Adapter, FeatureAdapter
 from vprompt.learning.halving import trainings
 from vprompt.learning.train_config import TrainConfig
+from vprompt.models.backbone import Backbone
 from vprompt.pooling.mix import PUBLISHED, Plan
+from vprompt.prompts.prompt import Prompt
 
 FORWARD_SHARE = 1 / 3  # of a step: a backward pass costs about two forward passes
 SCALES = 5  # looks along a sum of moves: its start, and four scales
@@ -21,6 +28,21 @@ HEADS, SCALED_HEADS = 2, 14  # closed-form heads of a training, and of every sca
 _FITS = 12  # eigendecompositions of one head: two families, five folds and the whole
 _SMALL = 160  # rows of the eigendecomposition that is timed
 _TRIAL = 16  # images: enough to keep two cores busy, few enough to cost a fraction of a second
+_DECODING = 0.01  # seconds for an image of which nothing is known: a photograph of a megapixel
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second of a training step, and of a forward pass alone."""
+
+    step: float
+    forward: float
+
+
+def speed_of(adapter: Adapter, train: Examples, config: TrainConfig) -> Speed:
+    """Time small steps of both kinds."""
+    step = images_per_second(adapter, train, config)
+    return Speed(step, forward_per_second(adapter, train, config))
 
 
 def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) -> float:
@@ -28,21 +50,38 @@ def images_per_second(adapter: Adapter, train: Examples, config: TrainConfig) ->
 
     Their mean, and not the fastest, is what training takes: other work on the machine slows both.
     """
-    device = adapter.backbone.device
-    pixels, _ = next(train.batches(min(_TRIAL, len(train))))
-    times: list[float] = []
-    while len(times) < 2 or (sum(times) < _MOMENT and len(times) < _STEPS):
-        began = time.perf_counter()
-        with autocast(config.precision, device):
-            images = adapter.backbone.normalise(pixels.to(device))
+
+    def step(images: Tensor) -> None:
+        with autocast(config.precision, adapter.backbone.device):
             features = adapter.features(images, generator=torch.Generator())
         total = features.float().sum()
         if total.requires_grad:
             total.backward()
         total.item()  # waits for an accelerator
-        times.append(time.perf_counter() - began)
+
+    found = _timed(adapter, train, step)
     for parameter in adapter.parameters():
         parameter.grad = None
+    return found
+
+
+def forward_per_second(adapter: Adapter, train: Examples, config: TrainConfig) -> float:
+    """Time small passes without gradients, as features are computed."""
+
+    def step(images: Tensor) -> None:
+        with torch.no_grad(), autocast(config.precision, adapter.backbone.device):
+            adapter.features(images).float().sum().item()
+
+    return _timed(adapter, train, step)
+
+
+def _timed(adapter: Adapter, train: Examples, step: Callable[[Tensor], None]) -> float:
+    pixels, _ = next(train.batches(min(_TRIAL, len(train))))
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < _MOMENT and len(times) < _STEPS):
+        began = time.perf_counter()
+        step(adapter.backbone.normalise(pixels.to(adapter.backbone.device)))
+        times.append(time.perf_counter() - began)
     return len(pixels) / statistics.mean(times[1:])  # the first step also warms up
 
 
@@ -76,27 +115,69 @@ def training_estimate(
     val: int = 0,
     test: int = 0,
     decoding: float = 0.0,
-) -> str:
-    """Return a sentence on how long training will take at all points of a grid.
+) -> Estimate:
+    """Return how long training will take at all points of a grid.
 
     `val` and `test` are numbers of images; those of the test split are looked at twice, with the
     frozen features and with the result, and need `decoding` seconds to be read. Those to train on
     are looked at once more for the head to start from, and once without a prompt.
     """
-    frozen = isinstance(adapter, FeatureAdapter)
-    if frozen and config.augment == "none":
-        return f"one pass over {len(train)} images, then the head alone"
-    speed = images_per_second(adapter, train, config)
     whole = trainings(points, config.epochs) if halving else points
     times = f"{whole:.3g} x " if points > 1 else ""
-    decoding += (points + 1) * head_seconds(adapter, len(train))
     what = f"{times}{config.epochs} epochs x {len(train)} images"
-    forward = math.ceil(whole * judged(config)) * val + 2 * test
     steps = math.ceil(whole * config.epochs) * len(train)
-    if frozen:  # a step has no backward pass, and images that are not cut are seen once
-        return _sentence(steps, val + test, what, speed, val + test, decoding, share=1.0)
-    first = (points + 1) * len(train)
-    return _sentence(steps, forward + first, what, speed, forward, decoding)
+    heads = (points + 1) * head_seconds(adapter, len(train))
+    units = points * config.epochs * math.ceil(len(train) / config.batch_size)
+    if isinstance(adapter, FeatureAdapter):
+        # A step has no backward pass, and images that are not cut are seen once.
+        speed = forward_per_second(adapter, train, config)
+        once = config.augment == "none"
+        seen = (0 if once else steps) + len(train) + val
+        tune = Part(0.0 if once else steps / speed, units)
+        parts = {"tune": tune, "test": Part(test / speed, 2 * test)}
+        if once:
+            what = f"one pass over {len(train)} images, then the head alone"
+        other = (seen - (0 if once else steps)) / speed + heads + decoding
+        return Estimate(what, parts, other, _facts(speed, val + test))
+    found = speed_of(adapter, train, config)
+    judging = math.ceil(whole * judged(config)) * val
+    parts = {
+        "tune": Part(steps / found.step + judging / found.forward, units),
+        "test": Part(2 * test / found.forward, 2 * test),
+    }
+    other = (points + 1) * len(train) / found.forward + heads + decoding
+    return Estimate(what, parts, other, _facts(found.step, judging + 2 * test))
+
+
+def searching_estimate(
+    adapter: Adapter,
+    train: Examples,
+    config: TrainConfig,
+    *,
+    alpha: int,
+    then: TrainConfig,
+    again: int,
+    val: int = 0,
+    test: int = 0,
+) -> Estimate:
+    """Return how long a search will take, and the training of what it finds on `again` images.
+
+    At every step of the prompts `alpha` images move the lengths.
+    """
+    found = speed_of(adapter, train, config)
+    steps = math.ceil(len(train) / config.batch_size)
+    both = config.epochs * (len(train) + steps * alpha)
+    judging = judged(config) * val
+    second = then.epochs * again / found.step + judged(then) * val / found.forward
+    other = second + (2 * again + 2 * test + len(train)) / found.forward
+    other += 3 * head_seconds(adapter, again)
+    what = (
+        f"{config.epochs} epochs x {len(train)} images to search, then {then.epochs} epochs x "
+        f"{again} images"
+    )
+    searched = Part(both / found.step + judging / found.forward, config.epochs * steps)
+    looks = judging + judged(then) * val + 2 * test
+    return Estimate(what, {"tune": searched}, other, _facts(found.step, looks))
 
 
 def combining_estimate(
@@ -109,50 +190,74 @@ def combining_estimate(
     val: int = 0,
     test: int = 0,
     decoding: float = 0.0,
-) -> str:
-    """Return a sentence on how long evidence and tuning will take, if nothing is cached.
+) -> Estimate:
+    """Return how long evidence and tuning will take, if nothing is cached.
 
-    `val` and `test` are numbers of images; those of the test split are looked at five times:
-    without a prompt, under the best source, the average, the sum, and the result. An ensemble
-    looks once for each of its members, and once without a prompt.
+    `val` and `test` are numbers of images. Those of the test split are looked at without a prompt,
+    under the start, the sum or each part of an ensemble, the best source if the sources are looked
+    at, and the result if it was tuned. A sum of weights one has the average in place of the start.
     """
-    speed = images_per_second(adapter, train, config)
+    found = speed_of(adapter, train, config)
     epochs, looks, width, heads = plan.epochs(config.epochs, sources), 0, 1, HEADS
     if plan.move_scale != PUBLISHED:
         looks = SCALES + (2 if plan.form in ("sum", "side_by_side") else plan.members)
         heads += SCALES * SCALED_HEADS
-        width = plan.members + 1 if plan.form in ("ensemble", "auto") else 1
+        width = plan.members if plan.form in ("ensemble", "auto") else 1
     seen = sources + 1 if plan.looks else 1
-    decoding += (seen + heads) * head_seconds(adapter, len(train))
     passes = seen + looks
-    what = f"{passes} evidence passes and {epochs} epochs x {len(train)} images"
-    judged_images = width * judged(config, epochs) * val + (3 + 2 * width) * test
-    steps, forward = width * epochs + plan.climb, judged_images + looks * len(train)
-    if plan.gradient_head is None:
-        forward += seen * len(train)
-    else:
-        steps += seen
-    return _sentence(steps * len(train), forward, what, speed, judged_images, decoding)
+    judging = (width + (width > 1)) * judged(config, epochs) * val
+    tests = (2 + plan.looks + width + (width if epochs else 0)) * test
+    images = len(train)
+    gathering = seen * images / (found.forward if plan.gradient_head is None else found.step)
+    units = epochs * math.ceil(images / config.batch_size)
+    tuning = (width + (width > 1)) * epochs * images / found.step + judging / found.forward
+    parts = {
+        "evidence": Part(gathering, seen * images),
+        "climb": Part(plan.climb * images / found.step, plan.climb),
+        "tune": Part(tuning if units else 0.0, units),
+        "test": Part(tests / found.forward, tests),
+    }
+    other = looks * images / found.forward + (seen + heads) * head_seconds(adapter, images)
+    other += decoding + (0.0 if units else tuning)
+    what = f"{passes} evidence passes and {epochs} epochs x {images} images"
+    return Estimate(what, parts, other, _facts(found.step, judging + tests))
 
 
-def _sentence(
-    steps: int,
-    forward: int,
-    what: str,
-    speed: float,
-    judged_images: int,
-    other: float = 0.0,
-    share: float = FORWARD_SHARE,
-) -> str:
-    """`share` is what a forward pass alone costs of a step, `other` the seconds without images."""
-    seconds, spent = (steps + share * forward) / speed + other, clock.since_begin()
+def scoring_estimate(
+    adapter: Adapter, train: Examples, config: TrainConfig, *, sources: int, epochs: int = 0
+) -> Estimate:
+    """Return how long it takes to look through all sources; `epochs` are of a prompt to compare.
+
+    Scores come on top: how long they take is not known before, and bounded where it is the floor.
+    """
+    found = speed_of(adapter, train, config)
+    images, seen = len(train), sources + 1
+    parts = {"evidence": Part(seen * images / found.forward, seen * images)}
+    other = epochs * images / found.step
+    facts = f" at {found.forward:.0f} images/s; then the scores"
+    return Estimate(f"{seen} passes x {images} images", parts, other, facts)
+
+
+def measuring_estimate(
+    backbone: Backbone, adapted: Prompt | Adapter | None, images: int, candidates: int
+) -> Estimate:
+    """Return how long it takes to read test images, and to look at them with every candidate."""
+    height, width = backbone.data_config.input_size[1:]
+    pixels = np.full((_TRIAL, height, width, 3), 128, dtype=np.uint8)
+    grey = Examples(pixels, torch.zeros(_TRIAL, dtype=torch.int64), "trial")
+    times = []
+    for _ in range(2):  # the first one also warms up
+        began = time.perf_counter()
+        classifier.features_of(backbone, adapted, grey, use_cache=False)
+        times.append(time.perf_counter() - began)
+    speed, looks = _TRIAL / times[-1], images * candidates
+    parts = {
+        "decode images": Part(images * _DECODING, images),
+        "test": Part(looks / speed, looks),
+    }
+    return Estimate(f"{looks:,} looks at images", parts, facts=f" at {speed:.0f} images/s")
+
+
+def _facts(speed: float, judged_images: int) -> str:
     looks = f", {judged_images:,} looks at images to validate and test" if judged_images else ""
-    whole = f" more, {words(seconds + spent)} in all" if spent else ""
-    return f"about {words(seconds)}{whole}: {what} at {speed:.0f} images/s{looks}"
-
-
-def words(seconds: float) -> str:
-    """Return a duration as a person says it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f" at {speed:.0f} images/s{looks}"

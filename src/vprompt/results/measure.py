@@ -13,9 +13,12 @@ from vprompt.core.progress import SILENT, Progress
 from vprompt.core.types import Labels, Targets
 from vprompt.data.targets import NUMBER, SEVERAL
 from vprompt.data.task import Task
+from vprompt.learning.adapter import Adapter, FeatureAdapter
 from vprompt.learning.classifier import Candidate, features_of
+from vprompt.learning.ensemble import Ensemble
 from vprompt.models.backbone import Backbone
 from vprompt.models.heads import Head
+from vprompt.prompts.prompt import Prompt, prompt_digest
 from vprompt.results import numbers, several
 from vprompt.results.numbers import NumberMeasurement
 from vprompt.results.several import SeveralMeasurement
@@ -84,15 +87,27 @@ def test_accuracy(
     if skipped := len(task.test) - len(examples):
         progress.say(f"left out {skipped} unreadable test images")
     judge_one, found = _judge_of(task, examples.labels), {}
-    with progress.step("test", len(candidates) * len(examples)) as step:
+    passes, seen = {name: _passes(each) for name, (each, _) in candidates.items()}, set[str]()
+    with progress.step("test", len(set[str]().union(*passes.values())) * len(examples)) as step:
         for name, (adapted, head) in candidates.items():
             logits = head.logits(features_of(backbone, adapted, examples, precision=precision))
             found[name] = judge_one(name, head, logits)
-            step.advance(len(examples), name)
+            step.advance(len(passes[name] - seen) * len(examples), name)
+            seen |= passes[name]
     return found
 
 
 test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest: a measurement, not a test
+
+
+def _passes(adapted: Prompt | Adapter | None) -> set[str]:
+    """Return a name for every pass of the images, so that those two candidates share count once."""
+    if adapted is None or isinstance(adapted, FeatureAdapter):
+        return {"no prompt"}
+    if isinstance(adapted, Ensemble):
+        return set[str]().union(*map(_passes, adapted.members()))
+    prompt = adapted.prompt() if isinstance(adapted, Adapter) and adapted.of_prompt else adapted
+    return {prompt_digest(prompt) if isinstance(prompt, Prompt) else str(id(adapted))}
 
 
 def _judge_of(task: Task, labels: Targets) -> Callable[[str, Head, Tensor], Measured]:

@@ -90,7 +90,7 @@ def _reading(drawn: Draw, shots: int, seed: int) -> Reading:
     span = sorted({min(counts.values()), max(count for count in counts.values() if count < shots)})
     return reading.noting(
         f"{few} of {len(counts)} classes have fewer than {shots} images to learn from: "
-        f"{' to '.join(map(str, span))}, which are taken whole"
+        f"{' to '.join(map(str, span))}; all of these are used"
     )
 
 

@@ -1,8 +1,12 @@
-"""Gathering: images of many requests become batches, in one thread that owns the model.
+"""Gathering: images of many requests become batches, in a few threads that share the model.
 
 A batch holds images of one layout of prompts, so that an image has one answer whatever else is
 asked for; prompts of many artefacts share it. While a batch is computed the next one gathers, so an
 image waits for others only while nothing is computed.
+
+On a CPU two batches are computed at once, each on half of the threads. Requests are read and
+decoded on the same cores, and whenever that takes a core from one thread of a batch, the batch's
+other threads wait for it; the fewer threads a batch has, the less is lost.
 """
 
 import threading
@@ -18,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.threads import Shares
 from vprompt.inference.answers import Answered, answered
 from vprompt.inference.serving import PromptServer
 from vprompt.web.limits import Limits, Refused
@@ -60,8 +65,16 @@ class Gatherer:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="vprompt-batches", daemon=True)
-        self._thread.start()
+        shares = Shares(_workers(server().backbone.device))
+        self._threads = [
+            threading.Thread(
+                target=self._work, args=(shares,), name=f"vprompt-batches-{row}", daemon=True
+            )
+            for row in range(shares.threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+        shares.settle()
 
     def __len__(self) -> int:
         """Count the images that wait."""
@@ -85,10 +98,12 @@ class Gatherer:
         """Answer what waits, and stop."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
+    def _work(self, shares: Shares) -> None:
+        shares.take()
         while batch := self._next():
             began = time.monotonic()
             try:
@@ -105,13 +120,16 @@ class Gatherer:
 
     def _next(self) -> list[Job]:
         """Return the next batch; nothing once all is answered and the gatherer is closed."""
+        idle_since = time.monotonic()
         with self._changed:
             while True:
                 while not self._waiting and not self._closed:
                     self._changed.wait()
                 if not self._waiting:
                     return []
-                until = self._waiting[0].arrived + self.limits.latency_ms / 1000
+                # Also where the oldest has waited for a batch before it: whoever had an answer
+                # from that batch is about to ask again.
+                until = max(self._waiting[0].arrived, idle_since) + self.limits.latency_ms / 1000
                 left = until - time.monotonic()
                 if left > 0 and len(self._waiting) < self.limits.batch_size and not self._closed:
                     self._changed.wait(left)
@@ -153,6 +171,11 @@ class Gatherer:
                 )
         gone = "The artefact {!r} was removed while the image waited."
         return [found.get(id(job)) or Refused(404, gone.format(job.name)) for job in batch]
+
+
+def _workers(device: torch.device) -> int:
+    """Return how many batches are computed at once."""
+    return 2 if device.type == "cpu" and torch.get_num_threads() > 1 else 1
 
 
 def _layout(server: PromptServer, name: str) -> str:
