@@ -157,8 +157,8 @@ def _limits(run: dict[str, Any]) -> str:
         last = _ordered(run["test"])[-1][1]
         lines.append(
             f"- It was measured on {tested['images']} images of the same source. "
-            f"{_expected(last)}. It may do worse on images of another camera, place or time. Measure it on your own: "
-            "`vprompt evaluate`."
+            f"{_expected(last)}. It may do worse on images of another camera, place or time. "
+            "Measure it on your own: `vprompt evaluate`."
         )
     absent = len(counts) - len(seen)
     if absent and target != "number":
