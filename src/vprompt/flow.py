@@ -8,8 +8,8 @@ from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.settings import takes
 from vprompt.data.task import Task
+from vprompt.learning import folding
 from vprompt.learning.adapter import PromptAdapter
-from vprompt.learning.folding import Folds
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.outcome import Outcome, check_output, finish
 from vprompt.pooling import comparing, floor, scoring, screening, weighing
@@ -36,6 +36,8 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     build = registry.build("adapters", settings.method)
     config = TrainConfig.of(settings.config, stages.training_defaults(settings.method))
     points = stages.grid_points(config, settings.grid or {})
+    if settings.folds:
+        folding.check(config, halving=settings.halving)
     backbone = opening.open_backbone(
         settings.model,
         image_size=settings.image_size,
@@ -66,7 +68,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         points,
         fleet=settings.fleet,
         halving=settings.halving,
-        folds=Folds(settings.folds, settings.split_seed or 0) if settings.folds else None,
+        folds=folding.Folds(settings.folds, settings.split_seed or 0) if settings.folds else None,
     )
     setting = replace(setting, config=chosen)
     plain = stages.plain_features(setting)

@@ -236,7 +236,7 @@ def tune_best(
     and every image is judged by trainings that did not see it.
     """
     if folds is not None:
-        return _tune_by_folds(setting, build, points, folds, halving)
+        return _tune_by_folds(setting, build, points, folds)
     if len(points) > 1 and setting.val is None:
         raise VPromptError("A grid is chosen from on validation images, but there are none.")
     if halving and len(points) < 2:
@@ -267,14 +267,8 @@ def _tune_by_folds(
     build: Callable[[], Adapter],
     points: Sequence[TrainConfig],
     folds: Folds,
-    halving: bool,
 ) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
     """Judge every point by folds, and train on all images as far as the best epoch of the best."""
-    if halving:
-        raise VPromptError(
-            "--halving drops points by one validation split, and --folds has none. Leave one of "
-            "the two out."
-        )
     task, train, goal = setting.task, setting.train, setting.goal
     kept = range(len(task.train)) if train.rows is None else train.rows
     labels = [task.train.labels[row] for row in kept]

@@ -60,8 +60,13 @@ class Judgement:
         return next(each for each in self.history if each.epoch == self.kept)
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, *, halving: bool = False) -> None:
     """Refuse what does not go with folds."""
+    if halving:
+        raise VPromptError(
+            "--halving drops points by one validation split, and --folds has none. Leave one of "
+            "the two out."
+        )
     if config.patience:
         raise VPromptError(
             f"--folds chooses the epoch by what all folds say of it, so none of them may end early "
