@@ -82,5 +82,6 @@ def is_sound(found: Any) -> bool:
     given, kind = found.get(of(found).key), of(found)
     if kind is not ACCURACY and given is None and kind.key in found:
         return True
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    return number and given <= 1 and (given >= 0 or not kind.share)
+    if not isinstance(given, int | float) or isinstance(given, bool):
+        return False
+    return given <= 1 and (given >= 0 or not kind.share)

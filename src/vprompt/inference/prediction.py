@@ -322,8 +322,8 @@ def _rows(predictions: Sequence[Prediction]) -> Iterator[list[str]]:
     yield ["image", "label", *beside, *(f"p({name})" for name in names)]
     for one in predictions:
         shares = [f"{one.probabilities[name]:.6f}" for name in names]
-        sure = [f"{one.probability:.6f}"] if plain else []
-        yield [in_cell(one.image), in_cell(one.label), *sure, *shares]
+        first_share = [f"{one.probability:.6f}"] if plain else []
+        yield [in_cell(one.image), in_cell(one.label), *first_share, *shares]
 
 
 def as_json(predictions: Sequence[Prediction]) -> str:
