@@ -250,8 +250,8 @@ def test_prompt_and_attention_are_trained_and_the_sources_are_not(tiny, pool, im
     # Every group reaches the optimiser, each at its rate: the public code's never did.
     from vprompt.learning.classifier import Classifier, start_head
     from vprompt.learning.goals import OneClass
-    from vprompt.learning.train_config import TrainConfig
     from vprompt.learning.optimizing import optimizer_of
+    from vprompt.learning.train_config import TrainConfig
 
     config = TrainConfig(precision="fp32", lr=0.4, head="zero")
     classifier = Classifier(adapter, *start_head(adapter, examples(), OneClass(3), config))
