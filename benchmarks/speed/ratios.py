@@ -6,6 +6,7 @@ python -m benchmarks speed.ratios precision  # bf16 against fp32: training, feat
 python -m benchmarks speed.ratios scores --data DIR --pool pools/demo  # HGPrompt from bf16 evidence
 python -m benchmarks speed.ratios prefix     # epochs with prompts from block 6, cached or not
 python -m benchmarks speed.ratios many       # 16 prompts in a batch of 64 against one
+python -m benchmarks speed.ratios texts      # what text prompts add to a step of a CLIP
 python -m benchmarks speed.ratios artefacts  # listing 1,000 artefacts, help, import
 python -m benchmarks speed.ratios profile    # where the time goes, as a share of the matmul peak
 
@@ -29,6 +30,7 @@ from benchmarks import RESULTS, ROOT, new_parser
 from benchmarks.speed import profile as speed_profile
 from benchmarks.speed import scores as speed_scores
 from benchmarks.speed import steps as speed_steps
+from benchmarks.speed import text_steps
 from benchmarks.speed.timing import in_turn, machine, spread, summary
 from vprompt.artifacts import artifact
 from vprompt.artifacts.artifact import Artifact
@@ -317,6 +319,7 @@ PARTS = {
     "scores": speed_scores.scores,
     "prefix": prefix_cache,
     "many": many,
+    "texts": text_steps.texts,
     "artefacts": artefacts,
     "profile": speed_profile.profile,
 }

@@ -13,20 +13,23 @@ from vprompt.results import runs
 Actions = Mapping[str, Callable[[], Any]]
 
 
-def in_turn(actions: Actions, repeats: int) -> dict[str, list[float]]:
+def in_turn(
+    actions: Actions, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Return the seconds of every action in every round, after one round to warm up.
 
-    The time that the rest will take is printed after the first round.
+    `clock` may be `time.process_time`, which counts what the processor did for this. The time that
+    the rest will take is printed after the first round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(repeats + 1):
         began = time.perf_counter()
         for name, action in actions.items():
-            start = time.perf_counter()
+            start = clock()
             action()
             settle()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
         if not turn:
             left = repeats * (time.perf_counter() - began)
             print(f"{', '.join(actions)}: about {left / 60:.1f} min", flush=True)

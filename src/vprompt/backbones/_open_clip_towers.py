@@ -19,7 +19,7 @@ from vprompt.core.types import (
     WordTokens,
 )
 from vprompt.data.preprocessing import DataConfig
-from vprompt.models.attention import Attend, joint, keys_and_values, project
+from vprompt.models.attention import Attend, KeyValue, joint, keys_and_values, project
 from vprompt.models.two_tower import TextTower
 
 
@@ -81,11 +81,15 @@ class OpenClipText(TextTower):
         prompt: PromptRows,
         mask: Tensor | None,
         attend: Attend | None = None,
-    ) -> Tokens:
+        *,
+        reads: int | None = None,
+    ) -> ReadTokens:
         """Run one block with the prompt in its keys and values; the mask hides words alone."""
         if mask is not None and mask.dim() == 3:
             mask = mask.unflatten(0, (tokens.shape[0], -1))
-        return prompted(self.part.transformer.resblocks[index], tokens, prompt, attend, mask)
+        if mask is not None and reads is not None:
+            mask = mask[..., :reads, :]
+        return prompted(self.part.transformer.resblocks[index], tokens, prompt, attend, mask, reads)
 
     def pool(self, tokens: Tokens, ends: TextEnds) -> Features:
         """Normalise, read one token of every text, project."""
@@ -121,16 +125,30 @@ def prompted(
     """Spell out open_clip's `ResidualAttentionBlock`; prompt rows pass its first norm too."""
     attention = block.attn
     joined = (attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
-    query, own = project(block.ln_1(tokens), *joined, reads)
-    inside = keys_and_values(block.ln_1(prompt), *joined)
+    if mask is not None and len(tokens) == len(prompt) == 1:  # a tree of texts
+        count = tokens.shape[1]
+        query, both = project(block.ln_1(torch.cat([tokens, prompt], 1)), *joined, reads)
+        query = query[:, :, :count]
+        own = KeyValue(both.key[:, :, :count], both.value[:, :, :count])
+        inside = KeyValue(both.key[:, :, count:], both.value[:, :, count:])
+    else:
+        query, own = project(block.ln_1(tokens), *joined, reads)
+        inside = keys_and_values(block.ln_1(prompt), *joined)
     attend = attend or joint()
     hidden = None if mask is None else mask.to(query.dtype)
     mixed = attend(query, own, inside, attention.head_dim**-0.5, hidden)
-    mixed, count = mixed.transpose(1, 2).flatten(2), tokens.shape[0]
-    if reads is not None:
-        tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
-    tokens = tokens + block.ls_1(attention.out_proj(mixed))
-    return (tokens + block.ls_2(block.mlp(block.ln_2(tokens))))[:count]
+    mixed = mixed.transpose(1, 2).flatten(2)
+    if reads is None:
+        return _rest(block, tokens, mixed)
+    shape = mixed.shape[:2]
+    few, seen = tokens[:, :reads].flatten(0, 1), mixed.flatten(0, 1)
+    return _rest(block, steady(few), steady(seen))[: len(few)].unflatten(0, shape)
+
+
+def _rest(block: Any, tokens: Tensor, mixed: Tensor) -> Tensor:
+    """Run what stands behind the heads of a block's attention."""
+    tokens = tokens + block.ls_1(block.attn.out_proj(mixed))
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
 def _starts(tokenizer: Callable[..., Tensor]) -> int:

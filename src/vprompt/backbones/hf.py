@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones import _hf_models, _reach
+from vprompt.backbones import _hf_clip, _hf_models, _reach, open_clip
 from vprompt.backbones._filling import check_fills, listed
 from vprompt.backbones._hf_processor import data_config_of
 from vprompt.backbones._timm_models import patch_size_of
@@ -30,10 +30,11 @@ _TOLERANCE = 1e-3  # of the largest feature: what another order of sums makes in
 
 
 def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None = None) -> Backbone:
-    """Return a frozen model of transformers: ViT, DeiT, DINOv2, DINOv3, or a SigLIP's image tower.
+    """Return a frozen model of transformers: ViT, DeiT, DINOv2, DINOv3, SigLIP's image tower, CLIP.
 
     `model` is a repository (`org/name`, `org/name@revision`) or a folder with `config.json`,
-    `preprocessor_config.json` and weights as safetensors. Code in a repository is never run.
+    `preprocessor_config.json` and weights as safetensors, of a CLIP its tokenizer as well, since
+    that has both towers. Code in a repository is never run.
     `image_size` is in place of the processor's; position embeddings are resampled by timm.
     """
     place, revision = _place(model)
@@ -42,9 +43,11 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
     with _explained(model), _quiet(), _reach.hub(model, repository):
         where = {"revision": revision} if revision else {}
         raw, _ = library.PretrainedConfig.get_config_dict(place, **where)
+        if raw.get("model_type") == "clip":
+            return _two_towers(library, place, where, model, image_size)
         kind = _kind(raw, model)
         processor = _processor(place, where, model)
-        original = _original(library, kind, place, where, model)
+        original = _original(library, kind.original, place, where, model)
     config = original.config
     vit: Any = kind.make(config).eval()
     state = _hf_models.timm_state(kind, original.state_dict(), config)
@@ -72,6 +75,78 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
     return backbone
 
 
+def _two_towers(
+    library: Any, place: str, where: dict[str, str], model: str, image_size: ImageSize | None
+) -> Backbone:
+    """Return a CLIP, both towers, in open_clip's modules."""
+    processor = _processor(place, where, model)
+    original = _original(library, "CLIPModel", place, where, model)
+    config = _hf_clip.open_clip_config(original.config, model)
+    weights = _hf_clip.open_clip_state(original.state_dict())
+    own, context = pair(config["vision_cfg"]["image_size"]), config["text_cfg"]["context_length"]
+    name = str(Spec("hf", {"model": model}))
+    tokenizer = _tokenizer(place, where, context, model)
+    _check_tokens(tokenizer, original.config.text_config, model)
+    clip = open_clip.from_config(config, name=name, tokenizer=tokenizer, weights=weights)
+    gap = _check_same_towers(clip, original, model)
+    size, data_config, note = data_config_of(processor, own, model)
+    wanted = pair(size if image_size is None else checked(image_size))
+    remarks = [
+        f"{model}: CLIPModel of transformers in open_clip's CLIP, features equal to {gap:.0e}",
+        note,
+    ]
+    if wanted != own:
+        check_filled(wanted, clip.patch_size, model)
+        config["vision_cfg"]["image_size"] = wanted
+        clip = open_clip.from_config(config, name=name, tokenizer=tokenizer, weights=weights)
+        remarks.append(f"positions resampled from {shown(*own)} to {shown(*wanted)} by open_clip")
+    clip.data_config = data_config.resized(wanted)
+    clip.remark = "; ".join(remarks)
+    return clip
+
+
+def _tokenizer(place: str, where: dict[str, str], context: int, model: str) -> Any:
+    """Return the tokeniser that stands beside a model, as open_clip calls one."""
+    module = importlib.import_module("open_clip.tokenizer")
+    try:
+        found = module.HFTokenizer(place, context_length=context, trust_remote_code=False, **where)
+        # Where there are no files, transformers makes one that knows no words.
+        if not torch.equal(*found(["a photo", "two"], context_length=context)):
+            return found
+        reason = "it knows no words"
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    raise VPromptError(
+        f"{model!r} has no tokenizer that can be read ({reason}). Save it beside the model: "
+        "`tokenizer.save_pretrained(folder)`."
+    )
+
+
+def _check_tokens(tokenizer: Any, config: Any, model: str) -> None:
+    """Refuse a tokenizer of another model: its numbers would be other words, or none."""
+    own, end = tokenizer.tokenizer, config.eos_token_id
+    if len(own) > config.vocab_size or end not in (2, own.eos_token_id):
+        raise VPromptError(
+            f"The tokenizer of {model!r} has {len(own)} tokens and ends a text by number "
+            f"{own.eos_token_id}, and its text tower has {config.vocab_size} and looks for number "
+            f"{end}. Save the tokenizer that the model was trained with beside it."
+        )
+
+
+@torch.no_grad()
+def _check_same_towers(clip: Any, original: Any, model: str) -> float:
+    """Return how far apart the features of both towers are; refuse what is not the same."""
+    images = torch.zeros(1, *clip.data_config.input_size)
+    images[:, :, ::7, ::5] = 1.0
+    ids = clip.text.tokenise(["a photo of a model.", "two"], clip.text.context_length)
+    seen, read = original.get_image_features(images), original.get_text_features(ids)
+    gap = max(
+        _apart(clip.clip.encode_image(images), seen.pooler_output),
+        _apart(clip.clip.encode_text(ids), read.pooler_output),
+    )
+    return _same(gap, "open_clip's CLIP", model)
+
+
 def _place(model: str) -> tuple[str, str | None]:
     """Return a folder or a repository, and its revision."""
     folder = Path(model).expanduser()
@@ -91,7 +166,7 @@ def _kind(config: Mapping[str, Any], model: str) -> _hf_models.Kind:
     name = str(config.get("model_type", ""))
     if name in _hf_models.KINDS:
         return _hf_models.KINDS[name]
-    known = ", ".join(_hf_models.supported())
+    known = ", ".join(sorted((*_hf_models.supported(), "clip")))
     if "auto_map" in config:
         raise VPromptError(
             f"{model!r} brings code of its own (auto_map in its config.json), which is never run. "
@@ -99,7 +174,6 @@ def _kind(config: Mapping[str, Any], model: str) -> _hf_models.Kind:
         )
     why = {
         "siglip2": "it takes images that were cut into any number of patches beforehand",
-        "clip": "its towers are read by open_clip: use 'ViT-B-16,openai' or its like",
     }.get(name, "it is no plain vision transformer, or not known here")
     raise VPromptError(
         f"{model!r} is of the kind {name!r} and is not read: {why}. Read are {known}."
@@ -118,11 +192,9 @@ def _processor(place: str, where: dict[str, str], model: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _original(
-    library: Any, kind: _hf_models.Kind, place: str, where: dict[str, str], model: str
-) -> Any:
+def _original(library: Any, name: str, place: str, where: dict[str, str], model: str) -> Any:
     """Return the model in transformers' own code, filled whole from safetensors."""
-    found, report = getattr(library, kind.original).from_pretrained(
+    found, report = getattr(library, name).from_pretrained(
         place,
         **where,
         output_loading_info=True,
@@ -158,10 +230,14 @@ def _check_same(vit: Any, original: nn.Module, model: str) -> float:
     gap = _apart(made, own.last_hidden_state)
     if vit.attn_pool is not None:
         gap = max(gap, _apart(vit.forward_head(made, pre_logits=True), own.pooler_output))
+    return _same(gap, f"timm's {type(vit).__name__}", model)
+
+
+def _same(gap: float, where: str, model: str) -> float:
     if not gap < _TOLERANCE:
         raise VPromptError(
-            f"{model!r} has other features in timm's {type(vit).__name__} than in transformers "
-            f"(they differ by {gap:.1e} of the largest), so it is not read."
+            f"{model!r} has other features in {where} than in transformers (they differ by "
+            f"{gap:.1e} of the largest), so it is not read."
         )
     return gap
 

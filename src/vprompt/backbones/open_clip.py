@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vprompt.backbones import _reach
 from vprompt.backbones._checkpoints import unwrap
-from vprompt.backbones._filling import filled_whole
+from vprompt.backbones._filling import check_fills, filled_whole
 from vprompt.backbones._open_clip_models import (
     check_activation,
     check_config,
@@ -244,12 +244,14 @@ def from_config(
     name: str,
     seed: int = 0,
     tokenizer: Callable[..., Tensor] | None = None,
-) -> TwoTower:
-    """Return a random model of open_clip's own kind of config, for tests and examples.
+    weights: Mapping[str, Tensor] | None = None,
+) -> "OpenClip":
+    """Return a model of open_clip's own kind of config, random unless `weights` fill it.
 
     `config` holds `embed_dim`, `vision_cfg` and `text_cfg`, perhaps `quick_gelu`; with
     `custom_text` the text tower is a module of its own, as in many newer checkpoints. `tokenizer`
-    is open_clip's own, unless another is given.
+    is open_clip's own, unless another is given. The weights' position embedding is resampled where
+    the config has another image size.
     """
     library, given = _library(), dict(config)
     vision = given["vision_cfg"]
@@ -263,6 +265,11 @@ def from_config(
         clip = kind(**given)
         if hasattr(clip.visual, "set_input_size"):
             clip.visual.set_input_size(vision.get("image_size", 224))
+    if weights is not None:
+        state = dict(weights)
+        importlib.import_module("open_clip.model").resize_pos_embed(state, clip)
+        check_fills(clip, state, name, f"The checkpoint of {name!r}", strict=True)
+        clip.load_state_dict(state)
     if tokenizer is None:
         tokenizer = library.SimpleTokenizer(context_length=clip.context_length)
     return OpenClip(clip, name, tokenizer)

@@ -10,7 +10,8 @@ ICML 2021, arXiv 2103.00020.
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from vprompt.core.types import (
     ClassFeatures,
     Features,
     PromptRows,
+    ReadTokens,
     TextEnds,
     TextIds,
     Tokens,
@@ -31,6 +33,7 @@ from vprompt.data import sentences
 from vprompt.models.attention import Attend
 from vprompt.models.backbone import Backbone
 from vprompt.models.heads import Head
+from vprompt.models.text_tree import TextTree, grow
 from vprompt.prompts.prompt import Prompt
 
 
@@ -83,8 +86,13 @@ class TextTower(abc.ABC):
         prompt: PromptRows,
         mask: Tensor | None,
         attend: Attend | None = None,
-    ) -> Tokens:
-        """Run one block in which prompt rows are keys and values, seen from every position."""
+        *,
+        reads: int | None = None,
+    ) -> ReadTokens:
+        """Run one block in which prompt rows are keys and values, seen from every position.
+
+        With `reads`, only so many first tokens come out; the others are keys and values.
+        """
 
     @abc.abstractmethod
     def pool(self, tokens: Tokens, ends: TextEnds) -> Features:
@@ -131,10 +139,18 @@ class ClassTexts:
     ends: TextEnds
     classes: int
     slots: int
+    _grown: dict[int, list[TextTree]] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device) -> "ClassTexts":
         """Return the same texts on another device."""
         return ClassTexts(self.ids.to(device), self.ends.to(device), self.classes, self.slots)
+
+    def trees(self, chunk: int) -> list[TextTree]:
+        """Return the texts as trees of at most `chunk` texts each, grown once."""
+        if chunk not in self._grown:
+            parts = zip(self.ids.cpu().split(chunk), self.ends.cpu().split(chunk), strict=True)
+            self._grown[chunk] = [grow(*part).to(self.ids.device) for part in parts]
+        return self._grown[chunk]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +246,38 @@ def encode_texts(
     return tower.pool(sequence, ends)
 
 
+def encode_tree(
+    tower: TextTower,
+    tree: TextTree,
+    prompt: Prompt,
+    attend: Callable[[int], Attend | None] | None = None,
+) -> Features:
+    """Return what `encode_texts` returns for the texts of a tree, every shared beginning read once.
+
+    Of the last block only the nodes where texts end come out. The tower `cuts`.
+    """
+    _check_fits(tower, prompt)
+    rows = prompt.tokens.split(prompt.counts(tower.depth))
+    slots, last = prompt.persist, tower.depth - 1
+    sequence = tower.words(tree.ids)
+    none = sequence[:, :0]
+    if slots:
+        sequence = _overwrite_nodes(sequence, rows[0], tower.start, tree.positions)
+    sequence = sequence + tower.positions(int(tree.positions.max()) + 1)[tree.positions]
+    for index in range(tower.depth):
+        if slots and index:
+            sequence = _overwrite_nodes(sequence, rows[index], tower.start, tree.positions)
+        inside = none if slots else rows[index][None]
+        if index < last and not inside.shape[1]:
+            sequence = tower.block(index, sequence, tree.mask)
+        else:
+            chosen = attend(index) if attend is not None and inside.shape[1] else None
+            reads = tree.ends if index == last else None
+            sequence = tower.prompted_block(index, sequence, inside, tree.mask, chosen, reads=reads)
+    found = tower.pool(sequence[0][:, None], torch.zeros_like(tree.of_text[: tree.ends]))
+    return found[tree.of_text]
+
+
 def class_features(
     tower: TextTower,
     texts: ClassTexts,
@@ -246,15 +294,26 @@ def class_features(
     if prompt is not None and prompt.persist:
         _check_slots(tower, texts, prompt)
 
-    def encode(ids: TextIds, ends: TextEnds) -> Features:
-        features = encode_texts(tower, ids, ends, prompt, attend)
+    def unit(features: Features) -> Features:
         at_least_single = torch.promote_types(features.dtype, torch.float32)
         return functional.normalize(features.to(at_least_single), dim=1)
 
+    def read(ids: TextIds, ends: TextEnds) -> Features:
+        return unit(encode_texts(tower, ids, ends, prompt, attend))
+
+    def climb(tree: TextTree) -> Features:
+        assert prompt is not None
+        return unit(encode_tree(tower, tree, prompt, attend))
+
     again = torch.is_grad_enabled() and len(texts.ids) > chunk
+    encode: Callable[..., Features] = read
+    given: list[tuple[Any, ...]] = list(
+        zip(texts.ids.split(chunk), texts.ends.split(chunk), strict=True)
+    )
+    if tower.cuts and prompt is not None and len(prompt.blocks):
+        encode, given = climb, [(tree,) for tree in texts.trees(chunk)]
     parts = [
-        checkpoint(encode, ids, ends, use_reentrant=False) if again else encode(ids, ends)
-        for ids, ends in zip(texts.ids.split(chunk), texts.ends.split(chunk), strict=True)
+        checkpoint(encode, *part, use_reentrant=False) if again else encode(*part) for part in given
     ]
     grouped = torch.cat(parts).unflatten(0, (texts.classes, -1))
     return functional.normalize(grouped.mean(1), dim=1)
@@ -276,6 +335,16 @@ def _overwrite(sequence: Tokens, rows: Tensor, start: int) -> Tokens:
         return sequence
     new = rows.to(sequence.dtype).expand(sequence.shape[0], -1, -1)
     return torch.cat([sequence[:, :start], new, sequence[:, start + len(rows) :]], dim=1)
+
+
+def _overwrite_nodes(sequence: Tokens, rows: Tensor, start: int, positions: Tensor) -> Tokens:
+    """Put rows into the slots behind the start, wherever a node stands in one."""
+    if not len(rows):
+        return sequence
+    slot = positions - start
+    inside = (slot >= 0) & (slot < len(rows))
+    new = rows.to(sequence.dtype)[slot.clamp(0, len(rows) - 1)]
+    return torch.where(inside[:, None], new, sequence)
 
 
 def _check_slots(tower: TextTower, texts: ClassTexts, prompt: Prompt) -> None:
