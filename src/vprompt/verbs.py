@@ -83,7 +83,7 @@ class OnTask(Verb):
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed for drawing the shots.", WHAT)] = 0
     split_seed: Annotated[int | None, Flag("Seed of the splits.", WHAT, shown="0")] = None
-    allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
+    allow_absent: Annotated[bool, Flag("Accept classes without images.")] = False
 
 
 class Trained(OnTask):
@@ -125,11 +125,9 @@ class Trained(OnTask):
     log: Annotated[
         Sequence[str],
         BeforeValidator(read_kinds),
-        Flag("Follow training: tensorboard, csv or jsonl; repeatable.", OUTPUT),
+        Flag("tensorboard, csv or jsonl; repeatable.", OUTPUT),
     ] = ()
-    log_dir: Annotated[
-        Path | str | None, Flag("Folder of the logs, one below it a run.", OUTPUT, shown="logs")
-    ] = None
+    log_dir: Annotated[Path | str | None, Flag("Folder of the logs.", OUTPUT, shown="logs")] = None
 
     @property
     def follows(self) -> Mapping[str, Any]:
@@ -173,7 +171,7 @@ class CombineSettings(Trained, Sum, Pooled):
     include_self: Annotated[
         bool,
         Flag(
-            "Keep sources learned on the target.",
+            "Keep the target's own sources.",
             names=("--include-self/--exclude-self",),
         ),
     ] = False
