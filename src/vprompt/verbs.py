@@ -88,7 +88,7 @@ class OnTask(Verb):
         str | None,
         Flag("What labels of a list are: class, several or number.", WHAT, shown="class"),
     ] = None
-    allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
+    allow_absent: Annotated[bool, Flag("Accept classes without images.")] = False
 
     def of_task(self) -> dict[str, Any]:
         """Return what opening a task is told."""
@@ -135,11 +135,9 @@ class Trained(OnTask):
     log: Annotated[
         Sequence[str],
         BeforeValidator(read_kinds),
-        Flag("Follow training: tensorboard, csv or jsonl; repeatable.", OUTPUT),
+        Flag("tensorboard, csv or jsonl; repeatable.", OUTPUT),
     ] = ()
-    log_dir: Annotated[
-        Path | str | None, Flag("Folder of the logs, one below it a run.", OUTPUT, shown="logs")
-    ] = None
+    log_dir: Annotated[Path | str | None, Flag("Folder of the logs.", OUTPUT, shown="logs")] = None
 
     @property
     def follows(self) -> Mapping[str, Any]:
@@ -190,7 +188,7 @@ class CombineSettings(Trained, Sum, Pooled):
     include_self: Annotated[
         bool,
         Flag(
-            "Keep sources learned on the target.",
+            "Keep the target's own sources.",
             names=("--include-self/--exclude-self",),
         ),
     ] = False

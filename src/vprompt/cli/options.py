@@ -32,9 +32,7 @@ ReportOption = Annotated[
 ]
 ScalePathOption = Annotated[
     Path | None,
-    typer.Option(
-        help="SVG file for the scales of the moves.", rich_help_panel=OUTPUT, metavar="PATH"
-    ),
+    typer.Option(help="SVG file of the scales.", rich_help_panel=OUTPUT, metavar="PATH"),
 ]
 FreezeReportOption = Annotated[
     bool,
