@@ -3,7 +3,10 @@
 python -m benchmarks tables
 """
 
+import json
+
 from benchmarks import RESULTS, ROOT, new_parser
+from benchmarks.faults import campaign, memory
 from benchmarks.learning import starts
 from benchmarks.placing.tables import placing_tables
 from benchmarks.pools.demo_table import demo_table
@@ -32,6 +35,7 @@ def main() -> None:
         placing_tables(),
         searching_tables(),
         real_tables(),
+        faults_tables(),
     ]
     (ROOT / "RESULTS.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
@@ -40,6 +44,19 @@ def metrics_table() -> str:
     """Return how well every metric foretells the accuracy of a source after tuning."""
     found = metrics.table()
     return f"## Which metric would have chosen the right source?\n\n{found}" if found else ""
+
+
+def faults_tables() -> str:
+    """Return the counts of the campaign of faults, and the peaks of memory."""
+    files = sorted(campaign.FOLDER.glob("seed*.json"))
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    parts = []
+    if records:
+        parts.append(f"## What damage, kills and full disks leave\n\n{campaign.table(records)}\n")
+    if memory.RESULT.is_file():
+        found = json.loads(memory.RESULT.read_text(encoding="utf-8"))
+        parts.append(f"## How much memory it takes\n\n{memory.table(found)}\n")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

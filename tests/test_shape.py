@@ -2,6 +2,9 @@
 
 import ast
 import functools
+import itertools
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -148,16 +151,35 @@ def test_imports_point_downwards(path):
         assert same or line(other) < line(me) or plug_ins(me, other), f"{me} imports {other}"
 
 
+def picture(page):
+    """Return the rooms of a page's picture, a list for every line, from the top down."""
+    text = (ROOT.parents[1] / page).read_text(encoding="utf-8")
+    drawn = text[text.index("    cli/ ") :].partition("\n\n")[0]
+    known = {room + "/" * (ROOT / room).is_dir() for rooms in ROOMS for room in rooms.split()}
+    lines = [re.sub("[├└─│]", " ", row).split() for row in drawn.splitlines()]
+    return [[*itertools.takewhile(known.__contains__, words)] for words in lines]
+
+
+def test_the_picture_in_the_documents_shows_all_rooms_and_no_import_runs_up_in_it():
+    lines = picture("docs/concepts.md")
+    assert lines == picture("CONTRIBUTING.md")
+    place = {room.strip("/"): row for row, rooms in enumerate(lines) for room in rooms}
+    assert {*place} == {*" ".join(ROOMS).split()} - {"__main__"}
+    for me, path in MODULES.items():
+        for other in own_imports(path) if me and me != "__main__" else ():
+            mine, theirs = (module.partition(".")[0] for module in (me, other))
+            up = place[mine] > place[theirs] and not plug_ins(me, other)
+            assert not up, f"{me} imports {other}, which stands above it"
+
+
 def plug_ins(*modules):
     """Say that both are plug-ins, whose imports have a rule of their own."""
     return all(module.partition(".")[0] in PLUGINS for module in modules)
 
 
-@pytest.mark.parametrize("room", sorted({*" ".join(ROOMS).split()} - PLUGINS))
-def test_every_room_says_what_lives_there_and_what_may_not(room):
-    init = ROOT / room / "__init__.py"
-    if init.is_file():
-        assert len(ast.get_docstring(tree(init)).splitlines()) >= 3
+def test_every_package_says_what_lives_there_and_what_may_not():
+    for init in [path for path in FILES if path.stem == "__init__"]:
+        assert len(ast.get_docstring(tree(init)).splitlines()) >= 3, init
 
 
 def test_no_module_imports_itself_through_others():
@@ -206,7 +228,7 @@ def test_the_network_is_known_to_the_hub_and_to_backbones_alone(path):
     network = {"huggingface_hub", "requests", "httpx", "urllib", "socket", "http"}
     if path.name == "listening.py" and "web" in path.parts:
         network -= {"socket"}  # it takes calls and makes none
-    if path.name != "hub.py" and "backbones" not in path.parts:
+    if path.name not in ("hub.py", "fetching.py") and "backbones" not in path.parts:
         assert not {name for name in imported(path) if name.split(".")[0] in network}
 
 
@@ -216,6 +238,19 @@ def test_only_the_command_line_prints(path):
         names = [node.func.id for node in calls(path) if isinstance(node.func, ast.Name)]
         assert "print" not in names
         assert "typer" not in {name.split(".")[0] for name in imported(path)}
+
+
+@every_file
+def test_what_is_printed_cannot_steer_a_terminal(path):
+    """Every text of a stranger is made printable, or is JSON, which escapes control characters."""
+    name = module_name(path)
+    if not name.startswith("cli") or name == "cli.terminal":
+        return
+    for node in calls(path):
+        if isinstance(node.func, ast.Name) and node.func.id == "print":
+            made = {each.func for each in ast.walk(node.args[0]) if isinstance(each, ast.Call)}
+            named = {ast.unparse(function).rpartition(".")[2] for function in made}
+            assert named & {"printable", "dumps", "as_json"}, ast.unparse(node)
 
 
 @every_file
@@ -263,6 +298,16 @@ def test_every_module_class_and_function_says_what_it_is(path):
 @every_file
 def test_a_file_is_short_enough_to_read(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+
+
+def test_a_checkout_without_its_history_is_small():
+    """Results are packed (`vprompt bench pack`), figures lean, pools a few kilobytes a prompt."""
+    root = ROOT.parents[1]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no checkout")
+    files = [root / name for name in listed.stdout.decode().split("\0") if name]
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 12e6
 
 
 @pytest.mark.parametrize("verb", ["learn", "combine"])

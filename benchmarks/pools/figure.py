@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from PIL import Image
 from scipy.stats import t
 
 from benchmarks.pools.table import by_targets, runs_of
@@ -51,6 +52,8 @@ def main() -> None:
     figure.legend(handles, labels, loc="lower center", fontsize=9, frameon=False, ncols=2)
     figure.subplots_adjust(left=0.08, right=0.98, top=0.92, bottom=0.3, wspace=0.06)
     figure.savefig(options.output, dpi=120)
+    with Image.open(options.output) as drawn:  # lines on white need no more colours than these
+        drawn.convert("RGB").quantize(64).save(options.output, optimize=True)
 
 
 def draw(axes: pyplot.Axes, runs: list[dict]) -> None:

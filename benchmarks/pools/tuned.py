@@ -18,6 +18,7 @@ import torch
 from benchmarks.pools import data
 from benchmarks.pools.few_shot import TESTED, limited
 from vprompt import flow, stages
+from vprompt.artifacts import final
 from vprompt.core.precision import resolve
 from vprompt.data.task import Task
 from vprompt.learning.train_config import TrainConfig, combining_defaults
@@ -126,7 +127,6 @@ def run_row(
         found = flow.learn(
             task, model=backbone, method=method, config=config, shots=shots, draw=draw
         )
-        final = "learned"
     else:
         method, own = POOLED[row]
         form = own.get("form")
@@ -144,7 +144,6 @@ def run_row(
             screen="off",
             form=form,
         )
-        final = "tuned"
         record["accuracy"].setdefault("no prompt", found.test["no prompt"].acc1)
         if "moves" in found.run:
             moves = found.run["moves"]
@@ -154,9 +153,10 @@ def run_row(
                 "form": moves["form"],
                 "unused": moves.get("unused"),
             }
-    record["accuracy"][row] = found.test[final].acc1
+    own = found.test[final.name_in(found.run)]
+    record["accuracy"][row] = own.acc1
     record["images"] = found.run["task"]["splits"]["train"]["images"]
-    record["test_images"] = found.test[final].images
+    record["test_images"] = own.images
     record["seconds"][row] = round(time.perf_counter() - began, 2)
     record["machine"] = runs.describe_machine(
         backbone.device, resolve(config.precision, backbone.device)

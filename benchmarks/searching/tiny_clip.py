@@ -25,7 +25,7 @@ from torch.nn import functional
 from benchmarks import RESULTS, new_parser
 from vprompt import evaluate, learn
 from vprompt.backbones import open_clip, tiny_clip
-from vprompt.core.files import read_json, write_json, write_tensors
+from vprompt.core.files import write_tensors
 from vprompt.core.randomness import numpy_stream, stream
 from vprompt.data.task import SealedSplit, Split, Task
 from vprompt.learning.train_config import TrainConfig
@@ -39,9 +39,10 @@ from vprompt.prompts.configurations import (
 )
 from vprompt.results import runs
 from vprompt.results.measure import harmonic_mean
+from vprompt.results.records import Records
 from vprompt.searching import search
 
-RESULT = RESULTS / "tiny_clip.json"
+RECORDS, NAME = Records(RESULTS / "tiny_clip"), "comparison"
 SIZE = 32
 COLOURS = {
     "red": (225, 40, 40),
@@ -76,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     clip, facts = trained(options.steps, options.weights)
     print(facts)
-    known = read_json(RESULT) if RESULT.exists() else {}
+    known = RECORDS.read(NAME) if NAME in RECORDS else {}
     record: dict[str, Any] = {
         "pretraining": facts,
         "shots": SHOTS,
@@ -95,7 +96,7 @@ def main() -> None:
         done = record["seeds"].setdefault(str(seed), {"rows": {}})
         compare(clip, seed, options.epochs, rate, done)
         record["mean"] = means(record["seeds"])
-        write_json(RESULT, record)
+        RECORDS.write(NAME, record)
     for name, row in record["mean"].items():
         print(f"{name:<28}", *(f"{key} {100 * value:5.1f}" for key, value in row.items()))
 

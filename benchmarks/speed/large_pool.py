@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import RESULTS, new_parser
+from benchmarks import new_parser
+from benchmarks.speed.large_pool_table import NAME, RECORDS
 from benchmarks.speed.timing import machine
 from vprompt.artifacts.artifact import Artifact, make_config, save
 from vprompt.backbones import tiny
 from vprompt.core import registry
-from vprompt.core.files import write_json
 from vprompt.data.task import split_by_sizes
 from vprompt.models.backbone import Backbone, extract
 from vprompt.models.heads import Head
@@ -40,7 +40,6 @@ from vprompt.pooling.statistics import mapped_trace_ratio
 from vprompt.prompts.prompt import Prompt, place
 from vprompt.transfer import hgprompt
 
-RESULT = RESULTS / "large_pool" / "large_pool.json"
 SOURCES, SEEDS, COPIES = 1000, 10, 30
 WIDTH, IMAGES, CLASSES = 64, 800, 10
 PLANTED = (137, 503, 871)  # sources on which the labels of the commands' images depend
@@ -50,11 +49,11 @@ def main() -> None:
     """Run the parts and write the record."""
     parser = new_parser(__doc__)
     parser.add_argument("part", nargs="*", default=["recovery", "commands"])
-    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    record = RECORDS.read(NAME) if NAME in RECORDS else {}
     for part in parser.parse_args().part:
         found = {"recovery": measure_recovery, "commands": measure_commands}[part]()
         record[part] = {**found, "machine": machine()}
-        write_json(RESULT, record)
+        RECORDS.write(NAME, record)
 
 
 def planted_pool(seed: int) -> tuple[torch.Tensor, torch.Tensor, list[int], torch.Tensor]:

@@ -1,16 +1,16 @@
 """The table of the benchmark of a large pool, from its committed record."""
 
-import json
-
 from benchmarks import RESULTS
+from vprompt.results.records import Records
+
+RECORDS, NAME = Records(RESULTS / "large_pool"), "large_pool"
 
 
 def large_pool_table() -> str:
     """Return what 1,000 sources cost, and how often planted ones are found again."""
-    path = RESULTS / "large_pool" / "large_pool.json"
-    if not path.is_file():
+    if NAME not in RECORDS:
         return ""
-    found = json.loads(path.read_text())
+    found = RECORDS.read(NAME)
     rows = [
         "## A pool of 1,000 prompts",
         "",

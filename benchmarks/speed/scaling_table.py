@@ -1,17 +1,17 @@
 """The tables of several workers and of what large work costs, from results/scaling."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import cost
+from vprompt.results.records import Records
 
 DEVICES = 8
 
 
 def scaling_tables(folder: Path) -> str:
     """Return the speed-up of every executor and the hours by measured speed; empty without any."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found = dict(Records(folder).find())
     speeds = [record for name, record in found.items() if name.startswith("speed_")]
     grids = [record for name, record in found.items() if not name.startswith("speed_")]
     parts = [_grids(grids)] if grids else []

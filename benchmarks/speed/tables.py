@@ -1,8 +1,9 @@
 """The table of speed, from results/speed, with nothing that they do not hold."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from vprompt.results.records import Records
 
 RATIOS = {
     "step": {
@@ -38,7 +39,7 @@ RATIOS = {
 
 def speed_tables(folder: Path) -> str:
     """Return the ratios, the seconds of commands, the memory and the profile; empty without any."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found = dict(Records(folder).find())
     if not found:
         return ""
     parts = [_machines(found), _ratios(found)]
@@ -129,10 +130,10 @@ def solver_table(folder: Path) -> str:
         "",
     ]
     rows += ["| what | value |", "|---|---|"]
+    records = Records(folder)
     for part in ("solver", "evidence", "algorithm"):
-        path = folder / f"{part}.json"
-        if path.is_file():
-            values = json.loads(path.read_text())
+        if part in records:
+            values = records.read(part)
             values.pop("machine")
             rows += [
                 f"| {part}: {key.replace('_', ' ')} | {value:.4g} |"

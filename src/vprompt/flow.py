@@ -9,6 +9,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.settings import takes
 from vprompt.data.task import Task
 from vprompt.learning.adapter import PromptAdapter
+from vprompt.learning.following import Following
 from vprompt.learning.train_config import TrainConfig, combining_defaults
 from vprompt.outcome import Outcome, check_output, finish
 from vprompt.pooling import comparing, floor, scoring, screening, weighing
@@ -32,6 +33,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     used, or if `output` exists.
     """
     check_output(settings.output, settings.overwrite)
+    following = Following.checked("learn", settings.method, **settings.follows)
     build = registry.build("adapters", settings.method)
     config = TrainConfig.of(settings.config, stages.training_defaults(settings.method))
     points = stages.grid_points(config, settings.grid or {})
@@ -51,6 +53,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         skip_bad=settings.skip_bad,
         keep_states=settings.keep_states,
         progress=settings.progress,
+        following=following,
     )
     trial, looks = build(backbone), setting.sizes(settings.test)
     estimate = training_estimate(
@@ -83,10 +86,11 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     Raises VPromptError if no source of the pool fits the task and the backbone.
     """
     check_output(settings.output, settings.overwrite)
+    following = Following.checked("combine", settings.method, **settings.follows)
     plan = plan_of(settings.method, **settings.of_sum())
     config = TrainConfig.of(settings.config, combining_defaults(settings.method, plan.form))
     align = "none" if plan.target_epochs else plan.align
-    setting, selection = _open_all(task, settings, config, align=align)
+    setting, selection = _open_all(task, settings, config, align=align, following=following)
     pool = weighing.line_up(setting, selection, plan)
     trial, looks = PromptAdapter(setting.backbone, pool.prompts[0]), setting.sizes(settings.test)
     counts = {"sources": len(pool.sources), **looks}
@@ -121,9 +125,14 @@ def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] 
         settings.progress.say(sentence)
     first = next((source.prompt for source in sources if source.prompt is not None), None)
     if first is not None:
-        trial, counts = PromptAdapter(setting.backbone, first), {"sources": len(sources)}
+        width, labels = setting.backbone.feature_dim, setting.train.labels
         estimate = scoring_estimate(
-            trial, setting.train, setting.config, epochs=plan.target_epochs, **counts
+            PromptAdapter(setting.backbone, first),
+            setting.train,
+            setting.config,
+            sources=len(sources),
+            epochs=plan.target_epochs,
+            scores=floor.expected(named, labels, width, len(sources) + 1),
         )
         setting = replace(setting, progress=estimate.announce(settings.progress))
     wanted = {name for each in named for name in scoring.needs(each)}
@@ -151,6 +160,7 @@ def _open_all(
     config: TrainConfig | None,
     *,
     align: str | None,
+    following: Following | None = None,
 ) -> tuple[Setting, Selection]:
     """Open pool, backbone and images, each once; `align` is as for `screening.select`."""
     own = settings if isinstance(settings, CombineSettings) else None
@@ -186,5 +196,6 @@ def _open_all(
         skip_bad=settings.skip_bad,
         keep_states=own is not None and own.keep_states,
         progress=settings.progress,
+        following=following,
     )
     return setting, selection

@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vprompt.artifacts import catalogue
+from vprompt.artifacts import artifact as artifacts
+from vprompt.artifacts import catalogue, hub
 from vprompt.artifacts.artifact import Artifact, check_fits
 from vprompt.artifacts.catalogue import Pool
 from vprompt.core import registry
@@ -179,6 +180,18 @@ def open_pool_backbone(
             f"The pool {catalogue.describe(pool)} holds no prompt to combine. "
             f"{' '.join(problems[:1])}".strip()
         )
+    return open_usual(configs, model, image_size=image_size, device=device, progress=progress)
+
+
+def open_usual(
+    configs: Sequence[dict[str, Any]],
+    model: str | Backbone | None,
+    *,
+    image_size: ImageSize | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Backbone:
+    """Return the named backbone, or the one that most artefacts name, at their image size."""
     kinds = [
         (c["base_model_name_or_path"], size_of(c["data_config"]["input_size"])) for c in configs
     ]
@@ -188,6 +201,13 @@ def open_pool_backbone(
         named = configs[kinds.index(usual)]
         return open_named_backbone(named, image_size=size, device=device, progress=progress)
     return open_backbone(model, image_size=size, device=device, progress=progress)
+
+
+def open_artifact(place: Artifact | Path | str, *, progress: Progress = SILENT) -> Artifact:
+    """Return the artefact of a folder or of `hf-hub:user/name`; one that is open stays as it is."""
+    if isinstance(place, Artifact):
+        return place
+    return artifacts.load(hub.folder_of(place, progress=progress))
 
 
 def open_for(

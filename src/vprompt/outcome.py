@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vprompt import stages
-from vprompt.artifacts import artifact, cards, catalogue, origin
+from vprompt.artifacts import artifact, cards, catalogue, final, origin
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.files import check_free, check_writable
 from vprompt.core.precision import resolve
@@ -60,7 +60,7 @@ def finish(
     learned = run["command"] == "learn"
     started = tuned.adapter.started() if learned and begun is None else begun
     init, start = origin.record(run["prompt_init"], backbone, prompt, started)
-    name = "tuned" if run["command"] == "combine" else "learned"
+    name = final.name(run["command"], config.epochs)
     if learned and init and init.get("move", 1.0) < catalogue.STILL:
         setting.progress.say(_still(tuned))
     measured: dict[str, Measurement] = {}

@@ -14,6 +14,7 @@ from vprompt.core.randomness import numpy_stream
 from vprompt.core.settings import takes
 from vprompt.data.task import Task
 from vprompt.learning import ending
+from vprompt.learning.following import Following
 from vprompt.learning.train_config import TrainConfig
 from vprompt.opening import open_backbone, open_task
 from vprompt.outcome import Outcome
@@ -31,6 +32,7 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
     """
     output = outcome.check_output(settings.output, settings.overwrite)
     method = settings.method
+    following = Following.checked("search", method, **settings.follows)
     build = registry.build("adapters", method)
     backbone = open_backbone(
         settings.model,
@@ -57,6 +59,7 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
         skip_bad=settings.skip_bad,
         keep_states=settings.keep_states,
         progress=progress,
+        following=following,
     )
     second = TrainConfig.of(settings.config, {})
     estimate = searching_estimate(
@@ -84,6 +87,9 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
         protocol=settings.protocol,
         skip_bad=settings.skip_bad,
         progress=progress,
+        callbacks=settings.callbacks,
+        log=settings.log,
+        log_dir=settings.log_dir,
     )
     record: dict[str, Any] = {
         "method": str(registry.parse(method)),

@@ -19,8 +19,9 @@ from vprompt.data.census import Reading
 from vprompt.data.task import Examples, Task
 from vprompt.learning import classifier, ending, fleets, grid
 from vprompt.learning.adapter import Adapter
-from vprompt.learning.checkpoint import Checkpoint
+from vprompt.learning.checkpoint import Checkpoint, EpochRecord
 from vprompt.learning.classifier import Candidate
+from vprompt.learning.following import Following
 from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned, tune
 from vprompt.models.backbone import Backbone
@@ -44,6 +45,7 @@ class Setting:
     skip_bad: bool
     keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    following: Following = field(default_factory=Following)
 
     def sizes(self, test: bool) -> dict[str, Any]:
         """Return how many images there are to validate and, where it is opened, to test on.
@@ -63,10 +65,14 @@ class Setting:
     def forget_checkpoints(self) -> None:
         """Drop the states of finished training runs, once their result is safe.
 
-        With `keep_states` they stay in the cache, where an equal training run finds itself done.
+        With `keep_states` they stay in the cache, where an equal training run finds itself done,
+        until `shelves.forget_finished`, or for a day.
         """
-        for checkpoint in self.checkpoints if not self.keep_states else ():
-            checkpoint.remove()
+        for checkpoint in self.checkpoints:
+            if self.keep_states:
+                checkpoint.finish()
+            else:
+                checkpoint.remove()
 
 
 def prepare(
@@ -81,6 +87,7 @@ def prepare(
     skip_bad: bool,
     keep_states: bool = False,
     progress: Progress,
+    following: Following | None = None,
 ) -> Setting:
     """Draw the few shots, say what there is, decode the images, and start the clock.
 
@@ -116,7 +123,16 @@ def prepare(
         _check_no_class_lost(task, train)
         task = replace(task, facts={**task.facts, "skipped_unreadable": skipped})
     return Setting(
-        backbone, task, train, val, config or TrainConfig(), clock, progress, skip_bad, keep_states
+        backbone,
+        task,
+        train,
+        val,
+        config or TrainConfig(),
+        clock,
+        progress,
+        skip_bad,
+        keep_states,
+        following=following or Following(),
     )
 
 
@@ -170,20 +186,43 @@ def run_tuning(
     config: TrainConfig,
     progress: Progress | None = None,
     after_epoch: grid.AfterEpoch | None = None,
+    called: Sequence[str] = (),
 ) -> Tuned:
-    """Train, with a checkpoint in the cache that the same run finds again."""
+    """Train, with a checkpoint in the cache that the same run finds again.
+
+    Whoever follows knows the training by the task, and by what it is `called` among others.
+    """
     adapter.name_classes(setting.task.classes, setting.task.templates)
-    return tune(
-        adapter,
-        setting.train,
-        setting.val,
-        len(setting.task.classes),
-        config,
-        checkpoint=cache_folder() / "checkpoints",
-        progress=progress or setting.progress,
-        after_epoch=after_epoch,
-        opened=setting.checkpoints.append,
-    )
+    progress = progress or setting.progress
+    told = {
+        "task": setting.task.name,
+        "model": setting.backbone.name,
+        "method": setting.following.method,
+        "train": config.model_dump(),
+    }
+    with setting.following.watch(progress, (setting.task.name, *called), told) as watch:
+
+        def opened(checkpoint: Checkpoint) -> None:
+            setting.checkpoints.append(checkpoint)
+            if watch is not None:
+                watch.opened(checkpoint)
+
+        def after(history: Sequence[EpochRecord]) -> None:
+            for listener in (watch, after_epoch):
+                if listener is not None:
+                    listener(history)
+
+        return tune(
+            adapter,
+            setting.train,
+            setting.val,
+            len(setting.task.classes),
+            config,
+            checkpoint=cache_folder() / "checkpoints",
+            progress=progress,
+            after_epoch=after,
+            opened=opened,
+        )
 
 
 def grid_points(config: TrainConfig, grid: Mapping[str, Sequence[float]]) -> list[TrainConfig]:
@@ -215,8 +254,11 @@ def tune_best(
     if halving and len(points) < 2:
         raise VPromptError("--halving needs a grid to choose from: --grid lr=0.001,0.003,0.01.")
 
+    differing = grid.differing(points)
+
     def train(config: TrainConfig, progress: Progress, after: grid.AfterEpoch | None) -> Tuned:
-        return run_tuning(setting, build(), config, progress, after)
+        called = [f"{name}={getattr(config, name):g}" for name in differing]
+        return run_tuning(setting, build(), config, progress, after, called)
 
     with setting.clock.stage("tune"):
         width = fleets.width(fleet, build, setting.train, points)

@@ -4,26 +4,37 @@ Python, the command line, recipes and records all read these fields. A new setti
 (or where it belongs: training in `learning/train_config.py`, a sum in `pooling/settings.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import BeforeValidator, Field, SkipValidation
 
 from vprompt.core import fleet
+from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.settings import OUTPUT, POOL, TRAINING, WHAT, Flag, Settings
 from vprompt.data.preprocessing import ImageSize, read_size
+from vprompt.learning.logs import read_kinds
 from vprompt.learning.train_config import TrainConfig
 from vprompt.pooling.settings import METHOD, Pooled, Sum
 
 if TYPE_CHECKING:
+    from vprompt.artifacts.artifact import Artifact
     from vprompt.models.backbone import Backbone
 else:
-    Backbone = Any  # whose module needs torch
+    Artifact = Backbone = Any  # whose modules need torch
 
 _MODELS = "demo, a timm name, hf-hub:org/name, a spec."
 Model = Annotated[str | Backbone, Flag(_MODELS, WHAT, names=("--model", "--backbone"))]
+ArtifactModel = Annotated[
+    str | Backbone | None,
+    Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the artefact's"),
+]
+Device = Annotated[str, Flag("auto, cpu, cuda, mps.")]
+Precision = Annotated[str, Flag("auto, bf16, fp32.")]
+Force = Annotated[bool, Flag("Use prompts of another backbone or preprocessing.")]
+_PLACE = Flag("Artefact folder, or hf-hub:user/name.", WHAT)
 PoolModel = Annotated[
     str | Backbone | None,
     Flag(_MODELS, WHAT, names=("--model", "--backbone"), shown="the pool's"),
@@ -41,25 +52,41 @@ def _read_size(value: Any) -> Any:
     return read_size(value) if isinstance(value, str) else value
 
 
+def _read_callbacks(value: Any) -> Any:
+    found = (value,) if callable(value) else tuple(value)
+    for each in found:
+        if not callable(each):
+            raise VPromptError(f"callbacks are functions of one argument, but got {each!r}.")
+    return found
+
+
 class Verb(Settings):
-    """What every verb can be told: which images, on what device, and who shows the progress.
+    """What every verb can be told: where it runs, who shows the progress, and what of bad images.
+
+    `progress` is told how far the work is.
+    """
+
+    device: Device = "auto"
+    skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
+    progress: Annotated[Progress, SkipValidation] = SILENT
+
+
+class OnTask(Verb):
+    """What every verb can be told that reads a task's training images.
 
     `shots` draws that many images per class, with the seed `draw`. `split_seed` is the seed by
-    which images without splits are cut. `progress` is told how far the work is.
+    which images without splits are cut.
     """
 
     OLD: ClassVar[Mapping[str, str]] = {"pool_folder": "pool"}
 
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed for drawing the shots.", WHAT)] = 0
-    split_seed: Annotated[int | None, Flag("Seed for cutting into splits.", WHAT, shown="0")] = None
-    device: Annotated[str, Flag("auto, cpu, cuda, mps.")] = "auto"
-    skip_bad: Annotated[bool, Flag("Leave out unreadable images.")] = False
+    split_seed: Annotated[int | None, Flag("Seed of the splits.", WHAT, shown="0")] = None
     allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
-    progress: Annotated[Progress, SkipValidation] = SILENT
 
 
-class Trained(Verb):
+class Trained(OnTask):
     """What every verb that trains can be told.
 
     `config` is a whole `TrainConfig`, or a mapping of the settings that should differ from what the
@@ -67,7 +94,9 @@ class Trained(Verb):
     `output` is the folder of the artefact, None to keep none. `test=False` leaves the test split
     closed. `keep_states` keeps the state of the finished training in the cache, so that the same
     training costs nothing the next time. `protocol` sets nothing: it is recorded, with every point
-    in which the run departs from it.
+    in which the run departs from it. `callbacks` are functions that are told of every epoch
+    (`vprompt.learning.following.Seen`). `log` writes the same into files, "tensorboard", "csv",
+    "jsonl" or several, in a folder for each training below `log_dir`.
     """
 
     WITHIN: ClassVar[Mapping[str, type[Settings]]] = {"config": TrainConfig}
@@ -90,8 +119,22 @@ class Trained(Verb):
     protocol: Annotated[
         Recorder | None,
         SkipValidation,
-        Flag("A published protocol to compare with: `vprompt list protocols`.", OUTPUT),
+        Flag("Compare with one of `list protocols`.", OUTPUT),
     ] = None
+    callbacks: Annotated[Sequence[Callable[[Any], None]], BeforeValidator(_read_callbacks)] = ()
+    log: Annotated[
+        Sequence[str],
+        BeforeValidator(read_kinds),
+        Flag("Follow training: tensorboard, csv or jsonl; repeatable.", OUTPUT),
+    ] = ()
+    log_dir: Annotated[
+        Path | str | None, Flag("Folder of the logs, one below it a run.", OUTPUT, shown="logs")
+    ] = None
+
+    @property
+    def follows(self) -> Mapping[str, Any]:
+        """Who is told of every epoch, for `Following.checked`."""
+        return {"callbacks": self.callbacks, "kinds": self.log, "folder": self.log_dir}
 
 
 class LearnSettings(Trained):
@@ -130,7 +173,7 @@ class CombineSettings(Trained, Sum, Pooled):
     include_self: Annotated[
         bool,
         Flag(
-            "Whether to keep sources learned on the target.",
+            "Keep sources learned on the target.",
             names=("--include-self/--exclude-self",),
         ),
     ] = False
@@ -155,7 +198,7 @@ class SearchSettings(Trained):
     ] = "auto"
 
 
-class ScoreSettings(Verb, Pooled):
+class ScoreSettings(OnTask, Pooled):
     """What `score` can be told.
 
     `metric` is one of `metrics/`, or a list of several. `source_data` is a folder with the sources'
@@ -170,3 +213,34 @@ class ScoreSettings(Verb, Pooled):
     source_data: Annotated[
         Path | str | None, Flag("Folder of the sources' own tasks, for otce.", POOL)
     ] = None
+
+
+class Using(Verb):
+    """What every verb can be told that uses a finished artefact.
+
+    The backbone is the one that the artefact names, unless `model` gives another; it is checked
+    against the artefact's fingerprint, unless `force`.
+    """
+
+    model: ArtifactModel = None
+    precision: Precision = "auto"
+    force: Force = False
+
+
+class TableSettings(Using):
+    """What `predict_table` can be told. A batch has `batch_size` images at most."""
+
+    batch_size: int = 64
+
+
+class PredictSettings(TableSettings):
+    """What `predict` can be told."""
+
+    artifact: Annotated[Artifact | Path | str, _PLACE]
+
+
+class EvaluateSettings(Using):
+    """What `evaluate` can be told."""
+
+    artifact: Annotated[Artifact | Path | str, _PLACE]
+    allow_absent: Annotated[bool, Flag("Accept classes that training never shows.")] = False

@@ -771,6 +771,15 @@ def test_a_flipped_bit_is_refused_wherever_it_is(make, tmp_path, refused, name):
         load_artifact(tmp_path / "it")
 
 
+def test_digests_whose_name_is_damaged_are_missed(saved, refused):
+    from vprompt import load_artifact
+
+    path = saved / CONFIG
+    path.write_text(path.read_text().replace('"digests"', '"digestr"'))
+    with refused(CONFIG, "its digest differs"):
+        load_artifact(saved)
+
+
 def test_swapped_labels_are_refused_until_one_says_so(saved, refused):
     from vprompt import load_artifact
     from vprompt.artifacts import artifact

@@ -394,31 +394,60 @@ def test_a_method_in_another_spelling_is_answered_with_ours(method, shown, refus
 # A terminal that cannot show everything.
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_narrow_terminal_ends_in_no_traceback(encoding, tmp_path):
+COMMANDS_IN_TURN = """
+import io, json, os, sys
+
+from vprompt import cli
+
+
+def run(encoding, words):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    sys.argv, (sys.stdout, sys.stderr) = ["vprompt", *words], streams
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    for stream in streams:
+        stream.flush()
+    return [code, *(stream.buffer.getvalue().decode(encoding) for stream in streams)]
+
+
+plan = json.load(sys.stdin)
+found = [run(encoding, [os.fsdecode(bytes.fromhex(w)) for w in words]) for encoding, words in plan]
+sys.__stdout__.write(json.dumps(found))
+"""
+
+
+def test_a_narrow_terminal_ends_in_no_traceback(tmp_path):
+    """One process whose file names are ASCII, and terminals of two encodings in turn."""
     for index, name in enumerate(("\u00e9t\u00e9", "\u6771\u4eac \U0001f600")):
         (tmp_path / "d" / name).mkdir(parents=True)
         for number in range(4):
             array = np.full((16, 16, 3), 90 * index + number, np.uint8)
             Image.fromarray(array).save(tmp_path / "d" / name / f"{number}.png")
-    output = tmp_path / "\u00fc"
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
-
-    def run(*words):
-        call = [sys.executable, "-m", "vprompt", *map(str, words)]
-        return subprocess.run(call, capture_output=True, env=environment)
-
-    learned = run("learn", tmp_path / "d", "--model", "tiny", "--epochs", 1, "--output", output)
-    assert learned.returncode == 0 and b"Traceback" not in learned.stderr, learned.stderr
     image = next((tmp_path / "d" / "\u6771\u4eac \U0001f600").iterdir())
-    found = run("predict", image, "--artifact", output)
-    assert found.returncode == 0 and b"Traceback" not in found.stderr, found.stderr
-    found.stdout.decode(encoding)
-    refused = run("predict", tmp_path / "\u6771", "--artifact", output)
-    assert refused.returncode == 1 and b"Traceback" not in refused.stderr
-    for words in (("list",), ("pool", "ls", tmp_path), ("pool", "show", output), ("--help",)):
-        found = run(*words)
-        assert b"Traceback" not in found.stderr and found.returncode == 0, (words, found.stderr)
+    plan = []
+    for encoding in ("ascii", "latin-1"):
+        made = tmp_path / encoding / "\u00fc"
+        learn = ("learn", tmp_path / "d", "--model", "tiny", "--epochs", 1, "--output", made)
+        predict = ("predict", image, "--artifact", made)
+        refused = ("predict", tmp_path / "\u6771", "--artifact", made)
+        looks = (("list",), ("pool", "ls", made.parent), ("pool", "show", made), ("--help",))
+        plan += [(encoding, words) for words in (learn, predict, *looks, refused)]
+    typed = [
+        (encoding, [os.fsencode(str(word)).hex() for word in words]) for encoding, words in plan
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS_IN_TURN],
+        input=json.dumps(typed).encode(),
+        capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    told = json.loads(done.stdout)
+    for (encoding, words), (code, _, err) in zip(plan, told, strict=True):
+        assert code == int(tmp_path / "\u6771" in words), (encoding, words, err)
+        assert "Traceback" not in err, (encoding, words, err)
 
 
 def test_a_text_that_no_encoding_has_is_written_as_its_escape(tmp_path):

@@ -100,7 +100,7 @@ def values(lines, key):
 
 
 def oid(content):
-    return hashlib.sha1(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def reply(content):
@@ -293,7 +293,7 @@ def test_what_is_not_there_is_one_sentence(hub_server, made, spec, words, refuse
 def test_a_repository_that_is_no_artefact_leaves_nothing_behind(
     hub_server, made, cache, refused, monkeypatch
 ):
-    from vprompt.artifacts import artifact, hub
+    from vprompt.artifacts import artifact, fetching, hub
 
     files = {path.name: path.read_bytes() for path in made["birds"].iterdir()}
     hub_server.commit("you/pickle", {"adapter_model.bin": b"x", artifact.CONFIG: b"{}"})
@@ -302,7 +302,7 @@ def test_a_repository_that_is_no_artefact_leaves_nothing_behind(
     hub_server.commit("you/cut", {**files, artifact.TENSORS: files[artifact.TENSORS][:-9]})
     with refused("refused", "hf-hub:you/cut", "truncated"):
         hub.pull("hf-hub:you/cut")
-    monkeypatch.setitem(hub.LARGEST, artifact.CARD, 3)
+    monkeypatch.setitem(fetching.LARGEST, artifact.CARD, 3)
     hub_server.requests.clear()
     hub_server.commit("you/large", files)
     with refused("README.md has", "bytes"):
@@ -411,7 +411,11 @@ def test_a_card_is_tagged_for_discovery_and_keeps_what_it_says(name, base, card)
 # A fetch that goes wrong
 
 
-def test_a_truncated_download_is_refused_and_fetched_anew(hub_server, made, refused, monkeypatch):
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "README.md"])
+@pytest.mark.parametrize("how", ["cut short", "another digest"])
+def test_a_damaged_download_is_refused_and_fetched_anew(
+    hub_server, made, refused, monkeypatch, how, name
+):
     from pathlib import Path
 
     import huggingface_hub
@@ -424,13 +428,14 @@ def test_a_truncated_download_is_refused_and_fetched_anew(hub_server, made, refu
 
     def cut(*arguments, **settings):
         folder = Path(whole(*arguments, **settings))
-        held = folder / artifact.TENSORS
-        held.resolve().write_bytes(held.read_bytes()[:-9])
+        held = folder / name
+        data = held.read_bytes()
+        held.resolve().write_bytes(data[:-9] + (data[-9:-1] + b"?") * (how == "another digest"))
         return str(folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(huggingface_hub.HfApi, "snapshot_download", cut)
-        with refused("hf-hub:you/birds", artifact.TENSORS, "arrived damaged: cut short"):
+        with refused("hf-hub:you/birds", name, f"arrived damaged: {how}"):
             hub.pull("hf-hub:you/birds")
     assert artifact.load(hub.pull("hf-hub:you/birds")).digest == artifact.load(made["birds"]).digest
 

@@ -35,7 +35,7 @@ def test_a_card_says_what_it_is_for_and_names_no_folder(folder):
     assert "secret" not in card and str(folder.parent) not in card
     assert "# Visual prompt for blue, red\n" in card and "2 classes: `blue`, `red`" in card
     assert "## Intended use and limits" in card and "12 training images, 6 of each class" in card
-    assert "4 images of the same source, on which between" in card and "evaluate" in card
+    assert "4 images of the same source. Of such images," in card and "evaluate" in card
     assert head["datasets"] == ["blue, red"] and "base_model" not in head
     assert "accuracy on 4 images" in head["model-index"][0]["results"][0]["metrics"][0]["name"]
 

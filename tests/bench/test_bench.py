@@ -342,6 +342,24 @@ def test_finished_runs_in_another_precision_are_named_before_the_rest_is_run(exp
     assert mixed_precision(jobs, store, "cpu") == []  # nothing is left that could be mixed in
 
 
+def test_a_record_that_is_not_whole_is_named_before_anything_is_run(expand, tmp_path, refused):
+    from vprompt.bench.runner import mixed_precision, run
+    from vprompt.bench.store import Store
+
+    jobs, store = expand(), Store(tmp_path / "out")
+    store.write(jobs[0], record_of(jobs[0]))
+    name = store.finished()[jobs[0].id]
+    for record in ([], {"machine": 3}, record_of(jobs[0])):
+        store.runs.write(name, record)
+        with refused(r"runs.*json is not the whole record of a run", "bench run"):
+            mixed_precision(jobs, store, "cpu")
+    store.write(jobs[0], record_of(jobs[0], machine={"precision": []}))
+    assert "made in []" in mixed_precision(jobs, store, "cpu")[0]
+    store.failures.write(name, ["no reason"])
+    store.runs.remove(name)
+    assert run(jobs[:1], store, work=record_of).failed == {jobs[0].id: f"{jobs[0].title}: unknown"}
+
+
 def test_settings_are_chosen_on_validation_and_a_tie_goes_to_the_smaller_rate(expand, tmp_path):
     from vprompt.bench.runner import run
     from vprompt.bench.store import Store
@@ -410,7 +428,7 @@ def test_the_whole_line_runs_and_is_resumed(write, shapes, vprompt, tmp_path, ca
     assert code == 0 and "10 runs, 9 finished" in out and "1 runs done" in out
 
 
-def test_a_killed_benchmark_completes_to_the_same_table(write, shapes, tmp_path, vprompt):
+def test_a_killed_benchmark_completes_to_the_same_table(write, shapes, tmp_path, vprompt, cache):
     path = write(seeds=[0], train={"epochs": 3, "precision": "fp32"})
     words = ["bench", "run", path, "--data", shapes, "-q", "--output"]
     source = "import sys, torch; torch.set_num_threads(1); from vprompt.cli import main; main()"
@@ -425,6 +443,7 @@ def test_a_killed_benchmark_completes_to_the_same_table(write, shapes, tmp_path,
     assert 1 <= left < 4
     code, out, _ = vprompt(*words, tmp_path / "killed")
     assert code == 0 and f"4 runs, {left} finished" in out
+    assert not list((cache / "checkpoints").iterdir())  # nothing of this recipe is left to run
     assert vprompt(*words, tmp_path / "whole")[0] == 0
 
     def table(name):

@@ -360,6 +360,21 @@ def test_compare_prints_and_refuses(fill, vprompt, fails, tmp_path):
     fails("bench", "compare", here.folder / "bench.json", files[0], saying=("no record of a run",))
 
 
+@pytest.mark.parametrize("record", [[], {"tuning": 3}, {"test": {"learned": {"acc1": "much"}}}])
+def test_a_record_that_is_not_whole_is_one_sentence_of_every_command(fill, fails, tmp_path, record):
+    store = fill(SMALL, baseline="one")
+    run = sorted((store.folder / "runs").glob("*.json"))[0]
+    run.write_text(json.dumps(record))
+    words = {
+        "table": (),
+        "report": ("--output", tmp_path / "page.html"),
+        "figure": ("--output", tmp_path / "page.svg"),
+    }
+    for verb, more in words.items():
+        kind = ("ablation",) if verb == "figure" else ()
+        fails("bench", verb, *kind, store.folder, *more, saying=("record of a run",))
+
+
 def test_packed_runs_are_read_by_every_command_as_their_files_were(
     fill, vprompt, anchors, tmp_path
 ):

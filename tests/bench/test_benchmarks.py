@@ -108,3 +108,19 @@ def test_a_benchmark_finds_its_packed_records_and_adds_to_them(tmp_path, monkeyp
     records.write("compare_c", "compare_c")
     assert found_in(records, "compare") == ["compare_a", "compare_b", "compare_c"]
     assert len(found_in(records)) == 4
+
+
+def test_the_walk_that_was_timed_is_the_one_on_the_page():
+    import json
+
+    from benchmarks import first_hour
+
+    page = (ROOT / "docs" / "first-hour.md").read_text("utf-8")
+    record = json.loads(first_hour.RESULT.read_text("utf-8"))
+    assert [each["typed"] for each in record["walk"]] == [t for _, t in first_hour.typed_on(page)]
+    assert abs(record["minutes"]["in all"] - first_hour.minutes(page, record["walk"])["in all"]) < 1
+    assert record["minutes"]["in all"] < 15
+    said = [(e["announced"], e["seconds"]) for e in (*record["walk"], *record["others"])]
+    for announced, seconds in said:
+        if announced is not None:
+            assert 1 / 1.5 < seconds / announced < 1.5, (announced, seconds)

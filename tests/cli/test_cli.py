@@ -10,25 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 torch.set_num_threads(1)  # steps this small only wait for a second thread
 COMMANDS = ["learn", "combine", "score", "predict", "list", "pool", "pool ls", "pool check"]
 COMMANDS += ["pool show", "placement", "lengths", "search", "evaluate", "share push", "share pull"]
 COMMANDS += ["share find", "data ls", "data verify", "data build", "bench run", "bench table"]
 COMMANDS += ["bench compare", "bench check", "bench metrics", "bench figure", "bench report"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of class folders: red and blue pictures."""
-    root = tmp_path_factory.mktemp("data") / "colours"
-    for name, colour in (("red", (250, 30, 20)), ("blue", (10, 40, 240))):
-        for index in range(10):
-            path = root / name / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), tuple(c + index // 2 for c in colour)).save(path)
-    return root
 
 
 QUICK = ("--model", "tiny", "--epochs", 1, "--prompt-length", 2, "--quiet")
@@ -119,6 +106,14 @@ def test_the_help_of_combine_is_grouped_and_fits_two_screens(vprompt, monkeypatc
     for word in ("--warmup", "--patience", "--image-size", "--img-size", "--split-seed", "--pool"):
         assert word in out
     assert "least_loss (default)" in out and "Default: 16." in out  # combine's own defaults
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "serve", "ui"])
+def test_the_help_of_what_uses_an_artefact_is_grouped_as_that_of_the_others(vprompt, verb):
+    _, out, _ = vprompt(verb, "--help")
+    heads = [line.split()[1] for line in out.splitlines() if line.startswith("╭─")]
+    assert [head for head in heads if head in GROUPED] == ["What", "Output", "Advanced"]
+    assert "Default: the artefact's." in " ".join(out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("verb", ["learn", "combine", "search"])
@@ -345,13 +340,13 @@ def test_pool_show_prints_the_card(vprompt, pool):
 
 def test_list_names_every_plug_in_and_protocol_with_settings_and_papers(vprompt):
     from vprompt.core import registry
-    from vprompt.results.protocols import PROTOCOLS
+    from vprompt.results.protocols import known
 
     code, out, _ = vprompt("list", "--json")
     found = {(entry["kind"], entry["name"]) for entry in json.loads(out)}
     assert code == 0
     plug_ins = {(kind, name) for kind in registry.VERBS for name in registry.names(kind)}
-    assert found == plug_ins | {("protocols", name) for name in PROTOCOLS}
+    assert found == plug_ins | {("protocols", name) for name in known()}
     code, out, _ = vprompt("list", "transfer")
     assert code == 0 and "Reference: " in out
     assert all(f"transfer  {name}(" in out for name in registry.names("transfer"))

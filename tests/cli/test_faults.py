@@ -38,6 +38,15 @@ def test_places_are_refused_before_the_training(learn, tmp_path):
     assert code == 1 and "--report" in err and not (tmp_path / "it").exists()
 
 
+def test_names_that_are_too_long_are_one_sentence(learn, images, fails, tmp_path):
+    long = tmp_path / ("x" * 300)
+    fails("learn", images, "--model", "tiny", "-q", "--output", long, saying=("too long",))
+    fails("learn", long, "--model", "tiny", "-q", saying=("too long",))
+    assert learn()[0] == 0
+    fails("predict", long, "--artifact", tmp_path / "it", "-q", saying=("too long",))
+    fails("predict", images, "--artifact", long, "-q", saying=("too long",))
+
+
 def test_a_report_is_made_afterwards(learn, vprompt, tmp_path):
     assert learn()[0] == 0
     code, out, _ = vprompt("report", tmp_path / "it", "--output", tmp_path / "r.html")
@@ -51,6 +60,19 @@ def test_a_table_of_predictions_computes_nothing(learn, vprompt, images, tmp_pat
     with (tmp_path / "x.csv").open() as file:
         cells = {cell for row in csv.reader(file) for cell in row}
     assert not [cell for cell in cells if cell.startswith("=")] and cells & {"'=1+1", "cat"}
+
+
+def test_what_is_no_number_has_no_accuracy(learn, images, fails, tmp_path):
+    from dataclasses import replace
+
+    from vprompt import load_artifact, save_artifact
+
+    assert learn()[0] == 0
+    made = load_artifact(tmp_path / "it")
+    harmful = replace(made.head, weight=made.head.weight.sign() * 3e38)
+    save_artifact(replace(made, head=harmful), tmp_path / "harmful")
+    words = ("evaluate", images, "--artifact", tmp_path / "harmful", "-q")
+    fails(*words, saying=("learned gives no numbers", "of 16 test images", "has no accuracy"))
 
 
 def test_the_cache_is_listed_and_emptied(learn, vprompt, cache):

@@ -504,6 +504,25 @@ def test_the_state_of_a_finished_run_goes_when_its_result_is_there(cache, tmp_pa
     assert list(state.parent.iterdir()) == []
 
 
+def test_the_states_of_finished_runs_are_forgotten_when_nobody_needs_them(cache):
+    import os
+
+    from vprompt.core import shelves
+    from vprompt.core.files import write_json
+
+    folder = cache / "checkpoints"
+    for name, age in (("old", 90000), ("new", 10), ("unfinished", 90000)):
+        write_json(folder / f"{name}.safetensors", {})
+        if name != "unfinished":
+            promise = folder / f"{name}{shelves.PROMISE}"
+            write_json(promise, {"result": None})
+            os.utime(promise, (1, promise.stat().st_mtime - age))
+    shelves.sweep()  # as the next command does
+    assert sorted(path.stem for path in folder.glob("*.safetensors")) == ["new", "unfinished"]
+    shelves.forget_finished()
+    assert [path.name for path in folder.iterdir()] == ["unfinished.safetensors"]
+
+
 def test_a_file_from_before_files_had_digests_is_neither_believed_nor_called_damaged(tmp_path):
     from safetensors.torch import save_file
 

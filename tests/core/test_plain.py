@@ -34,3 +34,17 @@ def test_a_terminal_is_not_steered():
     from vprompt.core.plain import printable
 
     assert printable("a\x1b[31mb\r\n\ud800") == "a\ufffd[31mb\ufffd\n\ufffd"
+
+
+def test_wide_json_is_the_same_value_in_fewer_lines():
+    import json
+
+    from vprompt.core.wide import WIDTH, wide_json
+
+    long = "a text that is longer than a line of these files may be, " * 3
+    value = {"b": [1, 2.5, None, True], "a": {"deep": [*range(60)], "text": long, 3: ()}, "c": {}}
+    text = wide_json(value)
+    assert json.loads(text) == json.loads(json.dumps(value))
+    lines = text.splitlines()
+    assert any("[1, 2.5, null, true]" in line for line in lines) and text.endswith("}\n")
+    assert all(len(line) <= WIDTH for line in lines if long not in line)

@@ -131,3 +131,18 @@ def test_a_sum_is_described_once_for_combine_recipe_and_benchmark():
     assert issubclass(MethodEntry, Sum) and issubclass(CombineSettings, Sum)
     entry = MethodEntry(name="x", combine="uniform", move_scale=2, form="sum")
     assert entry.options == {"move_scale": 2.0, "form": "sum"} and set(entry.options) <= set(SUM)
+
+
+def test_what_predict_and_evaluate_can_be_told_is_said_once():
+    import inspect
+
+    from vprompt.inference import evaluation, prediction
+    from vprompt.verbs import EvaluateSettings, PredictSettings, TableSettings
+
+    for function, settings in (
+        (prediction.predict, PredictSettings),
+        (prediction.predict_table, TableSettings),
+        (evaluation.evaluate, EvaluateSettings),
+    ):
+        _, *told = inspect.signature(function).parameters
+        assert set(told) == set(settings.model_fields)

@@ -8,13 +8,6 @@ import torch
 from PIL import Image
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("VPROMPT_CACHE", str(folder))
-    return folder
-
-
 @pytest.fixture
 def config():
     """Return a function that makes a DataConfig."""

@@ -216,6 +216,31 @@ def test_the_resize_in_the_model_is_pillows_but_for_rounding(photograph, interpo
         assert off.max() <= 1 and (off > 0).mean() < 0.02
 
 
+def test_an_opset_that_torch_does_not_write_is_refused(artefact, tmp_path, refused):
+    from vprompt.exchange.exporting import export
+
+    with refused("opset 18, and not of 3", "--opset 18 or later"):
+        export(artefact("linear"), to="onnx", opset=3, output=tmp_path / "old.onnx")
+    assert not (tmp_path / "old.onnx").exists()
+
+
+def test_a_head_of_zeros_is_said_to_prove_nothing(artefact, tmp_path):
+    from dataclasses import replace
+
+    from vprompt.artifacts import artifact as artifacts
+    from vprompt.exchange.exporting import export, lines
+    from vprompt.models.heads import Head
+
+    whole = artifacts.load(artefact("linear"))
+    assert not any(
+        "say nothing" in text
+        for text in lines(export(whole, to="torch", output=tmp_path / "a.pt2"))
+    )
+    blank = replace(whole, head=Head(torch.zeros_like(whole.head.weight), torch.zeros(3)))
+    found = export(blank, to="torch", output=tmp_path / "b.pt2")
+    assert any("say nothing" in text for text in lines(found))
+
+
 def test_a_resize_that_is_not_known_is_refused(refused):
     from vprompt.data.preprocessing import DataConfig
     from vprompt.exchange.resizing import Resizing

@@ -100,7 +100,8 @@ def test_the_command_writes_a_page_a_picture_or_into_a_report(folder, vprompt, f
     code, _, _ = vprompt(*words, "--output", folder / "a.html")
     text = (folder / "a.html").read_text()
     assert code == 0 and text.count("data:image/png") == 4 and "with prompt" not in text[:200]
-    assert "prompt tokens take" in text and "head by head" in text
+    assert "prompt tokens take" in text and "head by head" in text and "Light is where" in text
+    assert text.count('class="scroll" tabindex="0"><img') == 4  # whole, however many blocks
     assert vprompt(*words, "--output", folder / "a.png")[0] == 0
     with Image.open(folder / "a.png") as drawn:
         assert drawn.width > 500 and drawn.height > 300

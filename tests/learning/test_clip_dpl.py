@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from exact import awake, relative
+from squares import squares
 
 torch.set_num_threads(1)  # steps this small only wait for a second thread
 CLASSES = ("red square", "green_square", "blue square")
@@ -35,19 +36,7 @@ def pictures(generator):
 @pytest.fixture(scope="module")
 def task():
     """Coloured squares, 4 + 2 + 4 of each colour."""
-    from vprompt.data.task import SealedSplit, Split, Task
-
-    rng = np.random.default_rng(0)
-
-    def split(name, count):
-        labels = tuple(range(3)) * count
-        pixels = rng.integers(0, 120, (len(labels), 32, 32, 3))
-        for row, label in enumerate(labels):
-            pixels[row, 8:24, 8:24, label] += 130
-        return Split(name, pixels.astype(np.uint8), labels)
-
-    test = SealedSplit(split("test", 4))
-    return Task("squares", CLASSES, split("train", 4), split("val", 2), test)
+    return squares(CLASSES, 4, 2)
 
 
 def make(backbone, settings="", method="clip_dpl"):

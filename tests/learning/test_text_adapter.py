@@ -1,9 +1,9 @@
 """Methods on two towers: what they start as, what they train, and where texts are encoded."""
 
-import numpy as np
 import pytest
 import torch
 from exact import awake, relative
+from squares import squares
 
 CLASSES = ("red square", "green_square", "blue square")
 
@@ -18,19 +18,7 @@ def clip():
 @pytest.fixture
 def task():
     """Coloured squares, 8 + 4 + 4 of each colour."""
-    from vprompt.data.task import SealedSplit, Split, Task
-
-    rng = np.random.default_rng(0)
-
-    def split(name, count):
-        labels = tuple(range(3)) * count
-        pixels = rng.integers(0, 120, (len(labels), 32, 32, 3))
-        for row, label in enumerate(labels):
-            pixels[row, 8:24, 8:24, label] += 130
-        return Split(name, pixels.astype(np.uint8), labels)
-
-    test = SealedSplit(split("test", 4))
-    return Task("squares", CLASSES, split("train", 8), split("val", 4), test)
+    return squares(CLASSES, 8, 4)
 
 
 @pytest.fixture

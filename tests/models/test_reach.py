@@ -88,6 +88,19 @@ def test_a_host_that_never_answers_costs_no_more(nowhere, monkeypatch):
     assert "no answer" in _reach._problem("http://10.255.255.1")
 
 
+@pytest.mark.parametrize("status, reached", [(200, True), (404, True), (503, False)])
+def test_a_proxy_that_reaches_nobody_is_no_answer(nowhere, monkeypatch, status, reached):
+    from types import SimpleNamespace
+
+    from huggingface_hub import utils
+
+    from vprompt.backbones import _reach
+
+    answer = SimpleNamespace(status_code=status)
+    monkeypatch.setattr(utils, "get_session", lambda: SimpleNamespace(head=lambda *a, **k: answer))
+    assert (_reach._problem("http://hub.example") == "") is reached
+
+
 def test_a_network_that_is_no_vit_is_refused_before_the_hub_is_asked(nowhere, refused, monkeypatch):
     from vprompt import open_backbone
     from vprompt.backbones import _reach

@@ -222,6 +222,18 @@ def test_settings_beside_the_weights_are_read_and_code_is_not(vit, load, tmp_pat
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_file_of_another_program_is_named_without_a_byte_or_a_warning(tmp_path, refused):
+    import pickle
+
+    from vprompt.backbones import _checkpoints
+
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"x": print}, protocol=4))
+    for name in ("text.pth", "plain.pth"):
+        with refused(f"{name} is not read: it is damaged, or no file of PyTorch's"):
+            _checkpoints.read(tmp_path / name)
+
+
 # Folders and hubs.
 
 

@@ -209,7 +209,9 @@ def test_scores_searches_and_measurements_are_announced_too(adapter, train):
     from vprompt.results import cost
 
     said = str(cost.scoring_estimate(adapter, train, TrainConfig(), sources=4))
-    assert said == "about 5 s: 5 passes x 30 images at 30 images/s; then the scores"
+    assert said == "about 5 s: 5 passes x 30 images at 30 images/s, then the scores"
+    said = str(cost.scoring_estimate(adapter, train, TrainConfig(), sources=4, scores=7.0))
+    assert said.startswith("about 12 s: ")
     config = TrainConfig(epochs=2, batch_size=15, keep="last")
     said = str(
         cost.searching_estimate(adapter, train, config, alpha=10, then=config, again=60, test=30)
@@ -218,6 +220,20 @@ def test_scores_searches_and_measurements_are_announced_too(adapter, train):
     assert said.startswith("about 29 s: 2 epochs x 30 images to search, then 2 epochs x 60 images")
     said = str(cost.measuring_estimate(adapter.backbone, None, images=3000, candidates=2))
     assert ": 6,000 looks at images at " in said
+
+
+def test_scores_and_their_floor_are_told_from_one_score(monkeypatch):
+    from vprompt.pooling import floor, scoring
+
+    # The first call warms up, the others take 0.01 s each, half of it work of this process.
+    clock, work = iter([0.0, 1.0, 2.0, 2.05]), iter([0.0, 1.0, 2.0, 2.025])
+    monkeypatch.setattr(floor.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(floor.time, "process_time", lambda: next(work))
+    labels = torch.arange(12) % 3
+    # 13 scores, and 20 shuffles and 20 halves of 13
+    assert floor.expected(["hscore"], labels, 8, 13) == pytest.approx(0.01 * 13 * 41)
+    assert floor.expected(["leep"], labels, 8, 13) == 0, "made from what is not there yet"
+    assert scoring.needs("leep") == ("source_probabilities", "labels")
 
 
 def test_a_linear_probe_is_told_in_seconds_too(tiny, train, monkeypatch):

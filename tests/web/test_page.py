@@ -37,7 +37,7 @@ def page(browser, served, request):
     """A fresh page, every mistake of its script an error, nothing fetched from elsewhere."""
     context = browser.new_context(viewport={"width": 1100, "height": 900}, bypass_csp=True)
     opened, wrong, foreign = context.new_page(), [], []
-    opened.set_default_timeout(20000)
+    opened.set_default_timeout(60000)
     opened.on("pageerror", lambda error: wrong.append(str(error)))
     opened.on(
         "request",
@@ -70,7 +70,7 @@ def drop(page, *files):
 def says(page, text):
     from playwright.sync_api import expect
 
-    expect(page.locator("#status")).to_have_text(text, timeout=20000)
+    expect(page.locator("#status")).to_have_text(text, timeout=60000)
 
 
 def test_a_dropped_image_is_labelled(page, served):
@@ -101,6 +101,32 @@ def test_a_broken_file_has_a_sentence_beside_it(page):
     says(page, "1 image labelled, 1 not.")
     bad = page.locator("#results > li").nth(1)
     assert bad.locator(".error").inner_text() == "The file cannot be read as an image."
+    page.wait_for_selector(".unseen")  # and not the browser's mark of a broken picture
+    assert page.locator("#results img").count() == 1
+
+
+def test_answers_differ_only_where_both_could_be_given(page):
+    cases = {
+        "other answers": (("a", ["a", "b"]), ("b", ["a", "b"]), True),
+        "one answer": (("a", ["a", "b"]), ("a", ["a", "b"]), False),
+        "other classes": (("a", ["a", "b"]), ("c", ["c", "d"]), False),
+        "one knows the other's": (("a", ["a", "c"]), ("c", ["c", "d"]), True),
+        "a name of every object": (("constructor", ["constructor"]), ("c", ["c"]), False),
+    }
+    for name, (one, other, differ) in cases.items():
+        given = [
+            {"label": label, "probabilities": dict.fromkeys(known, 0.5)}
+            for label, known in (one, other)
+        ]
+        assert page.evaluate("([one, other]) => disagree(one, other)", given) == differ, name
+
+
+def test_a_card_is_shown_without_its_header_for_machines(page):
+    card = "---\nlicense: other\ntags:\n- vpt\n---\n\n# A card\n\nwords\n---\nmore"
+    page.route("**/card", lambda route: route.fulfill(body=card, content_type="text/plain"))
+    page.locator("#pool button").first.click()
+    page.wait_for_selector("#card:not([hidden])")
+    assert page.locator("#card").inner_text() == card.partition("---\n\n")[2]
 
 
 def test_the_keyboard_alone_is_enough(page, tmp_path):

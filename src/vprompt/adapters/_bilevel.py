@@ -16,6 +16,7 @@ from vprompt.adapters._coop_family import PUBLISHED
 from vprompt.core.errors import VPromptError
 from vprompt.core.randomness import stream
 from vprompt.core.registry import suggest
+from vprompt.core.settings import Settings
 from vprompt.learning.adapter import Adapter, Training
 
 BANKS = ("separate", "nested")
@@ -31,6 +32,35 @@ PAPER_TRAINING: dict[str, Any] = {
     "precision": "fp32",
 }
 _BETAS, _EPSILON = (0.5, 0.999), 1e-8  # of alpha's Adam
+
+
+class Searching(Settings):
+    """What a search for lengths can be told; `preset` sets whatever is None.
+
+    `lengths` are the candidates of every block. `bank` gives each candidate tokens of its own
+    (`separate`, the paper's) or the first tokens of the longest (`nested`, with survival gates).
+    `max_prompts` bounds the tokens of all blocks together: a price per token, the same for every
+    block, holds the expected number to it, and the final choice is the one of most probable alphas
+    within it; `max_params` bounds the numbers in those tokens instead. `length_penalty` is what
+    one expected token adds to alpha's loss. `alpha_init` is the standard deviation of alpha at the
+    start, `alpha_batch` the number of validation images of its steps, `alpha_order` how those are
+    drawn, `alpha_warmup` the share of the steps in which alpha rests. The search stops when no
+    block's choice has changed for `patience` epochs (0: never).
+    """
+
+    preset: str = "robust"
+    lengths: list[int] | None = None
+    bank: str = "separate"
+    max_prompts: int | None = None
+    max_params: int | None = None
+    length_penalty: float = 0.0
+    prompt_init: str | None = None
+    prompt_init_seed: int = 0
+    alpha_init: float | None = None
+    alpha_batch: int = 16
+    alpha_order: str | None = None
+    alpha_warmup: float | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True)

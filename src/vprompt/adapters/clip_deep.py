@@ -15,6 +15,7 @@ from vprompt.adapters._distill import DistilledText, DistilledTowers, Teacher
 from vprompt.artifacts import artifact
 from vprompt.core.errors import VPromptError
 from vprompt.core.randomness import stream
+from vprompt.core.settings import Settings, takes
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.text_adapter import chosen_templates, two_towers
 from vprompt.models.backbone import Backbone
@@ -24,56 +25,67 @@ from vprompt.prompts.prompt import Prompt, place
 _PAPER = {**PUBLISHED, "lr": 0.0035, "augment": "crop_flip", "precision": "fp32"}
 
 
-def build(
-    backbone: Backbone,
-    *,
-    num_image_tokens: int | list[int] = 2,
-    num_text_tokens: int | list[int] = 2,
-    start: str | None = None,
-    templates: str | None = None,
-    prompt_init: str = "unit",
-    prompt_init_seed: int = 0,
-    distill: float = 0.0,
-    temperature: float = 1.0,
-    distill_reduction: Literal["batchmean", "mean"] = "batchmean",
-    teacher_templates: str | None = None,
-) -> Adapter:
-    """Start tokens in every block; a list names every block's count, and 0 leaves a tower as it is.
+class ClipDeep(Settings):
+    """The settings.
 
-    `start` names the folder of an artefact whose prompts go on being learned, such as those of a
-    search; counts and `prompt_init` are then its own. `templates` is as for `zero_shot`, and
-    `prompt_init` one of `unit`, `normal`, `uniform` and `small`.
+    A list of tokens names every block's count, and 0 leaves a tower as it is. `start` names the
+    folder of an artefact whose prompts go on being learned, such as those of a search; counts and
+    `prompt_init` are then its own. `templates` is as for `zero_shot`, and `prompt_init` one of
+    `unit`, `normal`, `uniform` and `small`.
 
     With `distill` above 0 the loss gains that weight times KL(teacher || learned) at `temperature`:
     the teacher is the model without prompts, reading the classes in `teacher_templates` (as
     `templates`; by default the same sentences). `batchmean` is the mean over images, `mean` that
     over images and classes, as in DPL's code. At 0 there is no teacher.
     """
+
+    num_image_tokens: int | list[int] = 2
+    num_text_tokens: int | list[int] = 2
+    start: str | None = None
+    templates: str | None = None
+    prompt_init: str = "unit"
+    prompt_init_seed: int = 0
+    distill: float = 0.0
+    temperature: float = 1.0
+    distill_reduction: Literal["batchmean", "mean"] = "batchmean"
+    teacher_templates: str | None = None
+
+
+@takes(ClipDeep)
+def build(backbone: Backbone, settings: ClipDeep) -> Adapter:
+    """Start tokens in every block of the towers."""
     clip = two_towers(backbone, "clip_deep")
-    if start is None:
-        image = _tokens(clip, "image", num_image_tokens, prompt_init, prompt_init_seed)
-        text = _tokens(clip, "text", num_text_tokens, prompt_init, prompt_init_seed)
+    if settings.start is None:
+        drawn = (settings.prompt_init, settings.prompt_init_seed)
+        image = _tokens(clip, "image", settings.num_image_tokens, *drawn)
+        text = _tokens(clip, "text", settings.num_text_tokens, *drawn)
     else:
-        image, text = _inherited(clip, start)
+        image, text = _inherited(clip, settings.start)
     if image is None and text is None:
         raise VPromptError(
             "Prompts of no tokens learn nothing. Give some to a tower, or use the method "
             "`zero_shot`."
         )
     teacher = Teacher(
-        distill, temperature, distill_reduction, chosen_templates(clip, teacher_templates)
+        settings.distill,
+        settings.temperature,
+        settings.distill_reduction,
+        chosen_templates(clip, settings.teacher_templates),
     )
-    read = chosen_templates(clip, templates)
+    read = chosen_templates(clip, settings.templates)
     if image is None:
         return DistilledText(clip, text, read, teacher=teacher)
     return DistilledTowers(clip, image, text, read, teacher=teacher)
 
 
-def training(*, prompt_init: str = "unit", **settings: Any) -> dict[str, Any]:
+@takes(ClipDeep)
+def training(settings: ClipDeep) -> dict[str, Any]:
     """Return the settings for few shots; as published where the tokens start as published."""
-    del settings
     base = {"batch_size": 4, "epochs": 40, "keep": "last"}
-    return {**base, **(_PAPER if prompt_init == "small" else {"lr": 0.02, "weight_decay": 0.0})}
+    return {
+        **base,
+        **(_PAPER if settings.prompt_init == "small" else {"lr": 0.02, "weight_decay": 0.0}),
+    }
 
 
 def _tokens(

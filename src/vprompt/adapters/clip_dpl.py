@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.adapters._bank import CandidateBank, bank_size
-from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel
+from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel, Searching
 from vprompt.adapters._budget import priced
 from vprompt.adapters._clip_start import check_init, start_rows
 from vprompt.core.errors import VPromptError
 from vprompt.core.randomness import stream
 from vprompt.core.registry import Spec, suggest
+from vprompt.core.settings import takes
 from vprompt.core.types import Features, Images
 from vprompt.data.sentences import GENERIC
 from vprompt.learning.adapter import Adapter, FeatureAdapter, Training
@@ -63,9 +64,28 @@ TRAINING: dict[str, dict[str, Any]] = {
 }
 
 
+class ClipDPL(Searching):
+    """The settings.
+
+    `lengths` are 0, 2, 4 and 6, or 0 to 6 as in the released code. `max_prompts` bounds the tokens
+    of all blocks of both towers together, `max_params` their parameters: tokens of the two towers
+    differ in width. `templates` is as for `zero_shot`, and `prompt_init` one of `unit`, `normal`,
+    `uniform` and `small`. `alpha_lr` is the rate of alpha. `swap_branches`, `distill` and
+    `temperature` are for the learning that follows: each tower gets the lengths of the other, as
+    the released code's instructions had it, and see `clip_deep`.
+    """
+
+    towers: Towers = "both"
+    templates: str | None = None
+    alpha_lr: float = 0.0035
+    swap_branches: bool = False
+    distill: float = 0.0
+    temperature: float = 1.0
+
+
 @dataclass(frozen=True)
 class TowerSettings(AlphaSettings):
-    """What the choice may cost, and how the found lengths are learned; see `build`."""
+    """What the choice may cost, and how the found lengths are learned; see `ClipDPL`."""
 
     lengths: tuple[int, ...]
     max_prompts: int | None
@@ -86,98 +106,66 @@ class TowerSettings(AlphaSettings):
         return self.max_prompts if self.max_params is None else self.max_params
 
 
-def build(
-    backbone: Backbone,
-    *,
-    towers: Towers = "both",
-    preset: str = "robust",
-    lengths: list[int] | None = None,
-    bank: str = "separate",
-    max_prompts: int | None = None,
-    max_params: int | None = None,
-    length_penalty: float = 0.0,
-    templates: str | None = None,
-    prompt_init: str | None = None,
-    prompt_init_seed: int = 0,
-    alpha_init: float | None = None,
-    alpha_lr: float = 0.0035,
-    alpha_batch: int = 16,
-    alpha_order: str | None = None,
-    alpha_warmup: float | None = None,
-    patience: int | None = None,
-    swap_branches: bool = False,
-    distill: float = 0.0,
-    temperature: float = 1.0,
-) -> Adapter:
-    """Start a search in one tower or in both; `preset` sets whatever is None.
-
-    `lengths` are the candidates of every block: 0, 2, 4 and 6, or 0 to 6 as in the released code.
-    `max_prompts` bounds the tokens of all blocks of both towers together, `max_params` their
-    parameters: tokens of the two towers differ in width. `templates` is as for `zero_shot`, and
-    `prompt_init` one of `unit`, `normal`, `uniform` and `small`.
-    `swap_branches`, `distill` and `temperature` are for the learning that follows: each tower gets
-    the lengths of the other, as the released code's instructions had it, and see `clip_deep`.
-    Everything else is as for `dpl`.
-    """
+@takes(ClipDPL)
+def build(backbone: Backbone, settings: ClipDPL) -> Adapter:
+    """Start a search in one tower or in both."""
     clip = two_towers(backbone, "clip_dpl")
+    preset, templates, seed = settings.preset, settings.templates, settings.prompt_init_seed
     if preset not in PRESETS:
         raise VPromptError(f"clip_dpl has no preset {preset!r}.{suggest(preset, PRESETS)}")
     if preset == "paper" and templates is None:
         templates = GENERIC[0]  # for every data set
-    given = {
-        "lengths": lengths,
-        "alpha_init": alpha_init,
-        "alpha_order": alpha_order,
-        "alpha_warmup": alpha_warmup,
-        "patience": patience,
-    }
-    chosen = {**PRESETS[preset], **{k: v for k, v in given.items() if v is not None}}
+    given = settings.given()
+    given.pop("prompt_init", None)  # of both towers, and of the learning that follows
+    chosen = {name: given.get(name, usual) for name, usual in PRESETS[preset].items()}
     starts = {"image": chosen.pop("prompt_init"), "text": chosen.pop("text_prompt_init")}
     train_init = chosen.pop("train_init")
-    if prompt_init is not None:
-        check_init(prompt_init)
-        starts, train_init = {"image": prompt_init, "text": prompt_init}, prompt_init
-    learned = {"prompt_init": train_init, "prompt_init_seed": prompt_init_seed}
-    learned |= {"templates": templates, "distill": distill, "temperature": temperature}
-    settings = TowerSettings(
+    if settings.prompt_init is not None:
+        check_init(settings.prompt_init)
+        train_init = settings.prompt_init
+        starts = {"image": train_init, "text": train_init}
+    learned = {"prompt_init": train_init, "prompt_init_seed": seed, "templates": templates}
+    learned |= {"distill": settings.distill, "temperature": settings.temperature}
+    search = TowerSettings(
         lengths=tuple(check_candidates(chosen.pop("lengths"))),
-        bank=bank,
-        alpha_lr=alpha_lr,
-        alpha_batch=alpha_batch,
-        max_prompts=max_prompts,
-        max_params=max_params,
-        length_penalty=length_penalty,
-        swap_branches=swap_branches,
+        bank=settings.bank,
+        alpha_lr=settings.alpha_lr,
+        alpha_batch=settings.alpha_batch,
+        max_prompts=settings.max_prompts,
+        max_params=settings.max_params,
+        length_penalty=settings.length_penalty,
+        swap_branches=settings.swap_branches,
         learned=tuple(learned.items()),
         **chosen,
     )
+    towers = settings.towers
     banks = {
-        tower: _bank(clip, tower, settings, starts[tower], prompt_init_seed)
+        tower: _bank(clip, tower, search, starts[tower], seed)
         for tower in (("image", "text") if towers == "both" else (towers,))
     }
     kind = TowerSearch if "image" in banks else TextSearch
-    return kind(clip, banks, settings, chosen_templates(clip, templates), prompt_init_seed)
+    return kind(clip, banks, search, chosen_templates(clip, templates), seed)
 
 
-def training(*, preset: str = "robust", **settings: Any) -> dict[str, Any]:
+@takes(ClipDPL)
+def training(settings: ClipDPL) -> dict[str, Any]:
     """Return the training settings of a preset: the search keeps its last epoch."""
-    del settings
-    return TRAINING.get(preset, {})
+    return TRAINING.get(settings.preset, {})
 
 
-def learned_by(*, preset: str = "robust", prompt_init: str | None = None, **settings: Any) -> str:
+@takes(ClipDPL)
+def learned_by(settings: ClipDPL) -> str:
     """Return the method that learns what is found, as far as its training settings depend on it."""
-    del settings
-    start = (
-        PRESETS.get(preset, {}).get("train_init", "unit") if prompt_init is None else prompt_init
+    usual = PRESETS.get(settings.preset, {}).get("train_init", "unit")
+    return (
+        f"clip_deep(prompt_init={usual if settings.prompt_init is None else settings.prompt_init})"
     )
-    return f"clip_deep(prompt_init={start})"
 
 
-def alpha_data(*, preset: str = "robust", **settings: Any) -> str:
+@takes(ClipDPL)
+def alpha_data(settings: ClipDPL) -> str:
     """Return which images alpha moves on: validation images, or half of the training images."""
-    del settings
-    return "half" if preset == "robust" else "val"
+    return "half" if settings.preset == "robust" else "val"
 
 
 class TowerSearch(ReadingAdapter, Bilevel):

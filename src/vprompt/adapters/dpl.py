@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel
+from vprompt.adapters._bilevel import PAPER_TRAINING, AlphaSettings, Bilevel, Searching
 from vprompt.adapters._budget import priced
 from vprompt.adapters._start import start_tokens
 from vprompt.core.errors import VPromptError
 from vprompt.core.randomness import stream
 from vprompt.core.registry import suggest
+from vprompt.core.settings import takes
 from vprompt.core.types import Features, Images, PromptTokens
 from vprompt.learning.adapter import Adapter, Training
 from vprompt.models.attention import Attend, gated, mixture, survival
@@ -57,77 +58,49 @@ TRAINING: dict[str, dict[str, Any]] = {
 }
 
 
+class DPL(Searching):
+    """The settings. `alpha_lr` is the rate of alpha."""
+
+    alpha_lr: float | None = None
+
+
 @dataclass(frozen=True)
 class SearchSettings(AlphaSettings):
-    """The candidates, and what they cost; see `build`."""
+    """The candidates, and what they cost; see `DPL`."""
 
     lengths: tuple[int, ...]
     max_prompts: int | None
     length_penalty: float
 
 
-def build(
-    backbone: Backbone,
-    *,
-    preset: str = "robust",
-    lengths: list[int] | None = None,
-    bank: str = "separate",
-    max_prompts: int | None = None,
-    max_params: int | None = None,
-    length_penalty: float = 0.0,
-    prompt_init: str | None = None,
-    prompt_init_seed: int = 0,
-    alpha_init: float | None = None,
-    alpha_lr: float | None = None,
-    alpha_batch: int = 16,
-    alpha_order: str | None = None,
-    alpha_warmup: float | None = None,
-    patience: int | None = None,
-) -> Adapter:
-    """Start a search; `preset` sets whatever is None.
-
-    `lengths` are the candidates of every block. `bank` gives each candidate tokens of its own
-    (`separate`, the paper's) or the first tokens of the longest (`nested`, with survival gates).
-    `max_prompts` bounds the tokens of all blocks together: a price per token, the same for every
-    block, holds the expected number to it, and the final choice is the one of most probable alphas
-    within it; `max_params` bounds the numbers in those tokens instead. `length_penalty` is what
-    one expected token adds to alpha's loss. `alpha_init` is the standard deviation of alpha at the
-    start, `alpha_lr` its rate, `alpha_batch` the number of validation images of its steps,
-    `alpha_order` how those are drawn, `alpha_warmup` the share of the steps in which alpha rests.
-    The search stops when no block's choice has changed for `patience` epochs (0: never).
-    """
-    chosen = _chosen(
-        preset,
-        lengths=lengths,
-        prompt_init=prompt_init,
-        alpha_init=alpha_init,
-        alpha_lr=alpha_lr,
-        alpha_order=alpha_order,
-        alpha_warmup=alpha_warmup,
-        patience=patience,
-    )
-    if max_params is not None:
+@takes(DPL)
+def build(backbone: Backbone, settings: DPL) -> Adapter:
+    """Start a search."""
+    chosen = _chosen(settings)
+    max_prompts = settings.max_prompts
+    if settings.max_params is not None:
         if max_prompts is not None:
             raise VPromptError("Bound either the tokens (max_prompts) or the parameters, not both.")
-        max_prompts = max_params // backbone.dim
+        max_prompts = settings.max_params // backbone.dim
     candidates = check_candidates(chosen.pop("lengths"))
     choose([[0.0] * len(candidates)] * backbone.depth, candidates, max_prompts)
-    tokens = _bank(backbone, candidates, bank, chosen.pop("prompt_init"), prompt_init_seed)
-    settings = SearchSettings(
+    bank, start, seed = settings.bank, chosen.pop("prompt_init"), settings.prompt_init_seed
+    tokens = _bank(backbone, candidates, bank, start, seed)
+    search = SearchSettings(
         lengths=tuple(candidates),
         bank=bank,
-        alpha_batch=alpha_batch,
+        alpha_batch=settings.alpha_batch,
         max_prompts=max_prompts,
-        length_penalty=length_penalty,
+        length_penalty=settings.length_penalty,
         **chosen,
     )
-    return LengthSearch(backbone, tokens, settings, prompt_init_seed)
+    return LengthSearch(backbone, tokens, search, seed)
 
 
-def training(*, preset: str = "robust", **settings: Any) -> dict[str, Any]:
+@takes(DPL)
+def training(settings: DPL) -> dict[str, Any]:
     """Return the training settings of a preset: the search keeps its last epoch."""
-    del settings
-    return TRAINING.get(preset, {})
+    return TRAINING.get(settings.preset, {})
 
 
 class LengthSearch(Bilevel):
@@ -234,11 +207,13 @@ class LengthSearch(Bilevel):
         return self.settings.length_penalty * self.expected().sum()
 
 
-def _chosen(preset: str, **given: Any) -> dict[str, Any]:
+def _chosen(settings: DPL) -> dict[str, Any]:
     """Return the preset's settings with what was given in their place."""
+    preset = settings.preset
     if preset not in PRESETS:
         raise VPromptError(f"dpl has no preset {preset!r}.{suggest(preset, PRESETS)}")
-    return {**PRESETS[preset], **{k: v for k, v in given.items() if v is not None}}
+    given = settings.given()
+    return {name: given.get(name, usual) for name, usual in PRESETS[preset].items()}
 
 
 def _bank(

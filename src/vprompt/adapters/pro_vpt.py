@@ -19,6 +19,7 @@ from vprompt.adapters._placement.ppo import PPO
 from vprompt.adapters._placement.probe import check_reachable
 from vprompt.adapters._placement.rules import Rules
 from vprompt.adapters._start import start_tokens
+from vprompt.core.settings import Settings, takes
 from vprompt.learning.adapter import Adapter
 from vprompt.models.backbone import Backbone
 from vprompt.prompts.prompt import Prompt, place
@@ -41,41 +42,11 @@ PAPER_TRAINING = {
 }
 
 
-def build(
-    backbone: Backbone,
-    *,
-    preset: str = "robust",
-    num_virtual_tokens: int | list[int] | None = None,
-    score: str | None = None,
-    score_source: str | None = None,
-    score_clip: float | None = None,
-    score_ema: float | None = None,
-    score_every: int | None = None,
-    exact: bool | None = None,
-    alloc: str | None = None,
-    reward: str | None = None,
-    reward_loss: str | None = None,
-    accept: str | None = None,
-    tau: float = 0.0,
-    move_init: str | None = None,
-    move_scale: float = 1e-3,
-    explore: bool | None = None,
-    move_optim: str | None = None,
-    candidates: int = 4,
-    window: list[float] | None = None,
-    moves_per_epoch: int | float | None = None,
-    cooldown: int | None = None,
-    min_per_block: int = 0,
-    max_per_block: int | None = None,
-    self_move: str = "noop",
-    prompt_dropout: float | None = None,
-    prompt_init: str | None = None,
-    prompt_init_seed: int = 0,
-) -> Adapter:
-    """Start a deep prompt of `num_virtual_tokens` per block (a list: the count of every block).
+class ProVPT(Settings):
+    """The settings; None means: as `preset` says, `robust` or `paper`.
 
-    None means: as `preset` says, `robust` or `paper`. Of the tokens, that is 10 a block, or 20 as
-    in the released run.
+    `num_virtual_tokens` are those of a block, 10, or 20 as in the released run; a list is the count
+    of every block.
 
     `score` is `mask` (slope of removing a key), `taylor` (slope along the vector, as published),
     `taylor_norm` (the same without the LayerNorm's factor), `norm` (smallest share of the norms in
@@ -100,43 +71,52 @@ def build(
     the same block does: nothing, as in the released file for supervised models, or `scale`, as in
     those for MAE and MoCo-v3.
     """
-    rules = Rules.of(
-        preset,
-        score=score,
-        score_source=score_source,
-        score_clip=score_clip,
-        score_ema=score_ema,
-        score_every=score_every,
-        exact=exact,
-        alloc=alloc,
-        reward=reward,
-        reward_loss=reward_loss,
-        accept=accept,
-        tau=tau,
-        move_init=move_init,
-        move_scale=move_scale,
-        explore=explore,
-        move_optim=move_optim,
-        candidates=candidates,
-        window=window,
-        moves_per_epoch=moves_per_epoch,
-        cooldown=cooldown,
-        min_per_block=min_per_block,
-        max_per_block=max_per_block,
-        self_move=self_move,
-        prompt_dropout=prompt_dropout,
-        prompt_init=prompt_init,
-    )
+
+    preset: str = "robust"
+    num_virtual_tokens: int | list[int] | None = None
+    score: str | None = None
+    score_source: str | None = None
+    score_clip: float | None = None
+    score_ema: float | None = None
+    score_every: int | None = None
+    exact: bool | None = None
+    alloc: str | None = None
+    reward: str | None = None
+    reward_loss: str | None = None
+    accept: str | None = None
+    tau: float = 0.0
+    move_init: str | None = None
+    move_scale: float = 1e-3
+    explore: bool | None = None
+    move_optim: str | None = None
+    candidates: int = 4
+    window: list[float] | None = None
+    moves_per_epoch: int | float | None = None
+    cooldown: int | None = None
+    min_per_block: int = 0
+    max_per_block: int | None = None
+    self_move: str = "noop"
+    prompt_dropout: float | None = None
+    prompt_init: str | None = None
+    prompt_init_seed: int = 0
+
+
+@takes(ProVPT)
+def build(backbone: Backbone, settings: ProVPT) -> Adapter:
+    """Start a deep prompt whose tokens move."""
+    beside = {"num_virtual_tokens", "prompt_init_seed"}
+    rules = Rules.of(**settings.model_dump(exclude=beside))
     if rules.gates:
         size = backbone.data_config.input_size
         with torch.no_grad():
             check_reachable(backbone, torch.zeros(1, *size).to(backbone.device))
-    counts = LENGTHS[preset] if num_virtual_tokens is None else num_virtual_tokens
+    given, seed = settings.num_virtual_tokens, settings.prompt_init_seed
+    counts = LENGTHS[rules.preset] if given is None else given
     blocks = place(counts, backbone.depth, deep=True)
-    tokens = start_tokens(backbone, blocks, rules.prompt_init, prompt_init_seed)
+    tokens = start_tokens(backbone, blocks, rules.prompt_init, seed)
     allocators: dict[str, Callable[[], Allocator]] = {
         "grad": Gain,
-        "ppo": lambda: PPO(backbone.depth, prompt_init_seed),
+        "ppo": lambda: PPO(backbone.depth, seed),
         "thompson": lambda: Thompson(backbone.depth),
         "random": Random,
         "none": Stay,
@@ -145,7 +125,7 @@ def build(
     return MovingPrompt(backbone, start, rules, allocators[rules.alloc]())
 
 
-def training(*, preset: str = "robust", **settings: Any) -> dict[str, Any]:
+@takes(ProVPT)
+def training(settings: ProVPT) -> dict[str, Any]:
     """Return the training settings that belong to a preset; `robust` needs none of its own."""
-    del settings
-    return dict(PAPER_TRAINING) if preset == "paper" else {}
+    return dict(PAPER_TRAINING) if settings.preset == "paper" else {}

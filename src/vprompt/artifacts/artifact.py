@@ -26,12 +26,12 @@ from vprompt.core import distributed, seals
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import (
     atomic_folder,
-    json_text,
     read_json,
     tensor_bytes,
     text_bytes,
-    write_json,
+    write_text,
 )
+from vprompt.core.wide import wide_json
 from vprompt.data import inputs
 from vprompt.data.preprocessing import DataConfig
 from vprompt.models.backbone import Backbone
@@ -176,9 +176,9 @@ def save(
     plain = {key: value.float() for key, value in tensors.items()}
     contents = {TENSORS: tensor_bytes(plain, {"format": "pt"}), CARD: text_bytes(artifact.card)}
     if run is not None:
-        contents[RUN] = text_bytes(json_text(run))
+        contents[RUN] = text_bytes(wide_json(run))
     config = whole.with_digests(artifact.config, contents)
-    contents[CONFIG] = text_bytes(json_text(config))
+    contents[CONFIG] = text_bytes(wide_json(config))
     with atomic_folder(folder, overwrite=overwrite) as draft:
         for name, data in contents.items():
             (draft / name).write_bytes(data)
@@ -193,7 +193,7 @@ def seal(folder: Path | str) -> None:
     if not isinstance(config, dict):
         raise VPromptError(f"{folder / CONFIG} is not the config of a prompt.")
     config = whole.with_digests(config, {name: seals.of_file(folder / name) for name in names})
-    write_json(folder / CONFIG, config)
+    write_text(folder / CONFIG, wide_json(config))
     load(folder)
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from vprompt.artifacts import publishing
+from vprompt.artifacts import final, publishing
 from vprompt.core.plain import in_code, in_markdown
 
-_FINAL = ("learned", "tuned")  # what an artefact's own measurement is called
 _LISTED = 100  # classes named on a card
 
 
@@ -213,7 +212,8 @@ def _ordered(found: dict[str, Any]) -> list[tuple[str, Any]]:
 
     A record that was read from a file has its keys in another order than when it was made.
     """
-    return sorted(found.items(), key=lambda e: (e[0] in _FINAL, e[1]["gain"] is not None, e[0]))
+    names = final.NAMES
+    return sorted(found.items(), key=lambda e: (e[0] in names, e[1]["gain"] is not None, e[0]))
 
 
 def _results(run: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Hub: artefacts to and from a model hub, the only module that uses the network for them.
+"""Hub: artefacts to and from a model hub; this and `fetching` alone use the network for them.
 
 `hf-hub:user/name@revision` names an artefact on the Hugging Face Hub, at the root of a model
 repository. Fetched are the four files of an artefact and nothing else; they are checked as any
@@ -6,30 +6,29 @@ stranger's folder and kept in the cache by commit, so what was fetched once need
 """
 
 import atexit
-import contextlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from vprompt.artifacts import artifact, cards, publishing, whole
-from vprompt.artifacts.artifact import CARD, CONFIG, LARGEST_RUN, RUN, TENSORS
-from vprompt.core import seals
+from vprompt.artifacts import artifact, cards, fetching, publishing, whole
+from vprompt.artifacts.artifact import CARD, CONFIG, RUN, TENSORS
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import atomic_folder, cache_folder, damaged, json_text, optional
+from vprompt.core.files import (
+    atomic_folder,
+    cache_folder,
+    damaged,
+    json_text,
+    optional,
+    text_bytes,
+)
 from vprompt.core.progress import SILENT, Progress
 
 PREFIX = "hf-hub:"
-FILES = (CONFIG, TENSORS, CARD, RUN)
-LARGEST = {CONFIG: 2**22, TENSORS: 2**31, CARD: 2**22, RUN: LARGEST_RUN}  # bytes
 _SPEC = re.compile(r"hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
-HOSTS = "VPROMPT_HUB_HOSTS"  # more hosts that a fetch may be sent on to, with commas between
-_OWN = ("huggingface.co", "hf.co")  # whose files lie on several hosts of theirs
 _FOR_NOW: list[Path] = []  # where a process keeps what its cache could not, if there is such
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -95,7 +94,7 @@ def pull(
         with optional():
             _drop_if_damaged(_folder(repo, commit))
     if commit is None or not os.path.isdir(_folder(repo, commit)):
-        snapshot = _fetch(spec, repo, revision, progress)
+        snapshot = fetching.fetch(spec, repo, revision, progress)
         commit = snapshot.name
         with optional():
             _drop_if_damaged(_folder(repo, commit))
@@ -139,7 +138,7 @@ def pack(
         notes += ["places of this disk are left out (--keep-places sends them)"] * changed
     others = {
         TENSORS: (folder / TENSORS).read_bytes(),
-        CARD: cards.tagged(card, config).encode(),
+        CARD: text_bytes(cards.tagged(card, config)),
         **({} if run is None else {RUN: _bytes_of(run)}),
     }
     if whole.DIGESTS in config:  # card, record and config are others now
@@ -149,7 +148,7 @@ def pack(
 
 def _bytes_of(value: dict[str, Any]) -> bytes:
     """Return what `files.write_json` would write."""
-    return json_text(value).encode("utf-8", "backslashreplace")
+    return text_bytes(json_text(value))
 
 
 def push(
@@ -172,8 +171,8 @@ def push(
 
     parcel = pack(folder, repo, title=title, keep_places=keep_places)
     operations = [CommitOperationAdd(name, data) for name, data in parcel.files.items()]
-    api = _api()
-    with _explained(f"{folder} cannot be uploaded to {parcel.repo}"):
+    api = fetching.api()
+    with fetching.explained(f"{folder} cannot be uploaded to {parcel.repo}"):
         api.create_repo(parcel.repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(parcel.repo, branch=revision, exist_ok=True)
@@ -189,8 +188,8 @@ def find(query: str | None = None, *, backbone: str | None = None, limit: int = 
     `backbone` is a name as artefacts give it, such as `vit_base_patch16_224.augreg_in21k`.
     """
     filters = ["vprompt", *([cards.backbone_tag(backbone)] if backbone else [])]
-    with _explained("The hub cannot be searched"):
-        models = list(_api().list_models(filter=filters, search=query, limit=limit))
+    with fetching.explained("The hub cannot be searched"):
+        models = list(fetching.api().list_models(filter=filters, search=query, limit=limit))
     return [
         Found(
             f"{PREFIX}{model.id}",
@@ -217,7 +216,7 @@ def _drop_if_damaged(folder: Path) -> None:
 def _copy(source: Path, target: Path, spec: str, *, overwrite: bool) -> None:
     """Copy the four files, links resolved: the library links into a store of its own."""
     with atomic_folder(target, overwrite=overwrite) as draft:
-        for name in FILES:
+        for name in fetching.FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, draft / name)
         try:
@@ -225,123 +224,6 @@ def _copy(source: Path, target: Path, spec: str, *, overwrite: bool) -> None:
         except VPromptError as error:
             reason = str(error).replace(str(draft), spec)
             raise VPromptError(f"What was fetched is refused: {reason}") from None
-
-
-def _fetch(spec: str, repo: str, revision: str | None, progress: Progress) -> Path:
-    """Return the library's snapshot of the four files, its folder named by the commit."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api, wanted = _api(), {"revision": revision, "allow_patterns": list(FILES)}
-    try:
-        info = api.model_info(repo, revision=revision, files_metadata=True)
-    except Exception as error:  # which HTTP library raises here depends on huggingface_hub's age
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(error, HfHubHTTPError) and status in (401, 403, 404):
-            raise VPromptError(_refusal(spec, error)) from None
-        try:
-            snapshot = Path(api.snapshot_download(repo, local_files_only=True, **wanted))
-        except Exception:
-            raise VPromptError(
-                f"{spec} cannot be fetched ({_short(error)}), and no copy of it is in the cache. "
-                f"Fetch it once with a network: `vprompt share pull {spec}`."
-            ) from None
-        progress.say(f"the hub cannot be reached: used the copy of {spec} at {snapshot.name[:12]}")
-        return snapshot
-    sizes = {each.rfilename: each.size for each in info.siblings or ()}
-    lacks = [name for name in (CONFIG, TENSORS) if name not in sizes]
-    if lacks:
-        raise VPromptError(f"{spec} holds no artefact: it lacks {' and '.join(lacks)}.")
-    for name in FILES:
-        size = sizes.get(name, 0)
-        if size is None or size > LARGEST[name]:
-            raise VPromptError(
-                f"{spec}: {name} has {'an unknown number of' if size is None else size} bytes; no "
-                "artefact's is so large."
-            )
-    with _explained(f"{spec} cannot be fetched"):
-        _check_places(api, repo, info.sha or revision, [name for name in FILES if name in sizes])
-        snapshot = Path(api.snapshot_download(repo, **wanted))
-    if info.sha is not None and snapshot.name != info.sha:  # None: a hub that names no commit
-        raise VPromptError(f"{spec} changed while it was fetched. Run the same command again.")
-    for each in info.siblings or ():
-        if each.rfilename in FILES:
-            _check_arrived(spec, snapshot / each.rfilename, each)
-    return snapshot
-
-
-def _check_places(api: Any, repo: str, revision: str | None, names: Sequence[str]) -> None:
-    """Refuse a hub that sends the fetch on to a host that does not belong to it."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    home = urlsplit(str(api.endpoint)).hostname or ""
-    trusted = {home, *os.environ.get(HOSTS, "").split(",")}
-    if any(_belongs(home, known) for known in _OWN):
-        trusted |= {*_OWN}
-    for name in names:
-        url = hf_hub_url(repo, name, revision=revision, endpoint=api.endpoint)
-        place = urlsplit(get_hf_file_metadata(url, token=api.token).location).hostname or home
-        if not any(known and _belongs(place, known) for known in trusted):
-            raise VPromptError(
-                f"{name} of {repo} is not on {home}: the hub sends on to {place}, which is "
-                f"refused. If that host is right, allow it: {HOSTS}={place}"
-            )
-
-
-def _belongs(host: str, known: str) -> bool:
-    return host == known or host.endswith(f".{known}")
-
-
-def _check_arrived(spec: str, path: Path, told: Any) -> None:
-    """Refuse a file that is not as long as the hub says, or of another digest."""
-    if not path.is_file():
-        raise VPromptError(f"{spec}: {path.name} did not arrive. Run the same command again.")
-    digest = (told.lfs or {}).get("sha256") if isinstance(told.lfs, dict) else None
-    digest = digest or getattr(told.lfs, "sha256", None)
-    short = path.stat().st_size != told.size
-    if short or (digest is not None and seals.of_file(path) != f"sha256:{digest}"):
-        # What the library keeps is not fetched again as long as it is there.
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise VPromptError(
-            f"{spec}: {path.name} arrived damaged: {'cut short' if short else 'another digest'}. "
-            "Run the same command again."
-        )
-
-
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what the hub's library raises into one sentence, and show no bars for kilobytes."""
-    from huggingface_hub import utils
-
-    shown = not utils.are_progress_bars_disabled()
-    if shown:
-        utils.disable_progress_bars()
-    try:
-        yield
-    except VPromptError:
-        raise
-    except Exception as error:
-        raise VPromptError(_refusal(what, error)) from None
-    finally:
-        if shown:
-            utils.enable_progress_bars()
-
-
-def _refusal(what: str, error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        reason = "you are not logged in, or not allowed to. Log in: `hf auth login`"
-    elif status == 404:
-        reason = "there is no such repository or revision, or it is private and you are not in it"
-    else:
-        reason = _short(error)
-    return f"{what}: {reason}."
-
-
-def _short(error: Exception) -> str:
-    """Return an error's kind and its first line: libraries write pages."""
-    first = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
-    return f"{type(error).__name__}: {first}"
 
 
 def _parse(spec: str) -> tuple[str, str | None]:
@@ -375,10 +257,3 @@ def _folder(repo: str, commit: str) -> Path:
 def _below(root: Path, repo: str, commit: str) -> Path:
     user, name = repo.split("/")
     return root / user / commit / name
-
-
-def _api() -> Any:
-    from huggingface_hub import HfApi
-
-    # Given here, since the library reads it once, when something else first imports it.
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="vprompt")

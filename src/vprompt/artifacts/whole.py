@@ -37,6 +37,9 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise VPromptError where the config is not the one written; without digests, pass."""
     digests = config.get(DIGESTS)
     if digests is None:
+        # The name of the key may be what is damaged; what stands under it tells.
+        if any(isinstance(value, dict) and _ITSELF in value for value in config.values()):
+            raise _changed(folder, _ITSELF)
         return
     if not isinstance(digests, dict) or not all(isinstance(v, str) for v in digests.values()):
         raise VPromptError(f"{folder / _ITSELF}: {DIGESTS} are not texts by the names of files.")

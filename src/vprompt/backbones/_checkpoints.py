@@ -7,6 +7,7 @@ every name (`module.`, `base_encoder.`). Both are taken off where what is left f
 import argparse
 import contextlib
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -74,14 +75,16 @@ def read(path: Path, *, arrays: bool = False) -> Any:
     try:
         if _is_safetensors(path):
             return load_file(path)
-        with _harmless(arrays):
+        with _harmless(arrays), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on pickles of other programs
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise VPromptError(f"{path} is truncated or damaged ({error}). Fetch it again.") from None
     except Exception as error:  # torch raises a dozen kinds of errors here
         code = re.search(r"GLOBAL (\S+)", str(error))
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        if "weights_only" in first:  # torch would have one run what is in the file
+        # Torch would have one run what is in the file, or names a byte that it stumbled over.
+        if "weights_only" in first or first.isdecimal():
             first = "it is damaged, or no file of PyTorch's"
         reason = f"it asks for the code {code[1]}" if code else first[:200]
         raise VPromptError(

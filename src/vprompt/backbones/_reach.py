@@ -15,6 +15,7 @@ from vprompt.core.errors import VPromptError
 
 SECONDS = 3.0
 _REACHED: set[str] = set()  # addresses that answered in this process
+_GATEWAYS = (502, 503, 504)  # what a proxy says for a host that it cannot reach
 
 
 @contextlib.contextmanager
@@ -67,7 +68,7 @@ def _refusal(model: str, address: str, problem: str) -> VPromptError:
 
 
 def _problem(address: str) -> str:
-    """Return why an address does not answer, or nothing where it does; any answer is one."""
+    """Return why an address does not answer, or nothing where it does."""
     if address in _REACHED:
         return ""
     failed: list[str] = []
@@ -76,8 +77,11 @@ def _problem(address: str) -> str:
         from huggingface_hub.utils import get_session
 
         try:
-            get_session().head(address, timeout=SECONDS)
-            _REACHED.add(address)
+            status = get_session().head(address, timeout=SECONDS).status_code
+            if status in _GATEWAYS:
+                failed.append(f"a proxy answers {status}")
+            else:
+                _REACHED.add(address)
         except Exception as error:  # which HTTP library raises depends on huggingface_hub's age
             failed.append((str(error).strip().splitlines() or [type(error).__name__])[0][:100])
 

@@ -54,8 +54,9 @@ def prompted(
     attend = attend or joint(fused=attention.fused_attn)
     mixed = attend(query, own, inside, attention.scale, None)
     mixed, count = attention.norm(mixed.transpose(1, 2).flatten(2)), tokens.shape[0]
-    if attention.gate is not None:
-        mixed = mixed * attention.gate(normed[:, :reads]).sigmoid()
+    gate = getattr(attention, "gate", None)  # which older releases of timm do not know
+    if gate is not None:
+        mixed = mixed * gate(normed[:, :reads]).sigmoid()
     if reads is not None:
         tokens, mixed = steady(tokens[:, :reads]), steady(mixed)
     tokens = tokens + _scaled(block, 1, attention.proj(mixed))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprompt.bench.runner import result
+from vprompt.artifacts import final
 from vprompt.bench.store import MANIFEST, Store
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import read_json
@@ -212,7 +212,7 @@ def _merge(found: Counter[Difference]) -> list[Difference]:
 def _numbers(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
     gaps = []
     for one, other in pairs:
-        here, there = result(one), result(other)
+        here, there = final.of(one), final.of(other)
         if here is not None and there is not None:
             gaps.append(100 * (there["acc1"] - here["acc1"]))
     if not gaps:

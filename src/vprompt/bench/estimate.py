@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vprompt.artifacts import artifact, pool
 from vprompt.bench.jobs import Job
@@ -20,9 +19,9 @@ from vprompt.bench.work import load_backbone
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.forecast import words
-from vprompt.core.precision import autocast
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter, PromptAdapter
+from vprompt.learning.fleets import bytes_per_image
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models.backbone import Backbone
 from vprompt.pooling.mix import PUBLISHED, plan_of
@@ -266,26 +265,8 @@ def _try(adapter: Adapter, config: TrainConfig) -> Trial:
     height, width = adapter.backbone.data_config.input_size[1:]
     pixels = np.full((TRIAL_IMAGES, height, width, 3), 128, dtype=np.uint8)
     examples = Examples(pixels, torch.zeros(TRIAL_IMAGES, dtype=torch.int64), "trial")
-    own = {p.untyped_storage().data_ptr() for p in adapter.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    device = adapter.backbone.device
-    images = adapter.backbone.normalise(torch.from_numpy(pixels).to(device))
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        autocast(config.precision, device),
-    ):
-        features = adapter.features(images)  # holds on to what was kept, so addresses stay apart
-    needed = sum(kept.values()) / TRIAL_IMAGES
-    del features
     return Trial(
         images_per_second(adapter, examples, config),
         forward_per_second(adapter, examples, config),
-        needed,
+        bytes_per_image(adapter, examples, config),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vprompt.artifacts import final
 from vprompt.bench import joint, shared
 from vprompt.bench.calls import Call, Executor, Lost
 from vprompt.bench.executors import Local
@@ -20,8 +21,6 @@ from vprompt.core.progress import SILENT, Progress
 from vprompt.opening import resolve_device
 
 LOCAL = Local()
-# The candidate that is the method's result.
-HEADLINE = {"learn": "learned", "search": "learned", "combine": "tuned"}
 
 
 @dataclass
@@ -88,9 +87,9 @@ def mixed_precision(jobs: Sequence[Job], store: Store, device: str) -> list[str]
         return []
     made: Counter[tuple[str, str]] = Counter()
     for job in done:
-        there = store.runs.read(finished[job.id])["machine"]["precision"]
+        there = store.record(finished[job.id], "machine")["machine"].get("precision", "unknown")
         here = precision.resolve(job.train.get("precision", "auto"), resolve_device(device))
-        made[there, here] += there != here
+        made[str(there), here] += there != here
     return [
         f"{number} finished runs were made in {there}, and here they would be in {here}: finish "
         f"this on a machine that runs {there}, or start another --output"
@@ -151,7 +150,7 @@ def _calls(
         if store.is_finished(job, finished):
             continue
         if job.id in failed and not retry_failed:
-            report.failed[job.id] = f"{job.title}: {store.failures.read(failed[job.id])['error']}"
+            report.failed[job.id] = f"{job.title}: {store.why_failed(failed[job.id])}"
         elif any(need not in calls and need not in finished for need in job.needs):
             report.waiting.append(job.id)
         else:
@@ -214,15 +213,9 @@ def _keep(
         progress.say(f"{job.title}: {headline(answer.record)}")
 
 
-def result(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the test measurement of what a run learned or tuned; None for other roles."""
-    found: dict[str, Any] | None = record["test"].get(HEADLINE[record["command"]])
-    return found
-
-
 def headline(record: Mapping[str, Any]) -> str:
     """Say in a few words what a run reached and how long it took."""
-    measured, seconds = result(record), f"{record['total_seconds']:.0f} s"
+    measured, seconds = final.of(record), f"{record['total_seconds']:.0f} s"
     if measured is None:
         return f"{record['tuning']['kept']}, {seconds}"
     return f"{100 * measured['acc1']:.1f} % on test, {seconds}"

@@ -18,7 +18,8 @@ from vprompt.artifacts import artifact
 from vprompt.bench.jobs import Job
 from vprompt.bench.recipe import BenchRecipe, check_known, from_values
 from vprompt.core.errors import VPromptError
-from vprompt.core.files import read_json, write_json
+from vprompt.core.files import read_json, write_text
+from vprompt.core.wide import wide_json
 from vprompt.results.records import Records
 
 MANIFEST = "bench.json"
@@ -45,9 +46,8 @@ class Store:
     def start(self, recipe: BenchRecipe, jobs: Iterable[Job]) -> None:
         """Write the recipe, and the ids of the runs in its table."""
         cells = [[j.method, j.task, j.seed, j.id] for j in jobs if j.role == "final"]
-        write_json(
-            self.folder / MANIFEST, {"recipe": recipe.model_dump(mode="json"), "cells": cells}
-        )
+        manifest = {"recipe": recipe.model_dump(mode="json"), "cells": cells}
+        write_text(self.folder / MANIFEST, wide_json(manifest))
 
     def recipe(self) -> BenchRecipe:
         """Return the recipe that was run here."""
@@ -70,7 +70,16 @@ class Store:
         name = self.finished().get(job_id)
         if name is None:
             raise VPromptError(f"{self.folder} holds no finished run {job_id!r}.")
-        record: dict[str, Any] = self.runs.read(name)
+        return self.record(name)
+
+    def record(self, name: str, *needed: str) -> dict[str, Any]:
+        """Return the record of this name; one that is not whole is named, and how it comes anew."""
+        record = self.runs.read(name)
+        if not isinstance(record, dict) or any(not _holds(record, each) for each in needed):
+            raise VPromptError(
+                f"{self.runs.folder / name}.json is not the whole record of a run. Remove it: the "
+                "next `vprompt bench run` makes it again."
+            )
         return record
 
     def records(self, cells: Iterable[Cell]) -> dict[Cell, dict[str, Any]]:
@@ -106,6 +115,11 @@ class Store:
         told = {"id": job.id, "job": job.model_dump(mode="json"), **failure}
         self.failures.write(_name_of(job), told)
 
+    def why_failed(self, name: str) -> str:
+        """Return the sentence with which a run failed."""
+        told = self.failures.read(name)
+        return str(told.get("error", "no reason is kept")) if isinstance(told, dict) else "unknown"
+
     def is_finished(self, job: Job, finished: dict[str, str]) -> bool:
         """Say whether a run's record is there, and the prompt it learned for the pool, if any."""
         if job.id not in finished or job.output is None:
@@ -114,7 +128,7 @@ class Store:
             found = artifact.load(job.output).digest
         except VPromptError:
             return False
-        return bool(self.runs.read(finished[job.id])["tuning"]["prompt_digest"] == found)
+        return bool(self.record(finished[job.id], "tuning")["tuning"].get("prompt_digest") == found)
 
     def _manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
@@ -125,6 +139,10 @@ class Store:
             )
         values: dict[str, Any] = read_json(path)
         return values
+
+
+def _holds(record: dict[str, Any], key: str) -> bool:
+    return isinstance(record.get(key), dict)
 
 
 def _id_of(name: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy.stats import rankdata, t
 
+from vprompt.artifacts import final
 from vprompt.bench import suite
-from vprompt.bench.runner import result
 from vprompt.bench.store import Cell, Store
 from vprompt.core.errors import VPromptError
 
@@ -210,7 +210,7 @@ class _Results:
 
 
 def _run(cell: Cell, record: Mapping[str, Any], candidate: str | None) -> dict[str, Any] | None:
-    measured = result(record) if candidate is None else record["test"].get(candidate)
+    measured = final.of(record) if candidate is None else record["test"].get(candidate)
     if measured is None:
         return None
     parameters = dict(record["tuning"]["parameters"])

@@ -91,7 +91,7 @@ def load_backbone(model: str, image_size: ImageSize | None, device: str) -> Back
 
 def _protocol(job: Job) -> Protocol | None:
     """Return the published protocol of that name, so that the record says where a run departs."""
-    return next((each for each in protocols.ALL if each.name == job.protocol), None)
+    return protocols.known().get(job.protocol)
 
 
 def _learn(job: Job, backbone: Backbone, config: TrainConfig, progress: Progress) -> Outcome:

@@ -52,7 +52,7 @@ def _print_version(wanted: bool) -> bool:
     if wanted:
         from vprompt import __version__
 
-        print(f"vprompt {__version__}")
+        terminal.say(f"vprompt {__version__}")
         raise typer.Exit
     return wanted
 
@@ -109,10 +109,10 @@ def list_plugins(
         print(json.dumps(found, indent=2))
         return
     for entry in found:
-        print(f"{entry['kind']}  {entry['name']}{entry['settings']}")
-        print(f"    {entry['summary']}")
+        terminal.say(f"{entry['kind']}  {entry['name']}{entry['settings']}")
+        terminal.say(f"    {entry['summary']}")
         if entry["reference"]:
-            print(f"    Reference: {entry['reference']}")
+            terminal.say(f"    Reference: {entry['reference']}")
 
 
 def main() -> None:
@@ -133,6 +133,13 @@ def main() -> None:
             app(args=[options.at_home(word) for word in sys.argv[1:]])
     except VPromptError as error:
         print(f"{name}: {terminal.printable(str(error))}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # What the system says of a place that a person named, or of the disk.
+        told = f"{name}: {error.filename}: {error.strerror}."
+        print(terminal.printable(told), file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -77,6 +77,7 @@ def bench_run(
     from vprompt.bench import jobs as benches
     from vprompt.bench import recipe as recipes
     from vprompt.bench.store import Store
+    from vprompt.core import shelves
     from vprompt.core.forecast import Estimate, Forecast, Part
 
     if device == "cpu" and num_gpus is None and executor != "local":
@@ -115,6 +116,9 @@ def bench_run(
             fleet=fleet,
             progress=progress,
         )
+    finished = store.finished()
+    if all(store.is_finished(job, finished) for job in every):
+        shelves.forget_finished()  # nothing of this recipe is left that could begin from them
     for sentence in report.failed.values():
         terminal.say(f"failed: {sentence}")
     for sentence in report.lost.values():
@@ -173,7 +177,7 @@ def bench_compare(
     if rows:
         terminal.table(["why", "field", str(here), str(there), "runs"], rows)
     else:
-        print("nothing that is recorded about how they were made differs")
+        terminal.say("nothing that is recorded about how they were made differs")
 
 
 @app.command("check")

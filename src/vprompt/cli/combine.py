@@ -29,7 +29,7 @@ def combine(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A .yml recipe, or a combined artefact, in place of TASK and --pool.",
+            help="A .yml recipe or a combined artefact.",
             rich_help_panel=WHAT,
             metavar="PATH",
         ),

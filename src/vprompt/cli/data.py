@@ -91,10 +91,10 @@ def data_build(
             )
         sizes = ", ".join(f"{part['images']:,} {s}" for s, part in meta["splits"].items())
         which = "VTAB-1k's own" if meta["official_examples"] else "not VTAB-1k's own"
-        print(f"{folder}: {sizes} images; the examples are {which}")
+        terminal.say(f"{folder}: {sizes} images; the examples are {which}")
         for deviation in meta["deviations"]:
-            print(f"  note: {deviation}")
-    print(f"check: vprompt data verify {output}")
+            terminal.say(f"  note: {deviation}")
+    terminal.say(f"check: vprompt data verify {output}")
 
 
 def _show(found: list[Any]) -> None:
@@ -122,9 +122,9 @@ def _show(found: list[Any]) -> None:
     for each in found:
         for finding in each.findings:
             levels[finding.level] += 1
-            print(terminal.printable(f"{finding.level}: {each.name}: {finding.text}"))
+            terminal.say(f"{finding.level}: {each.name}: {finding.text}")
     counts = ", ".join(count(number, level) for level, number in levels.items())
-    print(f"{count(len(found), 'task')}: {counts}")
+    terminal.say(f"{count(len(found), 'task')}: {counts}")
 
 
 def _sizes(smallest: tuple[int, int], largest: tuple[int, int]) -> str:

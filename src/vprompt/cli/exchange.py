@@ -8,8 +8,13 @@ from typing import Annotated
 import typer
 
 from vprompt.cli import terminal
-from vprompt.cli.options import ForceOption, JsonOption, OverwriteOption, QuietOption
-from vprompt.cli.use import BackboneOption
+from vprompt.cli.options import (
+    BackboneOption,
+    ForceOption,
+    JsonOption,
+    OverwriteOption,
+    QuietOption,
+)
 from vprompt.core.errors import VPromptError
 
 
@@ -56,7 +61,10 @@ def export(
             force=force,
             progress=progress,
         )
-    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(exporting.lines(found)))
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        terminal.say("\n".join(exporting.lines(found)))
 
 
 def import_prompt(
@@ -112,8 +120,8 @@ def import_prompt(
             progress=progress,
         )
     for sentence in found.said:
-        print(terminal.printable(sentence))
-    print(output)
+        terminal.say(sentence)
+    terminal.say(str(output))
 
 
 def _names(text: str | None) -> list[str] | None:

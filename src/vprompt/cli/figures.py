@@ -81,7 +81,8 @@ def bench_report(
     from vprompt.bench.page import write_report
 
     options.check_places(output=output)
-    with terminal.progress(quiet) as progress:
+    place = folders[0] if len(folders) == 1 else Path("One of these")
+    with terminal.progress(quiet) as progress, terminal.reading_record(place):
         left_out = write_report(
             folders, output, baseline=baseline, data=data, device=device, progress=progress
         )

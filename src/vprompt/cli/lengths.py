@@ -53,7 +53,7 @@ def _one(record: dict[str, Any], output: Path | None, as_json: bool) -> None:
             for row in rows
         ],
     )
-    print(terminal.printable(summary))
+    terminal.say(summary)
 
 
 def _several(records: list[dict[str, Any]], output: Path | None, as_json: bool) -> None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vprompt.core.forecast import words
+
 EVERY = 30.0  # seconds between two lines of one step
 WORTH = 2.0  # seconds from which on the end of a step is worth a line
 
@@ -47,8 +49,3 @@ class _Count:
         self.lines.say(
             f"{self.description}: {self.done:,} of {self.total:,}{noted}, about {words(left)} left"
         )
-
-
-def words(seconds: float) -> str:
-    """Return a duration as a person says it."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

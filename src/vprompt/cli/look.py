@@ -6,8 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from vprompt.cli import terminal
-from vprompt.cli.options import DeviceOption, ForceOption, QuietOption
-from vprompt.cli.use import ArtifactOption, BackboneOption
+from vprompt.cli.options import (
+    ArtifactOption,
+    BackboneOption,
+    DeviceOption,
+    ForceOption,
+    QuietOption,
+)
 from vprompt.core.errors import VPromptError
 
 _PROMPT_TOKENS = 8  # shown by themselves
@@ -26,12 +31,10 @@ def attention(
     quiet: QuietOption = False,
 ) -> None:
     """Draw where the class token and the prompt tokens look, with the prompt and without."""
-    from vprompt.artifacts import artifact as artifacts
-    from vprompt.artifacts import hub
     from vprompt.data.decoding import fit, read_rgb
     from vprompt.data.preprocessing import Values
     from vprompt.inference import looking
-    from vprompt.opening import open_for
+    from vprompt.opening import open_artifact, open_for
     from vprompt.report import looks
 
     if output.suffix not in (".html", ".png"):
@@ -39,7 +42,7 @@ def attention(
     if report is not None and not report.is_file():
         raise VPromptError(f"No report at {report}. Write one first: `vprompt learn --report`.")
     with terminal.progress(quiet) as progress:
-        loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
+        loaded = open_artifact(artifact, progress=progress)
         backbone = open_for(loaded, model, device=device, force=force, progress=progress)
         prompt = looking.prompt_of(loaded, backbone)
         config = loaded.data_config
@@ -55,16 +58,16 @@ def attention(
     facts = _facts(image, loaded.name, prompted)
     if report is not None:
         looks.add_to(report, facts, sheets)
-        print(f"added to {report}")
+        terminal.say(f"added to {report}")
     elif output.suffix == ".png":
         from vprompt.core.files import atomic_file
 
         with atomic_file(output) as draft:
             next(iter(sheets.values())).save(draft, "PNG")
-        print(output)
+        terminal.say(str(output))
     else:
         looks.write_page(f"{image.name}: where {loaded.name} looks", facts, sheets, output)
-        print(output)
+        terminal.say(str(output))
 
 
 def _sheets(looks: Any, pixels: Any, bare: Any, prompted: Any) -> dict[str, Any]:
@@ -86,7 +89,10 @@ def _sheets(looks: Any, pixels: Any, bare: Any, prompted: Any) -> dict[str, Any]
             each.prompt.mean((0, 1)).numpy() if len(each.prompt) else None
             for each in prompted.blocks
         ]
-    found = {"Mean over heads; each tile has its own scale": looks.sheet(pixels, rows, heads)}
+    found = {
+        "Mean over heads. Light is where it looks most, dark where least; each tile has its own "
+        "scale": looks.sheet(pixels, rows, heads)
+    }
     for name, case in (("with the prompt", prompted), ("without", bare)):
         if case is not None:
             found[f"Class token {name}, head by head"] = looks.sheet(

@@ -33,7 +33,7 @@ ReportOption = Annotated[
 ScalePathOption = Annotated[
     Path | None,
     typer.Option(
-        help="SVG file to draw the scales of the moves to.", rich_help_panel=OUTPUT, metavar="PATH"
+        help="SVG file for the scales of the moves.", rich_help_panel=OUTPUT, metavar="PATH"
     ),
 ]
 FreezeReportOption = Annotated[
@@ -49,11 +49,14 @@ QuietOption = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress bars.", rich_help_panel=OUTPUT, metavar=""),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT, metavar="")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")]
-AbsentOption = Annotated[
-    bool, typer.Option("--allow-absent", help="Accept classes that training never shows.")
+ArtifactOption = Annotated[Path, typer.Option(help="Artefact folder, or hf-hub:user/name.")]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option("--model", "--backbone", help="Default: the one that the artefact names."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 ForceOption = Annotated[

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vprompt.cli import terminal
+
 if TYPE_CHECKING:
     from vprompt.results.records import Records
 
@@ -19,19 +21,21 @@ def bench_pack(folders: FoldersArgument) -> None:
     for folder in folders:
         done = _records(folder).pack()
         before, after = done.bytes_before / 1e6, done.bytes_after / 1e6
-        print(
+        terminal.say(
             f"{done.packed}: {done.records} records, {done.added} of them new, "
             f"{before:,.2f} MB in {after:,.2f} MB"
         )
         for name in done.left:
-            print(f"{name}.json stays a file: it is not written as vprompt writes its results")
+            terminal.say(
+                f"{name}.json stays a file: it is not written as vprompt writes its results"
+            )
 
 
 def bench_unpack(folders: FoldersArgument) -> None:
     """Turn packed runs into files again, each as it was."""
     for folder in folders:
         records = _records(folder)
-        print(f"{records.folder}: {records.unpack()} files")
+        terminal.say(f"{records.folder}: {records.unpack()} files")
 
 
 def _records(folder: Path) -> "Records":

@@ -33,6 +33,6 @@ def placement(
         return
     heads = ["block", "start", "left", "came", "kept"]
     terminal.table(heads, [[str(row[head]) for head in heads] for row in rows])
-    print(terminal.printable(summary))
+    terminal.say(summary)
     if output is not None:
         terminal.say(f"picture: {output}")

@@ -47,22 +47,22 @@ def pool_check(
 
     backbone = opening.open_pool_backbone(pool, model) if model else None
     entries = pools.check(pool, backbone)
-    print(f"checked of each: {'; '.join([*_CHECKS, *_FIT[: len(_FIT) * bool(model)]])}")
+    terminal.say(f"checked of each: {'; '.join([*_CHECKS, *_FIT[: len(_FIT) * bool(model)]])}")
     if not model:
-        print("not checked, for want of --model: whether it fits a backbone, and its start")
+        terminal.say("not checked, for want of --model: whether it fits a backbone, and its start")
     found = [entry for entry in entries if not entry.stray]
     for entry in entries:
         if entry.stray:
-            print(terminal.printable(f"left out {entry.name} ({entry.promptless})"))
+            terminal.say(f"left out {entry.name} ({entry.promptless})")
     bad = [entry for entry in found if entry.problem]
     for entry in bad:
-        print(terminal.printable(f"{entry.name}: {entry.problem}"))
+        terminal.say(f"{entry.name}: {entry.problem}")
     for entry in found:
         if entry.config is not None and not entry.problem:
             digest = "" if whole.DIGESTS in entry.config else "; no digest: it is older than those"
             moved = _move(entry.config, entry.start)
-            print(terminal.printable(f"{entry.name}: {moved}{digest}"))
-    print(f"{len(found) - len(bad)} of {len(found)} artefacts are sound")
+            terminal.say(f"{entry.name}: {moved}{digest}")
+    terminal.say(f"{len(found) - len(bad)} of {len(found)} artefacts are sound")
     if bad or not found:
         raise typer.Exit(1)
 
@@ -89,15 +89,14 @@ def pool_seal(artifact: Annotated[Path, typer.Argument(help="One artefact folder
     from vprompt.artifacts import artifact as artifacts
 
     artifacts.seal(artifact)
-    print(terminal.printable(f"sealed: {artifact}"))
+    terminal.say(f"sealed: {artifact}")
 
 
 @app.command("show")
 def pool_show(artifact: Annotated[Path, typer.Argument(help="One artefact folder.")]) -> None:
     """Show an artefact's card, and how far its prompt moved from its start."""
-    from vprompt.artifacts import artifact as artifacts
-    from vprompt.artifacts import hub
+    from vprompt.opening import open_artifact
 
-    loaded = artifacts.load(hub.folder_of(artifact))
-    print(terminal.printable(f"{loaded.name}: {_move(loaded.config, '')}\n"))
-    print(terminal.printable(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True)))
+    loaded = open_artifact(artifact)
+    terminal.say(f"{loaded.name}: {_move(loaded.config, '')}\n")
+    terminal.say(loaded.card or json.dumps(loaded.config, indent=2, sort_keys=True))

@@ -59,16 +59,16 @@ def _show(parcel: Any, private: bool) -> None:
     from vprompt.artifacts.codec import shapes
 
     kind = "private" if private else "public"
-    print(f"nothing is sent; to {parcel.repo}, made {kind} if it is not there, would go:")
+    terminal.say(f"nothing is sent; to {parcel.repo}, made {kind} if it is not there, would go:")
     for name, data in parcel.files.items():
-        print(f"\n== {name}, {len(data):,} bytes")
+        terminal.say(f"\n== {name}, {len(data):,} bytes")
         if name.endswith(".safetensors"):
             for tensor, shape in shapes(data).items():
-                print(f"{tensor} {shape}")
+                terminal.say(f"{tensor} {shape}")
         else:
-            print(terminal.printable(data.decode()))
+            terminal.say(data.decode())
     for note in parcel.notes:
-        print(f"\n{note}")
+        terminal.say(f"\n{note}")
 
 
 @app.command("pull")

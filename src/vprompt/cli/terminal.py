@@ -143,8 +143,8 @@ def tidy_cache() -> None:
 
 
 def say(text: str) -> None:
-    """Print a line, whatever names of strangers it holds."""
-    print(printable(text))
+    """Print a line, whatever names of strangers it holds; who reads a pipe has it at once."""
+    print(printable(text), flush=True)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -7,93 +7,51 @@ from typing import Annotated, Any
 
 import typer
 
-from vprompt.cli import terminal
-from vprompt.cli.options import DeviceOption, ForceOption, QuietOption
-from vprompt.cli.use import BackboneOption, ExactnessOption
+from vprompt.cli import commands, terminal
+from vprompt.cli.options import QuietOption
 from vprompt.core.errors import VPromptError
+from vprompt.core.settings import OUTPUT, WHAT
+from vprompt.web.limits import PageSettings, ServeSettings
 
 TOKEN = "VPROMPT_TOKEN"
 PoolsArgument = Annotated[
     list[Path], typer.Argument(help="Folders of artefact folders, or single artefacts.")
 ]
-HostOption = Annotated[
-    str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
-]
-PortOption = Annotated[int, typer.Option(help="Port to listen at; 0 for any that is free.")]
-BodyOption = Annotated[float, typer.Option("--body-mib", help="Largest request, MiB.")]
-MegapixelsOption = Annotated[float, typer.Option(help="Largest image, millions of pixels.")]
-QueueOption = Annotated[int, typer.Option(help="Images that may wait; more are answered 429.")]
-SecondsOption = Annotated[float, typer.Option(help="Longest time of one request.")]
-ServedBatchOption = Annotated[int, typer.Option("--batch-size", help="Most images in a batch.")]
-LatencyOption = Annotated[
-    float, typer.Option("--latency-ms", help="How long an image may wait for others.")
-]
-WatchOption = Annotated[
-    float, typer.Option("--watch-seconds", help="How often folders are looked at for changes.")
-]
 
 
-def serve(
-    pools: PoolsArgument,
-    host: HostOption = "127.0.0.1",
-    port: PortOption = 8000,
-    body_mib: BodyOption = 32.0,
-    megapixels: MegapixelsOption = 50.0,
-    queue: QueueOption = 256,
-    seconds: SecondsOption = 30.0,
-    batch_size: ServedBatchOption = 64,
-    latency_ms: LatencyOption = 5.0,
-    watch_seconds: WatchOption = 2.0,
-    model: BackboneOption = None,
-    device: DeviceOption = "auto",
-    precision: ExactnessOption = "auto",
-    force: ForceOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@commands.of_verb(ServeSettings)
+def serve(given: dict[str, Any], pools: PoolsArgument, quiet: QuietOption = False) -> None:
     """Label images over HTTP, each with its own artefact; $VPROMPT_TOKEN may hold a token."""
-    limits = {
-        "body_mib": body_mib,
-        "megapixels": megapixels,
-        "queue": queue,
-        "seconds": seconds,
-        "batch_size": batch_size,
-        "latency_ms": latency_ms,
-    }
-    how = {"model": model, "device": device, "force": force}
-    _listen(pools, host, port, limits, how, precision, watch_seconds, quiet)
+    _listen(pools, ServeSettings.checked(given), quiet)
 
 
+@commands.of_verb(PageSettings)
 def page(
+    given: dict[str, Any],
     pools: PoolsArgument,
-    host: HostOption = "127.0.0.1",
-    port: PortOption = 8000,
     reports: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of HTML reports to list; may be repeated. Pools are looked in."),
+        typer.Option(
+            help="Folder of HTML reports to list; may be repeated. Pools are looked in.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     open_browser: Annotated[
-        bool, typer.Option("--open", help="Open the page in this machine's browser.")
+        bool,
+        typer.Option(
+            "--open", help="Open the page in this machine's browser.", rich_help_panel=OUTPUT
+        ),
     ] = False,
-    model: BackboneOption = None,
-    device: DeviceOption = "auto",
-    precision: ExactnessOption = "auto",
-    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Serve one local page: drop images, compare artefacts, browse the pool, open reports."""
-    how = {"model": model, "device": device, "force": force}
     places = [*pools, *(reports or [])]
-    _listen(pools, host, port, {}, how, precision, 2.0, quiet, reports=places, browser=open_browser)
+    _listen(pools, ServeSettings.checked(given), quiet, reports=places, browser=open_browser)
 
 
 def _listen(
     pools: list[Path],
-    host: str,
-    port: int,
-    limits: dict[str, Any],
-    how: dict[str, Any],
-    precision: str,
-    watch_seconds: float,
+    settings: ServeSettings,
     quiet: bool,
     *,
     reports: list[Path] | None = None,
@@ -108,28 +66,34 @@ def _listen(
     except ImportError as error:
         raise VPromptError(
             f"A server needs {error.name}, which is not installed. Run: pip install "
-            "'vprompt[serve]'"
+            "'vprompt[serve]'."
         ) from None
     from vprompt.web import application, listening, pages
-    from vprompt.web.limits import Limits
     from vprompt.web.shelf import Shelf
 
     def say(text: str) -> None:
         print(terminal.printable(f"vprompt: {text}"), file=sys.stderr, flush=True)
 
-    chosen, token = Limits(**limits), os.environ.get(TOKEN) or None
-    bound = listening.bind(host, port)
+    token, host = os.environ.get(TOKEN) or None, settings.host
+    bound = listening.bind(host, settings.port)
     with bound:
         with terminal.progress(quiet) as progress:
-            shelf = Shelf(pools, say=say, progress=progress, **how)
+            shelf = Shelf(
+                pools,
+                model=settings.model,
+                device=settings.device,
+                force=settings.force,
+                say=say,
+                progress=progress,
+            )
         local = host in listening.LOOPBACK
         app = application.make(
             shelf,
-            chosen,
-            precision=precision,
+            settings,
+            precision=settings.precision,
             token=token,
             hosts=[*listening.LOOPBACK, "[::1]"] if local else (),
-            watch_seconds=watch_seconds,
+            watch_seconds=settings.watch_seconds,
         )
         if reports is not None:
             pages.add(app, reports)
@@ -138,9 +102,9 @@ def _listen(
 
         served, where = len(shelf.server.artifacts), listening.address(bound)
         # The socket listens already: whoever calls now waits for the server to take it.
-        print(f"{served} artefact{'s' * (served != 1)} at {where}", flush=True)
+        terminal.say(f"{served} artefact{'s' * (served != 1)} at {where}")
         if browser:
             import webbrowser
 
             webbrowser.open(where)
-        listening.server(app, seconds=chosen.seconds).run(sockets=[bound])
+        listening.server(app, seconds=settings.seconds).run(sockets=[bound])

@@ -32,7 +32,8 @@ def cache_folder() -> Path:
 
 def check_free(place: Path | str | None, *, overwrite: bool = False) -> None:
     """Raise VPromptError where a result would replace something; looks at nothing else."""
-    if place is not None and not overwrite and Path(place).expanduser().exists():
+    # Not `Path.exists`, which raises where a name is too long.
+    if place is not None and not overwrite and os.path.exists(Path(place).expanduser()):
         raise VPromptError(
             f"{place} exists already. Choose another --output, or add --overwrite to replace it."
         )

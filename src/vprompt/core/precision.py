@@ -22,8 +22,14 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which matrix products run in the resolved precision."""
+    """Return a context in which matrix products run in the resolved precision.
+
+    A program that is exported has none where it would change nothing: torch 2.14 refuses some.
+    """
     enabled = resolve(precision, device) == "bf16"
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    if not enabled and exporting():
+        return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -73,17 +79,18 @@ def steady_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def has_amx() -> bool:
     """Say whether this machine's processor has AMX tiles for bf16."""
-    return bool(_capabilities().get("amx_bf16"))
+    return bool(capabilities().get("amx_bf16"))
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (has_amx() or bool(_capabilities().get("avx512_bf16")))
+    return device.type == "cpu" and (has_amx() or bool(capabilities().get("avx512_bf16")))
 
 
 @functools.cache
-def _capabilities() -> dict[str, Any]:
+def capabilities() -> dict[str, Any]:
+    """Return what this machine's processor can do, as far as torch tells."""
     if not hasattr(torch.cpu, "get_capabilities"):
         return {}
     return dict(torch.cpu.get_capabilities())

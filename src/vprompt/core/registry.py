@@ -54,7 +54,7 @@ def names(kind: str) -> list[str]:
     """Return the names of all plug-ins of a kind, sorted; imports none of them."""
     package = importlib.import_module(f"vprompt.{_check_kind(kind)}")
     files = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
-    return sorted(files | {entry.name for entry in _entry_points(kind)})
+    return sorted(files | {entry.name for entry in installed(kind)})
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:
@@ -63,7 +63,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     name = next((each for each in known if each.replace("-", "_") == name.replace("-", "_")), name)
     if name not in known:
         raise VPromptError(f"No {_singular(kind)} called {name!r}.{suggest(name, known)}")
-    for entry in _entry_points(kind):
+    for entry in installed(kind):
         if entry.name == name:
             return entry.load()
     module = importlib.import_module(f"vprompt.{kind}.{name}")
@@ -166,6 +166,11 @@ def beside(kind: str, spec: str | Spec, name: str) -> Callable[..., Any] | None:
     return None if function is None else functools.partial(function, **settings)
 
 
+def installed(kind: str) -> list[importlib.metadata.EntryPoint]:
+    """Return what other packages bring of a kind, their entry points of `vprompt.<kind>`."""
+    return _installed(importlib.metadata.entry_points, kind)
+
+
 def require(kind: str, spec: Spec) -> None:
     """Raise VPromptError unless every setting without a default was given."""
     for key, default in settings(kind, spec.name).items():
@@ -235,10 +240,6 @@ def _check_kind(kind: str) -> str:
     if kind not in VERBS:
         raise VPromptError(f"No kind of plug-in called {kind!r}.{suggest(kind, VERBS)}")
     return kind
-
-
-def _entry_points(kind: str) -> list[importlib.metadata.EntryPoint]:
-    return _installed(importlib.metadata.entry_points, kind)
 
 
 @functools.cache

@@ -65,6 +65,7 @@ def sweep(*, deep: bool = False) -> None:
         drafts.sweep(place)
     for path in (root / "checkpoints").glob(f"*{PROMISE}"):
         _keep_promise(path)
+    forget_finished(older_than=1.0)
 
 
 def hold_to_limit() -> list[Entry]:
@@ -94,13 +95,29 @@ def limit() -> float:
     return found
 
 
+def forget_finished(older_than: float = 0.0) -> None:
+    """Remove the states of finished trainings that were left for equal ones to find.
+
+    `older_than` is a number of days.
+    """
+    for path in (cache_folder() / "checkpoints").glob(f"*{PROMISE}"):
+        with contextlib.suppress(OSError, VPromptError, TypeError, KeyError):
+            old = time.time() - path.stat().st_mtime >= older_than * _DAY
+            if old and read_json(path)["result"] is None:
+                _fulfil(path)
+
+
 def _keep_promise(path: Path) -> None:
     """Remove the state of a training whose result is there and newer than the promise of it."""
-    with contextlib.suppress(OSError, VPromptError, TypeError, KeyError):
+    with contextlib.suppress(OSError, VPromptError, TypeError, KeyError, ValueError):
         result = Path(read_json(path)["result"])
         if max(each.stat().st_mtime for each in result.iterdir()) >= path.stat().st_mtime:
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            _fulfil(path)
+
+
+def _fulfil(promise: Path) -> None:
+    promise.with_suffix(".safetensors").unlink(missing_ok=True)
+    promise.unlink(missing_ok=True)
 
 
 def _listed(folder: Path) -> list[Path]:

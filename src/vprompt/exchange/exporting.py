@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vprompt.artifacts import artifact as artifacts
-from vprompt.artifacts import hub
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
@@ -29,7 +27,7 @@ from vprompt.exchange import onnx_files, timm_folders, torch_programs
 from vprompt.exchange.pictures import real_images
 from vprompt.exchange.whole import Whole
 from vprompt.models.backbone import Backbone
-from vprompt.opening import open_for
+from vprompt.opening import open_artifact, open_for
 
 Runner = Callable[[Tensor], Tensor]
 TARGETS = {"onnx": ".onnx", "torch": ".pt2", "safetensors-timm": ""}
@@ -43,7 +41,8 @@ class Exported:
 
     `difference` is the largest between logits on `images` images; `seconds` and `own_seconds` are
     for one batch of them, the exported model's and vprompt's. `resize_difference` is the largest
-    between probabilities where the model resizes instead of Pillow, None where it does not.
+    between probabilities where the model resizes instead of Pillow, None where it does not. With a
+    `blank_head` all logits are 0, and equal ones prove nothing.
     """
 
     target: str
@@ -54,6 +53,7 @@ class Exported:
     seconds: float
     own_seconds: float
     opset: int | None = None
+    blank_head: bool = False
     external_data: str | None = None
     resize_difference: float | None = None
 
@@ -86,9 +86,7 @@ def export(
             "timm keeps preprocessing beside a model and not in it: config.json will hold it. "
             "Leave --preprocess out."
         )
-    loaded = artifact
-    if not isinstance(loaded, Artifact):
-        loaded = artifacts.load(hub.folder_of(loaded, progress=progress))
+    loaded = open_artifact(artifact, progress=progress)
     target = _free_place(loaded, to, output, overwrite)
     pictures = real_images(images, loaded.data_config)
     backbone = open_for(loaded, model, device="cpu", force=force, progress=progress)
@@ -97,10 +95,10 @@ def export(
     with _draft_beside(target) as folder, progress.step("export", 2) as step:
         draft = folder / target.name
         opened: Runner
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {"blank_head": not loaded.head.weight.any().item()}
         if to == "onnx":
             chosen = onnx_files.write(whole, draft, facts, opset=opset, external_data=external_data)
-            extra = {"opset": opset, "external_data": f"{target.name}.data" if chosen else None}
+            extra |= {"opset": opset, "external_data": f"{target.name}.data" if chosen else None}
             opened = onnx_files.opened(draft)
         elif to == "torch":
             torch_programs.write(whole, draft, facts)
@@ -254,6 +252,10 @@ def lines(found: Exported) -> list[str]:
     if found.opset is not None:
         beside = f", weights beside it in {found.external_data}" if found.external_data else ""
         said.insert(1, f"ONNX opset {found.opset}, batches of any size{beside}")
+    if found.blank_head:
+        said.append(
+            "its head is all zeros, so that equal logits say nothing of what comes before it"
+        )
     if found.resize_difference is not None:
         said.append(
             f"its own resize moves probabilities by {found.resize_difference:.1e} at most, "

@@ -78,7 +78,7 @@ def import_file(
             "such as vit_base_patch16_224.orig_in21k, or 'ViT-B-16,openai' for CoOp, MaPLe and DPL."
         )
     if not classes:
-        count = _classes_in(found, tensors)
+        count = _classes_in(found)
         raise VPromptError(
             f"{file} does not hold the names of its classes{count}. Give them in the order of "
             "training: --classes 'cat,dog', or a text file with a name on each line."
@@ -262,8 +262,8 @@ def _check_normalisation(
             )
 
 
-def _classes_in(found: Found, tensors: Mapping[str, Tensor]) -> str:
-    del tensors
+def _classes_in(found: Found) -> str:
+    """Say how many classes a file was trained on, where it shows."""
     count = len(found.suffix) if found.suffix is not None else 0
     count = count or (len(found.head[0]) if found.head is not None else 0)
     return f", which are {count}" if count else ""

@@ -42,6 +42,12 @@ def write(
             f"torch cannot write this model as ONNX of opset {opset}: {_first_line(error)}. Try "
             f"another --opset (the usual one is {OPSET}), or --to torch."
         ) from error
+    written = made.model.opset_imports.get("")
+    if written != opset:  # what the exporter cannot convert it leaves as it was
+        raise VPromptError(
+            f"torch writes this model as ONNX of opset {written}, and not of {opset}. Use --opset "
+            f"{OPSET} or later, or convert the file with onnx.version_converter."
+        )
     made.model.metadata_props.update(facts)
     size = sum(value.numel() * value.element_size() for value in whole.state_dict().values())
     beside = size > _LARGEST if external_data is None else external_data

@@ -17,14 +17,15 @@ def write(artifact: Artifact, whole: Whole, folder: Path) -> None:
     Raises VPromptError where a prompt or a layer of a method's own is left, which timm has not.
     """
     other = "Export it with --to onnx or --to torch, which hold everything."
-    if whole.placed is not None:
+    if artifact.prompt is not None:
         raise VPromptError(
-            f"The artefact has a prompt of {len(whole.placed.blocks)} tokens, and timm's model has "
-            f"no place for tokens among its weights. {other}"
+            f"The artefact has a prompt of {len(artifact.prompt.blocks)} tokens, and timm's model "
+            f"has no place for tokens among its weights. {other}"
         )
     if artifact.head.cosine:
         raise VPromptError(f"The head compares directions, and timm's heads do not. {other}")
-    plain = whole.backbone if whole.adapter is None else whole.adapter.merged()
+    adapter = whole.classifier.adapter
+    plain = whole.backbone if adapter is None else adapter.merged()
     if plain is None:
         method = artifact.config.get("method", "this method")
         raise VPromptError(

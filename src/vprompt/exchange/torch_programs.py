@@ -24,7 +24,8 @@ def traced(whole: Whole) -> Any:
                 whole, (whole.example(),), dynamic_shapes=(whole.dynamic(),), strict=False
             )
     except Exception as error:  # the tracer raises a dozen kinds of errors
-        method = "a prompt" if whole.adapter is None else f"{type(whole.adapter).__name__}"
+        adapter = whole.classifier.adapter
+        method = "a prompt" if adapter is None else type(adapter).__name__
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise VPromptError(
             f"This artefact cannot be exported: torch cannot trace {method} on "

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.artifacts import artifact as artifacts
-from vprompt.artifacts import hub
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
 from vprompt.core.precision import autocast
@@ -19,7 +17,7 @@ from vprompt.inference.prediction import Prediction, predict
 from vprompt.learning.adapter import Adapter
 from vprompt.models.backbone import Backbone, extract
 from vprompt.models.heads import Head
-from vprompt.opening import open_adapter, open_for
+from vprompt.opening import open_adapter, open_artifact, open_for
 
 
 class Classifier(nn.Module):
@@ -135,9 +133,6 @@ def load(
 
     Raises VPromptError if the artefact is damaged, or does not fit the backbone.
     """
-    if isinstance(place, Artifact):
-        loaded = place
-    else:
-        loaded = artifacts.load(hub.folder_of(place, progress=progress))
+    loaded = open_artifact(place, progress=progress)
     backbone = open_for(loaded, model, device=device, force=force, progress=progress)
     return Classifier(loaded, backbone, precision=precision, check=check)

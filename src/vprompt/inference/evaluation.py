@@ -1,37 +1,24 @@
 """Evaluate: a finished artefact on a test split, with other class names where it can read them."""
 
 from dataclasses import replace
-from pathlib import Path
 
-from vprompt.artifacts import artifact as artifacts
-from vprompt.artifacts import hub
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
-from vprompt.core.progress import SILENT, Progress
+from vprompt.core.settings import takes
 from vprompt.data import finding, sentences
 from vprompt.data.census import Census
 from vprompt.data.preprocessing import Values
 from vprompt.data.task import Split, Task
 from vprompt.learning.classifier import Candidate
-from vprompt.models.backbone import Backbone
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
-from vprompt.opening import open_adapter, open_for, open_task
+from vprompt.opening import open_adapter, open_artifact, open_for, open_task
 from vprompt.results.cost import measuring_estimate
 from vprompt.results.measure import Measurement, test_accuracy
+from vprompt.verbs import EvaluateSettings
 
 
-def evaluate(
-    task: str | Task,
-    *,
-    artifact: Artifact | Path | str,
-    model: str | Backbone | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    force: bool = False,
-    skip_bad: bool = False,
-    allow_absent: bool = False,
-    progress: Progress = SILENT,
-) -> dict[str, Measurement]:
+@takes(EvaluateSettings)
+def evaluate(task: str | Task, settings: EvaluateSettings) -> dict[str, Measurement]:
     """Measure an artefact on the test split of a task; accuracies are from 0 to 1.
 
     The result has the entry `learned`. An artefact with a text tower reads the class names of the
@@ -42,17 +29,21 @@ def evaluate(
 
     Raises VPromptError for classes that the head does not know.
     """
-    if isinstance(artifact, Artifact):
-        loaded = artifact
-    else:
-        loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
-    opened = open_task(task, allow_absent=allow_absent, all_test=True)
+    progress = settings.progress
+    loaded = open_artifact(settings.artifact, progress=progress)
+    opened = open_task(task, allow_absent=settings.allow_absent, all_test=True)
     if opened.test is None:
         raise VPromptError(
             f"Task {opened.name!r} has no test split to measure on. Name the folder or the list of "
             "the images that you want to measure on."
         )
-    backbone = open_for(loaded, model, device=device, force=force, progress=progress)
+    backbone = open_for(
+        loaded,
+        settings.model,
+        device=settings.device,
+        force=settings.force,
+        progress=progress,
+    )
     candidates: dict[str, Candidate] = {}
     head = loaded.head
     if loaded.text is not None:
@@ -75,7 +66,12 @@ def evaluate(
     estimate = measuring_estimate(backbone, candidates["learned"][0], count, len(candidates))
     progress = estimate.announce(progress)
     return test_accuracy(
-        backbone, opened, candidates, precision=precision, skip_bad=skip_bad, progress=progress
+        backbone,
+        opened,
+        candidates,
+        precision=settings.precision,
+        skip_bad=settings.skip_bad,
+        progress=progress,
     )
 
 

@@ -14,22 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vprompt.artifacts import artifact as artifacts
 from vprompt.artifacts import hub
-from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import write_text
 from vprompt.core.plain import in_cell
 from vprompt.core.progress import SILENT, Progress
+from vprompt.core.settings import takes
 from vprompt.data import finding, inputs, lists, pixel_files
 from vprompt.data.census import LeftOut, tally
 from vprompt.data.images import Pixels, load_pixels
 from vprompt.data.lists import Listing
 from vprompt.data.preprocessing import DataConfig, Values
 from vprompt.inference.serving import PromptServer, serve
-from vprompt.models.backbone import Backbone
 from vprompt.models.heads import Head
-from vprompt.opening import open_for
+from vprompt.opening import open_artifact, open_for
+from vprompt.verbs import PredictSettings, TableSettings
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,8 @@ class Prediction:
     artifact: str | None = None
 
 
-def predict(
-    images: Any,
-    *,
-    artifact: Artifact | Path | str,
-    model: str | Backbone | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 64,
-    force: bool = False,
-    skip_bad: bool = False,
-    progress: Progress = SILENT,
-) -> list[Prediction]:
+@takes(PredictSettings)
+def predict(images: Any, settings: PredictSettings) -> list[Prediction]:
     """Return one prediction per image, in their order; one image alone gives a list of one.
 
     An image is a path, a Pillow image, a NumPy array `[height, width, 3]` or a tensor
@@ -66,21 +55,20 @@ def predict(
     list, or have one more axis in front. Folders are searched in the order of names, and lists of
     images are read.
 
-    The backbone is the one that the artefact names, unless `model` gives another. It is compared
-    with the artefact's fingerprint, unless `force`. Each call opens it again: to label images as
-    they come, call `vprompt.load` once and then its `predict`.
+    Each call opens the backbone again: to label images as they come, call `vprompt.load` once and
+    then its `predict`.
 
     Raises VPromptError for images that cannot be read, unless `skip_bad`, and for wrong shapes and
     ranges.
     """
+    progress, force = settings.progress, settings.force
     given = _collect(images, progress)
-    if isinstance(artifact, Artifact):
-        loaded = artifact
-    else:
-        loaded = artifacts.load(hub.folder_of(artifact, progress=progress))
-    backbone = open_for(loaded, model, device=device, force=force, progress=progress)
+    loaded = open_artifact(settings.artifact, progress=progress)
+    backbone = open_for(
+        loaded, settings.model, device=settings.device, force=force, progress=progress
+    )
     server = PromptServer(backbone, {"": loaded}, force, check=False)
-    return _label(server, given, [""] * len(given), precision, batch_size, skip_bad, progress)
+    return _label(server, given, [""] * len(given), settings)
 
 
 def _collect(images: Any, progress: Progress) -> list[inputs.Given]:
@@ -96,52 +84,49 @@ def _collect(images: Any, progress: Progress) -> list[inputs.Given]:
     return found
 
 
-def predict_table(
-    table: Path | str,
-    *,
-    model: str | Backbone | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 64,
-    force: bool = False,
-    skip_bad: bool = False,
-    progress: Progress = SILENT,
-) -> list[Prediction]:
+@takes(TableSettings)
+def predict_table(table: Path | str, settings: TableSettings) -> list[Prediction]:
     """Return one prediction per row of a list with the columns `image` and `artifact`.
 
     Paths are relative to the table's folder. All artefacts have to share one backbone. Images of
     several artefacts may share a batch: see `vprompt.PromptServer`.
     """
     files, names = _read_table(Path(table).expanduser())
-    server = serve(names, model=model, device=device, force=force, check=False, progress=progress)
-    return _label(server, files, names, precision, batch_size, skip_bad, progress)
+    server = serve(
+        names,
+        model=settings.model,
+        device=settings.device,
+        force=settings.force,
+        check=False,
+        progress=settings.progress,
+    )
+    return _label(server, files, names, settings)
 
 
 def _label(
     server: PromptServer,
     given: Sequence[inputs.Given],
     names: Sequence[str],
-    precision: str,
-    batch_size: int,
-    skip_bad: bool,
-    progress: Progress,
+    settings: TableSettings,
 ) -> list[Prediction]:
     """Predict in batches, none of which mixes prompts that stand in different places.
 
     So an image has one answer whatever else is asked for; docs/concepts.md says how exactly. Rows
     of one artefact stand together, so that few share a batch.
     """
-    pixels = _decode(server, given, names, skip_bad, progress)
+    progress = settings.progress
+    pixels = _decode(server, given, names, settings.skip_bad, progress)
     mine = [names[index] for index in pixels.kept]
     # Rows of one table: a small tensor for each image among the large ones of a batch would keep
     # the heap from ever shrinking.
     widest = max(len(each.classes) for each in server.artifacts.values())
     shares = np.zeros((len(mine), widest), dtype=np.float32)
     with progress.step("predict", len(mine)) as step:
-        parts = list(_batches(server, mine, batch_size))
+        parts = list(_batches(server, mine, settings.batch_size))
         for rows, copy in pixel_files.batches(pixels.array, parts):
             images = server.backbone.normalise(torch.from_numpy(copy).to(server.backbone.device))
-            logits = server.logits(images, [mine[row] for row in rows], precision=precision)
+            wanted = [mine[row] for row in rows]
+            logits = server.logits(images, wanted, precision=settings.precision)
             for row, each in zip(rows, logits, strict=True):
                 head = server.artifacts[mine[row]].head
                 shares[row, : len(each)] = _shares(head, each, mine[row])

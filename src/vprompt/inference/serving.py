@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vprompt.artifacts import artifact as artifacts
-from vprompt.artifacts import hub
 from vprompt.artifacts.artifact import Artifact, check_fits
 from vprompt.core.errors import VPromptError
 from vprompt.core.precision import autocast
@@ -21,7 +19,7 @@ from vprompt.core.types import Features, Images
 from vprompt.data import inputs
 from vprompt.learning.adapter import Adapter
 from vprompt.models.backbone import Backbone, extract
-from vprompt.opening import open_adapter, open_for
+from vprompt.opening import open_adapter, open_artifact, open_for
 from vprompt.prompts.prompt import Prompt, PromptBatch
 
 
@@ -151,7 +149,7 @@ def serve(
     if not places:
         raise VPromptError("There are no artefacts to serve. Name at least one folder.")
     loaded = {
-        str(place): artifacts.load(hub.folder_of(place, progress=progress))
+        str(place): open_artifact(place, progress=progress)
         for place in dict.fromkeys(map(str, places))
     }
     if not force:

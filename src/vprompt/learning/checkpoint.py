@@ -33,8 +33,8 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
-        name = digest(json.dumps(identity, sort_keys=True))[:32]
-        self.path = None if folder is None else Path(folder) / f"{name}.safetensors"
+        self.name = digest(json.dumps(identity, sort_keys=True))[:32]
+        self.path = None if folder is None else Path(folder) / f"{self.name}.safetensors"
 
     def save(self, loop: Any) -> None:
         """Write parameters, optimiser state, the best parameters so far and the history."""
@@ -62,6 +62,12 @@ class Checkpoint:
         if self.path is not None and self.path.exists() and distributed.is_first():
             with optional():
                 write_json(self.path.with_suffix(PROMISE), {"result": str(result.absolute())})
+
+    def finish(self) -> None:
+        """Note that the run is over, and its state there for equal runs alone."""
+        if self.path is not None and self.path.exists() and distributed.is_first():
+            with optional():
+                write_json(self.path.with_suffix(PROMISE), {"result": None})
 
     def remove(self) -> None:
         """Forget the state of a run that is finished."""

@@ -18,6 +18,13 @@ from vprompt.learning.train_config import TrainConfig
 _ENOUGH = {"cpu": 128, "cuda": 2048}
 _SHARE = 0.8  # of the free memory that a fleet may take
 _TRIAL = 4  # images
+_GROUPS = (  # what a container may use, and does
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
 
 
 def width(
@@ -96,12 +103,3 @@ def free_bytes(device: torch.device) -> float | None:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number, and no limit
             found.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
     return min(found, default=None)
-
-
-_GROUPS = (  # what a container may use, and does
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
-)

@@ -9,12 +9,11 @@ from typing import Any
 from vprompt.core import fleet
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import Progress, Step
-from vprompt.learning.checkpoint import EpochRecord
+from vprompt.learning.following import AfterEpoch
 from vprompt.learning.halving import Dropped, Halving, rungs
 from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned
 
-AfterEpoch = Callable[[Sequence[EpochRecord]], None]
 Train = Callable[[TrainConfig, Progress, AfterEpoch | None], Tuned]
 
 
@@ -80,6 +79,12 @@ def tune_all(
     if all(each.tuned is None for each in found):
         raise VPromptError(next(each.failed for each in found if each.failed is not None))
     return found
+
+
+def differing(points: Sequence[TrainConfig]) -> list[str]:
+    """Return the names of the settings in which the points of a grid differ."""
+    first = dict(points[0])
+    return [name for name in first if any(dict(p)[name] != first[name] for p in points)]
 
 
 def best(found: Sequence[Reached]) -> Reached:

@@ -40,16 +40,16 @@ class TrainConfig(Settings):
     epochs: Annotated[int, Field(ge=0), Flag("Passes over the training images.", TRAINING)] = 10
     batch_size: Annotated[int, Field(ge=1), Flag("Images per step.", TRAINING)] = 64
     opt: Annotated[Literal["adamw", "sgd"], Flag("Optimiser.", TRAINING)] = "adamw"
-    lr: Annotated[float, Field(gt=0), Flag("Peak learning rate of the prompt.", TRAINING)] = 5e-3
-    head_lr: Annotated[
-        float | None, Field(ge=0), Flag("Peak learning rate of the head.", TRAINING)
-    ] = 1e-3
+    lr: Annotated[float, Field(gt=0), Flag("Learning rate of the prompt.", TRAINING)] = 5e-3
+    head_lr: Annotated[float | None, Field(ge=0), Flag("Learning rate of the head.", TRAINING)] = (
+        1e-3
+    )
     weight_decay: Annotated[
         float, Field(ge=0), Flag("Not applied to the head's bias.", TRAINING)
     ] = 1e-4
     decay_bias: bool = False
     warmup: Annotated[
-        float, Field(ge=0, le=1), Flag("Share of steps in which the rates rise.", TRAINING)
+        float, Field(ge=0, le=1), Flag("Share of steps with rising rates.", TRAINING)
     ] = 0.1
     sched: Annotated[
         Literal["cosine", "cosine_by_epoch", "constant"], Flag("How the rates fall.", TRAINING)
@@ -59,9 +59,7 @@ class TrainConfig(Settings):
     augment: Annotated[Literal["none", "crop_flip"], Flag("How images are varied.", TRAINING)] = (
         "none"
     )
-    clip_grad: Annotated[
-        float, Field(ge=0), Flag("Largest norm of the gradient; 0: no limit.", TRAINING)
-    ] = 0.0
+    clip_grad: Annotated[float, Field(ge=0), Flag("Largest gradient norm; 0: any.", TRAINING)] = 0.0
     head: Annotated[
         Literal["closed_form", "zero", "kaiming"], Flag("Start of the head.", TRAINING)
     ] = "closed_form"
@@ -76,7 +74,7 @@ class TrainConfig(Settings):
     precision: Annotated[Literal["auto", "bf16", "fp32"], Flag("Precision of the backbone.")] = (
         "auto"
     )
-    seed: Annotated[int, Flag("Seed of the order of images and of dropout.", TRAINING)] = 0
+    seed: Annotated[int, Flag("Seed of order and dropout.", TRAINING)] = 0
     # Changes no result, so it is part of no record and of no checkpoint's name.
     prefix_cache: Annotated[
         float,

@@ -185,7 +185,7 @@ def _learn_target(
     )
     adapter = fresh_adapter(setting, first, placed)
     start = adapter.prompt()
-    prompt = run_tuning(setting, adapter, config).adapter.prompt()
+    prompt = run_tuning(setting, adapter, config, called=["target"]).adapter.prompt()
     assert start is not None and prompt is not None
     return start.tokens, prompt.tokens
 
@@ -273,7 +273,7 @@ def refine(
     rows = list(kept)
     own = [prompts[row] for row in rows]
     adapter = WeightedSum(setting.backbone, own, mix.weights[rows], scale)
-    tuned = run_tuning(setting, adapter, config)
+    tuned = run_tuning(setting, adapter, config, called=["refine"])
     assert isinstance(tuned.adapter, WeightedSum)
     weights = torch.zeros_like(mix.weights)
     weights[rows] = tuned.adapter.weights().detach().cpu().double()

@@ -4,6 +4,7 @@ A metric always puts sources into an order. Whether the order says anything is a
 labels shuffled, which is the noise floor, and on random halves of the images.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vprompt.core.errors import VPromptError
 from vprompt.core.randomness import numpy_stream
 from vprompt.pooling import scoring
 from vprompt.pooling.scoring import PLAIN, Scores
@@ -22,6 +24,7 @@ SECONDS = 10.0
 SURE = 0.95  # share of the halves on which one source is ahead of another that it is told from
 _PER_IMAGE = ("features", "labels", "source_probabilities")
 _NAMED = 6
+_TRIED = 5  # scores that are timed
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,32 @@ def of(
     score = dict(scores.ranked)[sources[0]]
     spread = (float(np.mean(best)), float(np.max(best)))
     return Floor(metric, sources[0], score, spread, ahead)
+
+
+def expected(metrics: Sequence[str], labels: Tensor, width: int, candidates: int) -> float:
+    """Return how many seconds scores and their floor take, by one score of features at random.
+
+    Metrics that are computed from something else are left out: nothing is known of them.
+    """
+    inputs = {"features": torch.randn(len(labels), width), "labels": labels}
+    total = 0.0
+    for metric in metrics:
+        if set(scoring.needs(metric)) != set(inputs):
+            continue
+        for each in (1, _TRIED):  # the first one also warms up
+            began, worked = time.perf_counter(), time.process_time()
+            for _ in range(each):
+                with contextlib.suppress(VPromptError):
+                    scoring.compute(metric, **inputs)
+            once = (time.perf_counter() - began) / each
+            work = (time.process_time() - worked) / each
+        total += once * candidates
+        if (
+            len(metrics) == 1
+        ):  # looks are bounded in seconds of work, which a busy machine stretches
+            bound = min(work * candidates * LOOKS, SECONDS / 2)
+            total += 2 * bound * once / max(work, 1e-9)
+    return total
 
 
 def said(metric: str, candidates: Mapping[str, Mapping[str, Any]], scores: Scores) -> list[str]:

@@ -67,11 +67,11 @@ class Pooled(Settings):
 
     pool: Annotated[
         Path | str | Sequence[Path | str],
-        Flag("A folder of artefacts, or one artefact; repeatable.", POOL),
+        Flag("Folder of artefacts, or one; repeatable.", POOL),
     ]
     exclude: Annotated[tuple[str, ...], Flag("Leave out a source by name; repeatable.", POOL)] = ()
     screen: Annotated[str, Flag("For pools over 100: auto, `auto(keep=16)`, off.", POOL)] = "auto"
-    force: Annotated[bool, Flag("Use prompts of other backbones, too.")] = False
+    force: Annotated[bool, Flag("Use prompts of other backbones.")] = False
 
 
 SUM = tuple(Sum.model_fields)

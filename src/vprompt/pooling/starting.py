@@ -49,7 +49,7 @@ def adapter_of(
         val=setting.val,
         precision=setting.config.precision,
         fresh=lambda: fresh_adapter(setting, sources[0], prompt),
-        tune=lambda adapter: run_tuning(setting, adapter, setting.config),
+        tune=lambda adapter: run_tuning(setting, adapter, setting.config, called=["trial"]),
     )
     own = None if ask is None else ask(start, mix)
     return (PromptAdapter(setting.backbone, prompt), mix, False) if own is None else (*own, True)

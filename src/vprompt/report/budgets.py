@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from vprompt.artifacts import final
 from vprompt.core.errors import VPromptError
 from vprompt.report import canvas
 from vprompt.report.canvas import ACCENT, MUTED, QUIET, SECOND, WIDTH
@@ -120,7 +121,7 @@ def _point(run: Run, tested: bool) -> Point:
     tuning = run["tuning"]
     tokens = tuning["parameters"].get("prompt", 0) // run["backbone"]["token_dim"]
     if tested:
-        measured = run["test"]["learned"]
+        measured = run["test"][final.LEARNED]
         return Point(_series(run), tokens, measured["acc1"], measured["low"], measured["high"])
     kept = next(r for r in tuning["history"] if r["epoch"] == tuning["kept_epoch"])
     if kept["val_accuracy"] is None:

@@ -6,6 +6,7 @@ so a figure follows the reader's light or dark theme. A file has plain colours o
 
 import html
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -262,8 +263,54 @@ def lean(text: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d)0(?=[^\d.])", r"\1", tag[0]), text)
     text = re.sub(r" ?\n([A-Zz\"])", r" \1", text)  # the points of a path
-    return re.sub(r">\s+<", ">\n<", text)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r">\s+<", ">\n<", text)
+    text = text.replace("<g/>\n", "")
+    text = re.sub(r"<g>\n(<[^>]*/>|<text[^>]*>[^<]*</text>)\n</g>", r"\1", text)
+    if f" {_FONT};" in text:  # of every text, so it is said once
+        text = text.replace(f" {_FONT};", "")
+        text = text.replace("</defs>\n<g>", f'</defs>\n<g style="{_FONT}">', 1)
+    text = _RECTANGLE.sub(r"M\1 \2H\3V\4H\1Z", text)
+    text = _MARK.sub(r'<use style="\2"\1/>', _CELLS.sub(_as_one, text))
+    return _ALIKE.sub(_in_groups, text)
+
+
+_FONT = "font-family: 'DejaVu Sans', sans-serif"
+_NUMBER = r"(-?[\d.]+)"
+_RECTANGLE = re.compile(
+    rf"M {_NUMBER} {_NUMBER} L {_NUMBER} \2 L \3 {_NUMBER} L \1 \4 L \1 \2 (?:z )?(?=\")"
+)
+_CELL = re.compile(r'<path d="(M[^"LMz]*Z)"( clip-path="[^"]*" style="[^"]*"/>\n)')
+_CELLS = re.compile(rf"(?:{_CELL.pattern}){{2,}}")
+_MARK = re.compile(r'<use( xlink:href="[^"]*" x="[^"]*" y="[^"]*") style="([^"]*)"/>')
+# `opacity` would be that of a group as a whole; `fill-opacity` is that of each.
+_STYLED = re.compile(
+    r'<(text|use) style="((?!(?:[^"]*; )?opacity)[^"]*)"([^>]*>(?:[^<]*</text>)?\n)'
+)
+_ALIKE = re.compile(rf"(?:{_STYLED.pattern}){{2,}}")
+
+
+def _as_one(cells: re.Match[str]) -> str:
+    """Return neighbouring rectangles of one look as one path.
+
+    Those of a heat map share the colour of their edges, so the order in which they are drawn does
+    not show, and all of one look are one path.
+    """
+    found = _CELL.findall(cells[0])
+    if len({look.partition("stroke")[2] for _, look in found}) == 1:
+        found.sort(key=lambda cell: cell[1])
+    alike = itertools.groupby(found, key=lambda cell: cell[1])
+    drawn = [(look, [points for points, _ in group]) for look, group in alike]
+    return "".join(f'<path d="{"".join(points)}"{look}' for look, points in drawn)
+
+
+def _in_groups(drawn: re.Match[str]) -> str:
+    """Return neighbouring texts and marks of one look in a group that says it once."""
+    alike = itertools.groupby(_STYLED.findall(drawn[0]), key=lambda each: each[1])
+    groups = [(look, [f"<{kind}{rest}" for kind, _, rest in group]) for look, group in alike]
+    return "".join(f'<g style="{look}">\n{"".join(lines)}</g>\n' for look, lines in groups)
 
 
 @contextmanager

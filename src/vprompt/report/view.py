@@ -5,29 +5,31 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vprompt.artifacts import final
 from vprompt.report import placement, plots, scales, searched
 from vprompt.report.facts import groups
 from vprompt.report.wording import Number, count, moment, percent, plural, signed, unbroken
 
 Run = Mapping[str, Any]
 
-FINAL = ("tuned", "learned")  # what the two commands call their result
 _ORDER = ("no prompt", "start", "best single", "uniform", "combined")
 
 
 def build(run: Run) -> dict[str, Any]:
     """Return every variable of the template."""
-    tests = ordered_tests(run["test"])
-    final = final_name(run)
+    recorded = final.name_in(run)
+    own = final.name(run["command"], run["train"]["epochs"])  # older records call all tuned
+    tests = [(own if n == recorded else n, found) for n, found in ordered_tests(run["test"])]
     return {
         "run": run,
         "title": f"{run['task']['name']}: {run['command']} with {run['method']}",
         "created": moment(run["machine"]["created_at"]),
         "headline": headline(run),
         "tests": tests,
-        "final": final,
+        "final": own,
+        "with_best": any(name.startswith("best single") for name, _ in tests),
         "with_top5": any(found["acc5"] is not None for _, found in tests),
-        "test_plot": Markup(plots.accuracies(tests, final)) if tests else None,
+        "test_plot": Markup(plots.accuracies(tests, own)) if tests else None,
         "transfer": transfer(run) if run.get("transfer") else None,
         "moves": moved(run) if run.get("moves") else None,
         "training": training(run["tuning"]),
@@ -43,16 +45,11 @@ def build(run: Run) -> dict[str, Any]:
     }
 
 
-def final_name(run: Run) -> str:
-    """Return the name under which the run's own result was measured."""
-    return FINAL[0] if run["command"] == "combine" else FINAL[1]
-
-
 def ordered_tests(test: Run) -> list[tuple[str, Run]]:
     """Put the candidates from the plainest to the final one; a record read back is alphabetical."""
 
     def rank(name: str) -> tuple[int, str]:
-        if name in FINAL:
+        if name in final.NAMES:
             return (len(_ORDER) + 1, name)
         known = [index for index, start in enumerate(_ORDER) if name.startswith(start)]
         return (known[0] if known else len(_ORDER), name)
@@ -62,7 +59,7 @@ def ordered_tests(test: Run) -> list[tuple[str, Run]]:
 
 def headline(run: Run) -> dict[str, str]:
     """Return the result in one sentence, cut where the typography changes."""
-    found = run["test"].get(final_name(run))
+    found = final.of(run)
     if found is None:
         return {"number": "", "text": _untested(run)}
     text = f"of {plural(found['images'], 'test image')} classified correctly"

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from vprompt.artifacts import final
 from vprompt.data.census import FEW_TEST
 from vprompt.data.preprocessing import shown
 
@@ -14,7 +15,7 @@ def after_combining(run: Mapping[str, Any], output: str | None) -> list[str]:
     What it is compared with is the same frozen features without the pool, under a head of their
     own; a prompt learned without the pool is another run, which is named.
     """
-    found = run["test"].get("tuned") or {}
+    found = final.of(run) or {}
     gain = found.get("gain")
     if gain is None:
         said, helped = (

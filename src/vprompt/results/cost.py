@@ -28,6 +28,7 @@ HEADS, SCALED_HEADS = 2, 14  # closed-form heads of a training, and of every sca
 _FITS = 12  # eigendecompositions of one head: two families, five folds and the whole
 _SMALL = 160  # rows of the eigendecomposition that is timed
 _TRIAL = 16  # images: enough to keep two cores busy, few enough to cost a fraction of a second
+_LOOK = 32  # images of a pass without gradients, whose batches are larger
 _DECODING = 0.01  # seconds for an image of which nothing is known: a photograph of a megapixel
 
 
@@ -72,11 +73,13 @@ def forward_per_second(adapter: Adapter, train: Examples, config: TrainConfig) -
         with torch.no_grad(), autocast(config.precision, adapter.backbone.device):
             adapter.features(images).float().sum().item()
 
-    return _timed(adapter, train, step)
+    return _timed(adapter, train, step, _LOOK)
 
 
-def _timed(adapter: Adapter, train: Examples, step: Callable[[Tensor], None]) -> float:
-    pixels, _ = next(train.batches(min(_TRIAL, len(train))))
+def _timed(
+    adapter: Adapter, train: Examples, step: Callable[[Tensor], None], images: int = _TRIAL
+) -> float:
+    pixels, _ = next(train.batches(min(images, len(train))))
     times: list[float] = []
     while len(times) < 2 or (sum(times) < _MOMENT and len(times) < _STEPS):
         began = time.perf_counter()
@@ -224,17 +227,23 @@ def combining_estimate(
 
 
 def scoring_estimate(
-    adapter: Adapter, train: Examples, config: TrainConfig, *, sources: int, epochs: int = 0
+    adapter: Adapter,
+    train: Examples,
+    config: TrainConfig,
+    *,
+    sources: int,
+    epochs: int = 0,
+    scores: float = 0.0,
 ) -> Estimate:
-    """Return how long it takes to look through all sources; `epochs` are of a prompt to compare.
+    """Return how long it takes to look through all sources, and `scores` seconds to score them.
 
-    Scores come on top: how long they take is not known before, and bounded where it is the floor.
+    `epochs` are of a prompt on the target that a metric compares with.
     """
     found = speed_of(adapter, train, config)
     images, seen = len(train), sources + 1
     parts = {"evidence": Part(seen * images / found.forward, seen * images)}
-    other = epochs * images / found.step
-    facts = f" at {found.forward:.0f} images/s; then the scores"
+    other = epochs * images / found.step + scores
+    facts = f" at {found.forward:.0f} images/s, then the scores"
     return Estimate(f"{seen} passes x {images} images", parts, other, facts)
 
 

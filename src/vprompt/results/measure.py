@@ -80,6 +80,7 @@ def test_accuracy(
     with progress.step("test", len(set[str]().union(*passes.values())) * len(examples)) as step:
         for name, (adapted, head) in candidates.items():
             logits = head.logits(features_of(backbone, adapted, examples, precision=precision))
+            _check_numbers(logits, name)
             right = logits.argmax(1) == examples.labels
             measured = judge(logits, examples.labels)
             if first is not None:
@@ -92,6 +93,17 @@ def test_accuracy(
 
 
 test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest: a measurement, not a test
+
+
+def _check_numbers(logits: Tensor, name: str) -> None:
+    """Refuse to call an accuracy what comes of values that are no numbers."""
+    bad = int((~torch.isfinite(logits).all(1)).sum())
+    if bad:
+        raise VPromptError(
+            f"{name} gives no numbers (NaN or infinity) for {bad} of {len(logits)} test images, so "
+            "it has no accuracy: its values are too large for the backbone. If it is a stranger's, "
+            "it is damaged or made to harm; if it is yours, try --precision fp32."
+        )
 
 
 def _passes(adapted: Prompt | Adapter | None) -> set[str]:

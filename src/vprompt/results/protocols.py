@@ -1,10 +1,11 @@
 """Protocols: the ones that published numbers on VTAB-1k were made with, by name.
 
-Each follows the public code of its project, which does not always agree with its paper.
+Each follows the public code of its project, which does not always agree with its paper. Other
+packages add theirs through entry points of the group `vprompt.protocols`.
 """
 
+from vprompt.core import registry
 from vprompt.core.errors import VPromptError
-from vprompt.core.registry import suggest
 from vprompt.results.protocol import TFDS, Protocol
 
 _VPT = 'Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119; KMnP/vpt'
@@ -162,14 +163,20 @@ ALL = (
         ),
     ),
 )
-PROTOCOLS = {protocol.name: protocol for protocol in ALL}
+
+
+def known() -> dict[str, Protocol]:
+    """Return every protocol by name: those above, and those of other packages."""
+    others = [entry.load() for entry in registry.installed("protocols")]
+    return {each.name: each for each in (*ALL, *others)}
 
 
 def find(name: str) -> Protocol:
     """Return a protocol by name; an unknown one is answered with the nearest known."""
-    if name not in PROTOCOLS:
-        raise VPromptError(f"No protocol called {name!r}.{suggest(name, PROTOCOLS)}")
-    return PROTOCOLS[name]
+    protocols = known()
+    if name not in protocols:
+        raise VPromptError(f"No protocol called {name!r}.{registry.suggest(name, protocols)}")
+    return protocols[name]
 
 
 def entries() -> list[dict[str, str | None]]:
@@ -182,7 +189,7 @@ def entries() -> list[dict[str, str | None]]:
             "summary": each.summary,
             "reference": each.reference,
         }
-        for each in ALL
+        for each in known().values()
     ]
 
 

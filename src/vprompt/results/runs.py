@@ -18,6 +18,7 @@ from vprompt.artifacts.artifact import Artifact, make_config
 from vprompt.core import registry
 from vprompt.core.files import digest
 from vprompt.core.linalg import cosine_matrix, weighted_sum
+from vprompt.core.precision import capabilities
 from vprompt.core.types import Weights
 from vprompt.data.task import Examples, Task
 from vprompt.learning.classifier import OWN
@@ -135,7 +136,7 @@ def _processor() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    found = dict(torch.cpu.get_capabilities())
+    found = capabilities()
     return {
         "processor": model or platform.processor(),
         "amx_bf16": bool(found.get("amx_bf16")),

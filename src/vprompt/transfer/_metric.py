@@ -4,9 +4,16 @@ import torch
 from torch import Tensor
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.settings import Settings
 from vprompt.pooling import scoring
 from vprompt.pooling.evidence import Evidence
 from vprompt.pooling.mix import Plan
+
+
+class ByMetric(Settings):
+    """The settings. `metric` is any of `vprompt list metrics`."""
+
+    metric: str = "hscore"
 
 
 def plan_of(metric: str) -> Plan:

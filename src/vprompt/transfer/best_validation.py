@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.settings import Settings, takes
 from vprompt.learning.adapter import Adapter
 from vprompt.models.heads import closed_form
 from vprompt.pooling.evidence import Evidence
@@ -15,19 +16,30 @@ from vprompt.pooling.mix import EVERY_SOURCE, Mix, Plan, TuningStart
 from vprompt.transfer._trial import best_once_tuned
 
 
-def plan(*, tuned: bool = False) -> Plan:
+class BestValidation(Settings):
+    """The settings.
+
+    By itself it is a probe of prompts as they are. `tuned` is the oracle in full: every source is
+    tuned on the target, at the price of as many trainings, and the one that ends best on validation
+    is kept.
+    """
+
+    tuned: bool = False
+
+
+@takes(BestValidation)
+def plan(settings: BestValidation) -> Plan:
     """Ask for the features of the validation images, and perhaps for a training of every source."""
-    return Plan(validation=True, trainings=EVERY_SOURCE if tuned else 0)
+    return Plan(validation=True, trainings=EVERY_SOURCE if settings.tuned else 0)
 
 
-def weigh(evidence: Evidence, *, tuned: bool = False) -> Mix:
+@takes(BestValidation)
+def weigh(evidence: Evidence, settings: BestValidation) -> Mix:
     """Return a one for the source whose closed-form head is the most accurate on validation.
 
-    Ties go to the smaller log-loss. This is a probe of prompts as they are. `tuned` is the oracle
-    in full: every source is tuned on the target, at the price of as many trainings, and the one
-    that ends best on validation is kept.
+    Ties go to the smaller log-loss.
     """
-    del tuned  # `adapter` does it
+    del settings  # for `adapter`
     if evidence.val_features is None or evidence.val_labels is None:
         raise VPromptError("best_validation needs validation images, but the evidence has none.")
     classes = int(torch.cat([evidence.labels, evidence.val_labels]).max()) + 1
@@ -42,9 +54,10 @@ def weigh(evidence: Evidence, *, tuned: bool = False) -> Mix:
     return Mix(weights, facts={"oracle": "chosen on validation", "val_accuracies": accuracies})
 
 
-def adapter(start: TuningStart, mix: Mix, *, tuned: bool = False) -> tuple[Adapter, Mix] | None:
+@takes(BestValidation)
+def adapter(start: TuningStart, mix: Mix, settings: BestValidation) -> tuple[Adapter, Mix] | None:
     """Return the source that is best on validation once it is tuned, of all."""
-    if not tuned:
+    if not settings.tuned:
         return None
     rows = range(len(mix.weights))
     return best_once_tuned(

@@ -5,27 +5,35 @@ import torch
 from torch import Tensor
 
 from vprompt.core.errors import VPromptError
+from vprompt.core.settings import Settings, takes
 from vprompt.pooling.evidence import Evidence
 from vprompt.pooling.mix import Mix, Plan
 
-Given = list[float | list[float]] | None
+
+class Linear(Settings):
+    """The settings.
+
+    `weights` are in the order of the sources' names. A list in place of a number is a gradient over
+    the backbone's blocks, as in mergekit: its values stand at equal distances from the first block
+    to the last, with straight lines between. With `normalize` weights are divided by their sum, in
+    every block; without it they must have sum 1.
+    """
+
+    weights: list[float | list[float]] | None = None
+    normalize: bool = True
 
 
-def plan(*, weights: Given = None, normalize: bool = True) -> Plan:
+@takes(Linear)
+def plan(settings: Linear) -> Plan:
     """Ask that every source keeps the weight it was given, twins too."""
-    del weights, normalize
+    del settings
     return Plan(merge_twins=False)
 
 
-def weigh(evidence: Evidence, *, weights: Given = None, normalize: bool = True) -> Mix:
-    """Return the given weights, in the order of the sources' names; equal ones if none are given.
-
-    A list in place of a number is a gradient over the backbone's blocks, as in mergekit: its
-    values stand at equal distances from the first block to the last, with straight lines between.
-    With `normalize` weights are divided by their sum, in every block; without it they must have
-    sum 1.
-    """
-    given = weights or [1.0] * len(evidence)
+@takes(Linear)
+def weigh(evidence: Evidence, settings: Linear) -> Mix:
+    """Return the given weights; equal ones if none are given."""
+    given = settings.weights or [1.0] * len(evidence)
     if len(given) != len(evidence):
         raise VPromptError(
             f"linear got {len(given)} weights for {len(evidence)} sources: "
@@ -34,7 +42,7 @@ def weigh(evidence: Evidence, *, weights: Given = None, normalize: bool = True) 
     graded = any(isinstance(each, list) for each in given)
     rows = torch.stack([_over_layers(each, evidence.layers if graded else 1) for each in given], 1)
     totals = rows.sum(1, keepdim=True)
-    if normalize:
+    if settings.normalize:
         if bool((totals.abs() < 1e-12).any()):
             where = f" in block {int((totals.abs() < 1e-12).nonzero()[0, 0])}" if graded else ""
             raise VPromptError(

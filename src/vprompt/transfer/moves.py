@@ -10,20 +10,36 @@ sums of what was learned with one scale.
 
 import torch
 
+from vprompt.core.settings import Settings, takes
 from vprompt.pooling.evidence import Evidence
 from vprompt.pooling.mix import Mix, Plan
 
 
-def plan(*, members: int = 4, climb: int = 0) -> Plan:
-    """Ask for a sum of moves, and for no look at the sources themselves."""
-    return Plan(look=False, move_scale="auto", form="auto", members=members, climb=climb)
-
-
-def weigh(evidence: Evidence, *, members: int = 4, climb: int = 0) -> Mix:
-    """Return 1/M for every source.
+class Moves(Settings):
+    """The settings.
 
     `members` is how many parts of the pool an ensemble has at most, `climb` for how many steps the
     coefficients of one sum then climb the true loss.
     """
-    del members, climb  # what becomes of the sum
+
+    members: int = 4
+    climb: int = 0
+
+
+@takes(Moves)
+def plan(settings: Moves) -> Plan:
+    """Ask for a sum of moves, and for no look at the sources themselves."""
+    return Plan(
+        look=False,
+        move_scale="auto",
+        form="auto",
+        members=settings.members,
+        climb=settings.climb,
+    )
+
+
+@takes(Moves)
+def weigh(evidence: Evidence, settings: Moves) -> Mix:
+    """Return 1/M for every source."""
+    del settings  # for what becomes of the sum
     return Mix(torch.full((len(evidence),), 1 / len(evidence), dtype=torch.float64))

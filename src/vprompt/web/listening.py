@@ -43,7 +43,7 @@ def bind(host: str, port: int) -> socket.socket:
         made.listen(1024)
     except (OSError, OverflowError) as error:
         made.close()
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         raise VPromptError(
             f"Cannot listen at {host}, port {port}: {reason}. Choose another --port, such as "
             f"{port + 1 if 0 < port < 65000 else 8000}, or 0 for any that is free."

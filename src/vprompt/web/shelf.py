@@ -18,10 +18,9 @@ from vprompt.artifacts.catalogue import Entry
 from vprompt.artifacts.header import CONFIG, TENSORS
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
-from vprompt.data.preprocessing import size_of
 from vprompt.inference.serving import PromptServer
 from vprompt.models.backbone import Backbone
-from vprompt.opening import open_backbone, open_named_backbone
+from vprompt.opening import open_usual
 
 Mark = tuple[tuple[int, int, int], ...]  # what of two files changes when they do
 
@@ -165,14 +164,7 @@ def _open_backbone(
     if not configs:
         problems = [entry.problem for entry in entries if entry.problem]
         raise VPromptError(" ".join(["There is no artefact to serve.", *problems[:1]]))
-    kinds = [
-        (c["base_model_name_or_path"], size_of(c["data_config"]["input_size"])) for c in configs
-    ]
-    usual = Counter(kinds).most_common(1)[0][0]
-    if model is None:
-        named = configs[kinds.index(usual)]
-        return open_named_backbone(named, device=device, progress=progress)
-    return open_backbone(model, image_size=usual[1], device=device, progress=progress)
+    return open_usual(configs, model, device=device, progress=progress)
 
 
 def _method(config: dict[str, Any]) -> str:

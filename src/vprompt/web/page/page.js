@@ -79,7 +79,9 @@ function poolRow(row) {
 
 async function showCard(name) {
   const answer = await ask(`/artifacts/${encodeURIComponent(name)}/card`);
-  $("card").textContent = answer.ok ? (await answer.text()) || "It has no card." : await sentence(answer);
+  // The header is for machines; people read what follows it.
+  const text = answer.ok ? (await answer.text()).replace(/^---\n[^]*?\n---\n/, "").trim() : await sentence(answer);
+  $("card").textContent = text || "It has no card.";
   $("card").hidden = false;
   $("card").focus();
 }
@@ -130,7 +132,14 @@ function showAnswer(place, artifact, found) {
     list.append(item);
   }
   place.append(list);
-  if (ranked.length > SHOWN) place.append(make("p", `and ${ranked.length - SHOWN} classes more`));
+  const more = ranked.length - SHOWN;
+  if (more > 0) place.append(make("p", `and ${more} ${more === 1 ? "class" : "classes"} more`));
+}
+
+// Two artefacts disagree where one of them knows the other's answer; of other classes it says nothing.
+function disagree(one, other) {
+  const known = Object.hasOwn(other.probabilities, one.label) || Object.hasOwn(one.probabilities, other.label);
+  return known && one.label !== other.label;
 }
 
 async function label() {
@@ -141,18 +150,18 @@ async function label() {
   await Promise.all(kept.map(async ({ file, answers }) => {
     const places = chosen.map(() => make("div", undefined, "answer"));
     answers.replaceChildren(...places);
-    const labels = await Promise.all(chosen.map(async (artifact, row) => {
+    const both = await Promise.all(chosen.map(async (artifact, row) => {
       try {
         const found = await predict(file, artifact);
         if (round === latest) showAnswer(places[row], artifact, found);
-        return found.label;
+        return found;
       } catch (error) {
         if (round === latest) places[row].replaceChildren(make("h3", artifact), make("p", error.message, "error"));
         wrong.push(file);
         return null;
       }
     }));
-    if (labels.length === 2 && labels[0] !== null && labels[1] !== null && labels[0] !== labels[1]) places[1].classList.add("differs");
+    if (both.length === 2 && both[0] && both[1] && disagree(...both)) places[1].classList.add("differs");
   }));
   if (round !== latest) return;
   const failed = new Set(wrong).size;
@@ -170,6 +179,7 @@ function take(files) {
     const address = URL.createObjectURL(file);
     picture.src = address;
     picture.alt = "";  // its name stands below
+    picture.addEventListener("error", () => picture.replaceWith(make("p", "cannot be shown here", "unseen")));
     const shown = make("figure");
     shown.append(picture, make("figcaption", file.name));
     const answers = make("div", undefined, "answers");
