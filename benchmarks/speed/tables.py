@@ -48,10 +48,48 @@ def speed_tables(folder: Path) -> str:
         ("artefacts", _commands),
         ("scores", _scores),
         ("profile", _profile),
+        ("fleet-cpu", _fleet),
+        ("serving", _served),
     ):
         if name in found:
             parts.append(table(found[name]))
     return "## Speed on one machine\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _fleet(record: dict[str, Any]) -> str:
+    """Return how fast many trainings are in one pass, and what memory that takes."""
+    lines = [
+        f"{record['members']} trainings of {record['method']} on `{record['model']}` at batch "
+        f"{record['batch']}, {record['threads']} threads (`python -m benchmarks speed.fleet`):",
+        "",
+        "| trainings | seconds | times as fast | largest memory so far |",
+        "|---|---|---|---|",
+    ]
+    for name, seconds in record["wall_seconds"].items():
+        ratio = record["times_as_fast"]["wall"].get(name)
+        told = (
+            ""
+            if ratio is None
+            else f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+        )
+        memory = record["peak_mb_after_each"][name]
+        lines.append(f"| {name} | {seconds['median']:.1f} | {told} | {memory:.0f} MB |")
+    return "\n".join(lines)
+
+
+def _served(record: dict[str, Any]) -> str:
+    """Return what clients of a server saw."""
+    memory = ", ".join(f"{each:.0f}" for each in record["resident_mib"])
+    return (
+        f"`vprompt serve` with `{record['backbone']}`: {record['requests']} requests of "
+        f"{record['clients']} clients for {record['artifacts']} artefacts "
+        f"(`python -m benchmarks speed.serving`): {record['images_per_second']:.0f} images/s, "
+        f"{record['share_of_offline']:.2f} of what `predict` does; half of the answers within "
+        f"{record['p50_seconds']:.2f} s and 99 of 100 within {record['p99_seconds']:.2f} s, "
+        f"{record['p99_in_full_batches']:.2f} times a full batch of {record['batch_size']}; "
+        f"{record['lost']} lost, {record['mixed_up']} mixed up; memory after each fifth: {memory} "
+        "MiB."
+    )
 
 
 def _machines(found: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.settings import takes
 from vprompt.data.task import Task
+from vprompt.learning import folding
 from vprompt.learning.adapter import PromptAdapter
 from vprompt.learning.following import Following
 from vprompt.learning.train_config import TrainConfig, combining_defaults
@@ -37,6 +38,8 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     build = registry.build("adapters", settings.method)
     config = TrainConfig.of(settings.config, stages.training_defaults(settings.method))
     points = stages.grid_points(config, settings.grid or {})
+    if settings.folds:
+        folding.check(config, halving=settings.halving)
     backbone = opening.open_backbone(
         settings.model,
         image_size=settings.image_size,
@@ -45,19 +48,21 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
     )
     setting = stages.prepare(
         backbone,
-        opening.open_task(task, allow_absent=settings.allow_absent, split_seed=settings.split_seed),
+        opening.open_task(task, **settings.of_task()),
         config,
         settings.shots,
         settings.draw,
-        train_on=settings.train_on,
+        train_on="trainval" if settings.folds else settings.train_on,
         skip_bad=settings.skip_bad,
         keep_states=settings.keep_states,
         progress=settings.progress,
         following=following,
     )
     trial, looks = build(backbone), setting.sizes(settings.test)
+    stages.check_takes(trial, setting.task)
+    trainings = len(points) * settings.folds + 1 if settings.folds else len(points)
     estimate = training_estimate(
-        trial, setting.train, config, points=len(points), halving=settings.halving, **looks
+        trial, setting.train, config, points=trainings, halving=settings.halving, **looks
     )
     setting = replace(setting, progress=estimate.announce(settings.progress))
     tuned, chosen, reached = stages.tune_best(
@@ -66,6 +71,7 @@ def learn(task: str | Task, settings: LearnSettings) -> Outcome:
         points,
         fleet=settings.fleet,
         halving=settings.halving,
+        folds=folding.Folds(settings.folds, settings.split_seed or 0) if settings.folds else None,
     )
     setting = replace(setting, config=chosen)
     plain = stages.plain_features(setting)
@@ -89,6 +95,11 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     following = Following.checked("combine", settings.method, **settings.follows)
     plan = plan_of(settings.method, **settings.of_sum())
     config = TrainConfig.of(settings.config, combining_defaults(settings.method, plan.form))
+    if config.class_weights != "none":
+        raise VPromptError(
+            "combine chooses by how many images are right, each of which counts alike, so it has "
+            "no --class-weights. Leave them out, or use `vprompt learn`."
+        )
     align = "none" if plan.target_epochs else plan.align
     setting, selection = _open_all(task, settings, config, align=align, following=following)
     pool = weighing.line_up(setting, selection, plan)
@@ -173,9 +184,8 @@ def _open_all(
         device=settings.device,
         progress=settings.progress,
     )
-    opened = opening.open_task(
-        task, allow_absent=settings.allow_absent, split_seed=settings.split_seed
-    )
+    opened = opening.open_task(task, **settings.of_task())
+    opening.check_classes(opened, "score" if own is None else "combine")
     selection = screening.select(
         pool,
         backbone,

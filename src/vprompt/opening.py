@@ -15,7 +15,7 @@ from vprompt.artifacts.catalogue import Pool
 from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
-from vprompt.data import finding, lists, vtab
+from vprompt.data import finding, lists, targets, vtab
 from vprompt.data.preprocessing import ImageSize, checked, size_of
 from vprompt.data.task import Task
 from vprompt.learning.adapter import Adapter
@@ -33,26 +33,46 @@ def open_task(
     allow_absent: bool = False,
     all_test: bool = False,
     split_seed: int | None = None,
+    target: str | None = None,
 ) -> Task:
     """Return a task from a spec (`elpv(target=module)`), a folder, or a list of images.
 
     A folder with a `train800.txt` is read as VTAB-1k, and `folder:prefix` reads
     `prefix_train800.txt` instead. Any other folder holds class folders. A VTAB task is found under
     any of its names: `DIR/cifar100` opens `DIR/cifar`. A folder or list without splits is cut with
-    `split_seed`. With `all_test` it is not cut, and all of it is the test split.
+    `split_seed`. With `all_test` it is not cut, and all of it is the test split. `target` is what
+    the labels of a list are: `class`, `several` or `number`.
 
     Raises VPromptError if there is no such task, or if classes have no training images, unless
     `allow_absent`.
     """
+    made = _open_task(text, allow_absent, all_test, split_seed, target)
+    if target and made.target != targets.checked(target):
+        raise VPromptError(
+            f"Task {made.name!r} has labels of the kind `{made.target}`, and `{target}` is wanted. "
+            f"Give a list (.csv, .jsonl, ...) whose labels are that, `table(file=..., "
+            f"target={target})`."
+        )
+    return made
+
+
+def _open_task(
+    text: str | Task,
+    allow_absent: bool,
+    all_test: bool,
+    split_seed: int | None,
+    target: str | None,
+) -> Task:
     if isinstance(text, Task):
         return text
     path, _, prefix = text.rpartition(":") if ":" in text else (text, "", "")
     plain = Path(text).expanduser()
     usual: dict[str, Any] = {"allow_absent": allow_absent, "all_test": all_test}
     usual |= {} if split_seed is None else {"split_seed": split_seed}
+    asked = {"target": targets.checked(target)} if target else {}
     if plain.is_file():
         _check_list(plain)
-        return registry.build("tasks", "table")(file=str(plain), **usual)
+        return registry.build("tasks", "table")(file=str(plain), **usual, **asked)
     for typed, variant in ((plain, ""), (Path(path).expanduser(), prefix)):
         folder = vtab.find_folder(typed)
         if folder is not None and any(folder.glob("*train800.txt")):
@@ -76,7 +96,17 @@ def open_task(
     _check_cut(f"The task {spec.name}", split_seed, settings)
     if {"fractions", "fold"} & {*spec.settings}:  # whoever says how to cut wants it cut
         del usual["all_test"]
+    usual |= asked if spec.name == "table" else {}
     return build(**{k: v for k, v in usual.items() if k in settings and k not in spec.settings})
+
+
+def check_classes(task: Task, verb: str) -> None:
+    """Refuse labels that a verb's formulas have no place for; before the work."""
+    if task.target != targets.CLASS:
+        raise VPromptError(
+            f"Task {task.name!r} has the target `{task.target}`, and {verb} judges by one class an "
+            "image. `vprompt learn` takes several classes and numbers (docs/tasks.md)."
+        )
 
 
 def _check_cut(what: str, split_seed: int | None, settings: Container[str]) -> None:

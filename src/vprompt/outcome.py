@@ -12,16 +12,16 @@ from vprompt.artifacts import artifact, cards, catalogue, final, origin
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.files import check_free, check_writable
 from vprompt.core.precision import resolve
+from vprompt.learning import ending
 from vprompt.learning.classifier import Candidate
 from vprompt.learning.tune import Tuned
 from vprompt.pooling.settings import SUM
 from vprompt.prompts.prompt import Prompt
 from vprompt.results import measure, runs
-from vprompt.results.measure import Measurement
 from vprompt.verbs import Trained
 
 RULES = {
-    "best": "epoch of best validation accuracy, the start included",
+    "best": "epoch of best validation {measure}, the start included",
     "least_loss": "epoch of least validation loss, none less accurate than the start",
     "last": "last epoch",
 }
@@ -31,12 +31,12 @@ RULES = {
 class Outcome:
     """What learn and combine return: the artefact, its measurements, and the full record.
 
-    `test` has a `Measurement` for every candidate by name, and is empty if the test split stayed
-    closed. `run` is what `run.json` holds.
+    `test` has a `measure.Measured` for every candidate by name, of the kind of the task's target,
+    and is empty if the test split stayed closed. `run` is what `run.json` holds.
     """
 
     artifact: Artifact
-    test: dict[str, Measurement]
+    test: dict[str, Any]
     run: dict[str, Any]
 
 
@@ -63,7 +63,7 @@ def finish(
     name = final.name(run["command"], config.epochs)
     if learned and init and init.get("move", 1.0) < catalogue.STILL:
         setting.progress.say(_still(tuned))
-    measured: dict[str, Measurement] = {}
+    measured: dict[str, Any] = {}
     if settings.test and setting.task.test is not None:
         with setting.clock.stage("test"):
             measured = measure.test_accuracy(
@@ -74,7 +74,10 @@ def finish(
                 skip_bad=setting.skip_bad,
                 progress=setting.progress,
             )
-    rule = RULES["last" if setting.val is None else config.keep]
+    judged = tuned.history[0].val_measure or "accuracy"
+    by_folds = tuned.ended == ending.FOLDS
+    rule = RULES["last" if setting.val is None and not by_folds else config.keep]
+    rule = rule.format(measure=judged) + ", by folds" * by_folds
     run = {
         **run,
         "prompt_init": init,

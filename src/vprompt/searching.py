@@ -16,7 +16,7 @@ from vprompt.data.task import Task
 from vprompt.learning import ending
 from vprompt.learning.following import Following
 from vprompt.learning.train_config import TrainConfig
-from vprompt.opening import open_backbone, open_task
+from vprompt.opening import check_classes, open_backbone, open_task
 from vprompt.outcome import Outcome
 from vprompt.results import runs
 from vprompt.results.cost import searching_estimate
@@ -40,20 +40,25 @@ def search(task: str | Task, settings: SearchSettings) -> Outcome:
         device=settings.device,
         progress=settings.progress,
     )
-    opened = open_task(task, allow_absent=settings.allow_absent, split_seed=settings.split_seed)
+    opened = open_task(task, **settings.of_task())
+    check_classes(opened, "search")
     adapter = build(backbone)
     if not isinstance(adapter, Bilevel):
         raise VPromptError(f"{method!r} searches no lengths. Use `dpl`, or `clip_dpl`.")
     shots, draw = settings.shots, settings.draw
     drawn = opened if shots is None else opened.few_shot(shots, draw)
-    ending.check_patience(TrainConfig.of(settings.config, {}), drawn.val is not None)
+    later = TrainConfig.of(settings.config, {})
+    ending.check_patience(later, drawn.val is not None)
     moved_on = choose_alpha_data(drawn, settings.alpha_data, method)
     searched = split_for_alpha(drawn, moved_on, draw)
     progress = _said_once(drawn, searched, settings.progress)
+    config = TrainConfig.of(settings.search_config, stages.training_defaults(method))
+    if later.class_weights != "none":  # a mistake costs the same in both stages
+        config = config.model_copy(update={"class_weights": later.class_weights})
     setting = stages.prepare(
         backbone,
         searched,
-        TrainConfig.of(settings.search_config, stages.training_defaults(method)),
+        config,
         None,
         draw,
         skip_bad=settings.skip_bad,

@@ -14,18 +14,19 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.files import cache_folder
 from vprompt.core.progress import Progress
 from vprompt.core.types import Features
-from vprompt.data import sentences
+from vprompt.data import sentences, targets
 from vprompt.data.census import Reading
 from vprompt.data.task import Examples, Task
-from vprompt.learning import classifier, ending, fleets, grid
+from vprompt.learning import classifier, ending, fleets, folding, goals, grid
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.checkpoint import Checkpoint, EpochRecord
 from vprompt.learning.classifier import Candidate
+from vprompt.learning.folding import Folds
 from vprompt.learning.following import Following
 from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned, tune
 from vprompt.models.backbone import Backbone
-from vprompt.models.heads import Head, closed_form
+from vprompt.models.heads import Head
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 
 _WARNED = 20  # files that the record names, of those that were warned of
@@ -46,6 +47,11 @@ class Setting:
     keep_states: bool = False
     checkpoints: list[Checkpoint] = field(default_factory=list)
     following: Following = field(default_factory=Following)
+
+    @property
+    def goal(self) -> goals.Goal:
+        """What training is after: it follows from the task and the weights of its classes."""
+        return goals.of(self.task, self.train.labels, self.config.class_weights)
 
     def sizes(self, test: bool) -> dict[str, Any]:
         """Return how many images there are to validate and, where it is opened, to test on.
@@ -103,6 +109,8 @@ def prepare(
         raise VPromptError(f"train_on is `train` or `trainval`, but got {train_on!r}.")
     if train_on == "trainval" and task.val is not None:
         task = replace(task, train=task.train + task.val, val=None)
+    if config is not None:
+        goals.check(task, config.class_weights)
     for sentence in task.census().sentences():
         progress.say(sentence)
     if config is not None:
@@ -163,7 +171,9 @@ def _check_digest(train: Examples, digest: str | None) -> None:
 
 
 def _check_no_class_lost(task: Task, train: Examples) -> None:
-    lost = sorted(task.train.labels_present - set(train.labels.tolist()))
+    rows = range(len(task.train)) if train.rows is None else train.rows
+    left = targets.counts(task.train.labels[row] for row in rows)
+    lost = sorted(task.train.labels_present - set(left))
     if lost:
         raise VPromptError(
             f"After leaving out unreadable images, no training image of {task.classes[lost[0]]!r} "
@@ -180,6 +190,15 @@ def training_defaults(method: str) -> dict[str, Any]:
     return {} if ask is None else ask()
 
 
+def check_takes(adapter: Adapter, task: Task) -> None:
+    """Refuse a method that learns one class an image where labels are something else."""
+    if adapter.classes_alone and task.target != targets.CLASS:
+        raise VPromptError(
+            f"{type(adapter).__name__} learns one class an image, and task {task.name!r} has the "
+            f"target `{task.target}`. Use a method that trains a head, such as --method vpt."
+        )
+
+
 def run_tuning(
     setting: Setting,
     adapter: Adapter,
@@ -187,11 +206,14 @@ def run_tuning(
     progress: Progress | None = None,
     after_epoch: grid.AfterEpoch | None = None,
     called: Sequence[str] = (),
+    until: int | None = None,
 ) -> Tuned:
     """Train, with a checkpoint in the cache that the same run finds again.
 
-    Whoever follows knows the training by the task, and by what it is `called` among others.
+    Whoever follows knows the training by the task, and by what it is `called` among others. It ends
+    with the epoch `until`, where folds have chosen one.
     """
+    check_takes(adapter, setting.task)
     adapter.name_classes(setting.task.classes, setting.task.templates)
     progress = progress or setting.progress
     told = {
@@ -218,6 +240,8 @@ def run_tuning(
             setting.val,
             len(setting.task.classes),
             config,
+            goal=goals.of(setting.task, setting.train.labels, config.class_weights),
+            until=until,
             checkpoint=cache_folder() / "checkpoints",
             progress=progress,
             after_epoch=after,
@@ -243,12 +267,16 @@ def tune_best(
     *,
     fleet: str | int = "auto",
     halving: bool = False,
+    folds: Folds | None = None,
 ) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
     """Train at every point and keep the best on validation; ties go to the smaller lr.
 
     Also returns what every point reached. `fleet` says how many advance together (see `fleets`),
-    and `halving` leaves out on the way what lies behind.
+    and `halving` leaves out on the way what lies behind. With `folds` there is no validation split,
+    and every image is judged by trainings that did not see it.
     """
+    if folds is not None:
+        return _tune_by_folds(setting, build, points, folds)
     if len(points) > 1 and setting.val is None:
         raise VPromptError("A grid is chosen from on validation images, but there are none.")
     if halving and len(points) < 2:
@@ -277,10 +305,49 @@ def tune_best(
     return best.tuned, best.config, [each.to_json() for each in found]
 
 
+def _tune_by_folds(
+    setting: Setting,
+    build: Callable[[], Adapter],
+    points: Sequence[TrainConfig],
+    folds: Folds,
+) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
+    """Judge every point by folds, and train on all images as far as the best epoch of the best."""
+    task, train, goal = setting.task, setting.train, setting.goal
+    kept = range(len(task.train)) if train.rows is None else train.rows
+    labels = [task.train.labels[row] for row in kept]
+
+    def named() -> Adapter:
+        adapter = build()
+        adapter.name_classes(task.classes, task.templates)
+        return adapter
+
+    check_takes(named(), task)
+    with setting.clock.stage("tune"):
+        judged = [
+            folding.judge(named, train, labels, folds, goal, config, setting.progress)
+            for config in points
+        ]
+        ranks = [
+            (each.record.quality or 0.0, -config.lr)
+            for each, config in zip(judged, points, strict=True)
+        ]
+        best = max(range(len(points)), key=ranks.__getitem__)
+        found, config = judged[best], points[best]
+        tuned = run_tuning(setting, build(), config, until=found.kept)
+    reached = [
+        grid.Reached(point, replace(tuned, history=each.history, kept_epoch=each.kept))
+        for each, point in zip(judged, points, strict=True)
+    ]
+    for sentence in grid.sentences(reached) if len(points) > 1 else ():
+        setting.progress.say(sentence)
+    told = folding.told(tuned, found, goal, train)
+    return told, config, [each.to_json() for each in reached]
+
+
 def untuned(setting: Setting, plain: Features, adapter: Adapter) -> dict[str, Candidate]:
     """Return what a learned prompt is measured beside: no prompt, and of a CLIP zero-shot."""
     with setting.clock.stage("head"):
-        baseline = closed_form(plain, setting.train.labels, len(setting.task.classes))
+        baseline = setting.goal.closed_form(plain, setting.train.labels)
     found: dict[str, Candidate] = {"no prompt": (None, baseline)}
     return (
         found if adapter.text() is None else {"zero-shot": (None, zero_shot_head(setting)), **found}

@@ -75,7 +75,8 @@ class OnTask(Verb):
     """What every verb can be told that reads a task's training images.
 
     `shots` draws that many images per class, with the seed `draw`. `split_seed` is the seed by
-    which images without splits are cut.
+    which images without splits are cut. `target` is what the labels of a list are: `class`,
+    `several` classes per image, or a `number`; the last two are for `learn` alone.
     """
 
     OLD: ClassVar[Mapping[str, str]] = {"pool_folder": "pool"}
@@ -83,7 +84,16 @@ class OnTask(Verb):
     shots: Annotated[int | None, Field(ge=1), Flag("Images per class to draw.", WHAT)] = None
     draw: Annotated[int, Flag("Seed for drawing the shots.", WHAT)] = 0
     split_seed: Annotated[int | None, Flag("Seed of the splits.", WHAT, shown="0")] = None
+    target: Annotated[
+        str | None,
+        Flag("What labels of a list are: class, several or number.", WHAT, shown="class"),
+    ] = None
     allow_absent: Annotated[bool, Flag("Accept classes without training images.")] = False
+
+    def of_task(self) -> dict[str, Any]:
+        """Return what opening a task is told."""
+        names = ("allow_absent", "split_seed", "target")
+        return {name: getattr(self, name) for name in names}
 
 
 class Trained(OnTask):
@@ -144,6 +154,8 @@ class LearnSettings(Trained):
     settings, and the best is chosen on validation (ties: the smaller rate). `halving` drops worse
     points on the way, and `fleet` says how many are trained together. `train_on="trainval"` also
     trains on the validation images. Then nothing is left to choose by, and the last epoch is kept.
+    `folds` also trains on them, and judges every epoch on all images: they are dealt into so many
+    parts, and each part is judged by a training on the others.
     """
 
     model: Model = "demo"
@@ -151,6 +163,11 @@ class LearnSettings(Trained):
     train_on: Annotated[
         str, Flag("train, or trainval to use validation images, too.", TRAINING)
     ] = "train"
+    folds: Annotated[
+        int | None,
+        Field(ge=2),
+        Flag("Validate on every image once, in so many folds, not on one split.", TRAINING),
+    ] = None
     grid: Annotated[Mapping[str, Sequence[float]] | None, SkipValidation] = None
     halving: Annotated[bool, Flag("Drop the worse points of the grid early.", TRAINING)] = False
     fleet: Annotated[

@@ -513,7 +513,7 @@ def test_what_only_informs_is_left_out_where_it_has_another_form(change):
 def test_a_newer_format_says_what_to_type(change, refused):
     from vprompt import load_artifact
 
-    with refused("format version 99", "up to 3", "pip install --upgrade vprompt"):
+    with refused("format version 99", "up to 4", "pip install --upgrade vprompt"):
         load_artifact(change(format_version=99))
 
 

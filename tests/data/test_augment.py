@@ -197,3 +197,95 @@ def test_an_estimate_counts_the_passes_that_cutting_needs(tiny):
     assert "one pass over 8 images" in said
     said = str(training_estimate(adapter, examples, TrainConfig(epochs=7, augment="crop_flip")))
     assert "7 epochs x 8 images" in said
+
+
+# Of torchvision
+
+
+@pytest.fixture
+def varied(examples):
+    """Return a function that varies the ten images for a kind, a seed and an epoch."""
+    pytest.importorskip("torchvision")
+    from vprompt.data.augment import varied
+    from vprompt.data.preprocessing import DataConfig
+
+    config = DataConfig((3, 24, 40), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return lambda kind, seed=0, epoch=1: varied(kind, examples, config, seed, epoch)
+
+
+@pytest.mark.parametrize("kind", ["weak", "randaug"])
+def test_an_image_is_varied_alike_whoever_asks_and_nothing_global_is_drawn(varied, kind):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one = varied(kind)
+    whole, labels = next(one.batches(10))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    few, some = next(varied(kind).batches(3, torch.tensor([7, 2, 5])))
+    assert torch.equal(few, whole[[7, 2, 5]]) and torch.equal(some, labels[[7, 2, 5]])
+    assert whole.shape == (10, 24, 40, 3) and whole.dtype == torch.uint8
+    for other in (varied(kind, epoch=2), varied(kind, seed=1)):
+        assert not torch.equal(next(other.batches(10))[0], whole)
+
+
+@pytest.mark.parametrize("kind", ["weak", "randaug"])
+def test_it_is_torchvision_s_v2(varied, examples, kind):
+    from torchvision.transforms import v2
+
+    from vprompt.core.randomness import stream
+
+    change = [v2.RandomCrop((24, 40), padding=[5, 3], padding_mode="reflect")]
+    change += [v2.RandomHorizontalFlip()]
+    change += [v2.RandAugment(2, 9)] if kind == "randaug" else []
+    found, _ = next(varied(kind).batches(10))
+    for row in range(10):
+        image = torch.from_numpy(examples.pixels[row]).permute(2, 0, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(0, f"augment, epoch 1, image {row}").initial_seed())
+            theirs = v2.Compose(change)(image)
+        assert torch.equal(found[row], theirs.permute(1, 2, 0))
+
+
+def test_weak_shifts_by_up_to_an_eighth_and_mirrors_every_other_time(varied, examples):
+    mirrored, shifts = 0, set()
+    for epoch in range(1, 21):
+        found, _ = next(varied("weak", epoch=epoch).batches(10))
+        for image in found.numpy().astype(int):
+            rising = image[12, 20, 1] < image[12, 21, 1]
+            mirrored += not rising
+            level = image[12, 20 if rising else 19, 1] / 6
+            shifts.add(round(level - 20))
+    assert 70 < mirrored < 130 and {-5, 5} <= shifts <= set(range(-5, 6))
+
+
+def test_an_image_of_one_pixel_can_be_varied(varied):
+    from vprompt.data.augment import varied as vary
+    from vprompt.data.preprocessing import DataConfig
+    from vprompt.data.task import Examples
+
+    examples = Examples(np.full((2, 1, 1, 3), 9, np.uint8), torch.tensor([0, 1]), "dots")
+    config = DataConfig((3, 1, 1), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    found, _ = next(vary("weak", examples, config, 0, 1).batches(2))
+    assert found.shape == (2, 1, 1, 3)
+
+
+def test_without_torchvision_there_is_a_sentence(monkeypatch, refused):
+    import sys
+
+    from vprompt.data import augment
+
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    with refused("need torchvision", r"pip install 'vprompt\[data\]'", "crop_flip"):
+        augment._transforms()
+
+
+def test_every_kind_of_the_settings_is_there_and_is_recorded():
+    from typing import get_args
+
+    from vprompt.data.augment import KINDS
+    from vprompt.learning.train_config import TrainConfig
+
+    words = get_args(TrainConfig.model_fields["augment"].annotation)
+    assert set(words) == {"none", *KINDS}
+    assert TrainConfig(augment="randaug").model_dump()["augment"] == "randaug"
+    assert TrainConfig().augment == "none"

@@ -339,7 +339,10 @@ def test_table_names_the_line_that_is_wrong(tmp_path, load, refused, row, words)
     [
         ('{"image": ', "line 2: not valid JSON"),
         ("[1, 2]", "line 2: expected an object"),
-        ('{"image": "pictures/1.png", "label": [1]}', r"line 2: a label is text or a number"),
+        (
+            '{"image": "pictures/1.png", "label": [1]}',
+            r"line 2: the label \[1\] looks like several classes",
+        ),
         ('{"image": "pictures/1.png", "label": true}', r"line 2: a label is .*got true"),
         ('{"image": "pictures/1.png"}', "line 2: the column 'label' is empty"),
     ],

@@ -249,13 +249,14 @@ def test_prompt_and_attention_are_trained_and_the_sources_are_not(tiny, pool, im
     assert all(p.grad.abs().max() > 0 for p in trained.values())
     # Every group reaches the optimiser, each at its rate: the public code's never did.
     from vprompt.learning.classifier import Classifier, start_head
+    from vprompt.learning.goals import OneClass
+    from vprompt.learning.optimizing import optimizer_of
     from vprompt.learning.train_config import TrainConfig
-    from vprompt.learning.tune import _optimizer
 
     config = TrainConfig(precision="fp32", lr=0.4, head="zero")
-    classifier = Classifier(adapter, *start_head(adapter, examples(), 3, config))
+    classifier = Classifier(adapter, *start_head(adapter, examples(), OneClass(3), config))
     rates = {
-        id(p): g["lr"] for g in _optimizer(classifier, config).param_groups for p in g["params"]
+        id(p): g["lr"] for g in optimizer_of(classifier, config).param_groups for p in g["params"]
     }
     assert {name: rates[id(p)] for name, p in trained.items()} == pytest.approx(
         {"tokens": 0.4, "down": 0.1, "up": 0.1}

@@ -95,6 +95,7 @@ class Bilevel(Adapter):
     with. Adam's state is in buffers, and so in every checkpoint.
     """
 
+    classes_alone = True
     settings: AlphaSettings
     alpha: Tensor
     alpha_mean: Tensor

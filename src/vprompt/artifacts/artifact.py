@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vprompt.artifacts import codec, whole
-from vprompt.artifacts.header import CONFIG, TENSORS, check_folder, read_config
+from vprompt.artifacts.header import ANSWERS, CONFIG, TENSORS, check_folder, read_config
 from vprompt.core import distributed, seals
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import (
@@ -34,6 +34,7 @@ from vprompt.core.files import (
 from vprompt.core.wide import wide_json
 from vprompt.data import inputs
 from vprompt.data.preprocessing import DataConfig
+from vprompt.data.targets import NUMBER, SEVERAL
 from vprompt.models.backbone import Backbone
 from vprompt.models.heads import Head
 from vprompt.models.two_tower import TextPrompt, TwoTower
@@ -119,11 +120,13 @@ def make_config(
     cosine = head is not None and head.cosine
     width = backbone.feature_dim if head is None else head.weight.shape[1]
     wide = {} if width == backbone.feature_dim else {"head_features": width}
+    kind = _head_type(head)
+    version = 4 if kind in ANSWERS else 3 if wide else 2 if cosine or text else 1
     config = {
         "peft_type": "VISUAL_PROMPT",
         "task_type": "IMAGE_CLASSIFICATION",
         "peft_version": None,
-        "format_version": 3 if wide else 2 if cosine or text else 1,
+        "format_version": version,
         "base_model_name_or_path": backbone.name,
         "revision": None,
         **({"base_model_repository": backbone.repository} if backbone.repository else {}),
@@ -134,7 +137,8 @@ def make_config(
         **wide,
         "insert_position": "after_prefix",
         "modules_to_save": ["head"],
-        "head_type": _head_type(head),
+        "head_type": kind,
+        **_thresholds(head),
         "num_classes": len(classes),
         "label_names": list(classes),
         "data_config": backbone.data_config.to_json(),
@@ -272,11 +276,14 @@ def _load(folder: Path) -> Artifact:
         words = codec.take_prompt(folder, config["text"], tensors, "text_prompt_embeddings")
         text = TextPrompt(tuple(config["text"]["templates"]), words)
     kind = config.get("head_type", "linear")
+    thresholds = torch.tensor(config["thresholds"]) if kind == SEVERAL else None
     head = Head(
         tensors.pop("head.weight"),
         tensors.pop("head.bias"),
-        cosine=kind != "linear",
-        sigmoid=kind == "sigmoid",
+        cosine=kind in ("cosine", "sigmoid"),
+        sigmoid=kind in ("sigmoid", SEVERAL),
+        thresholds=thresholds,
+        numbers=kind == NUMBER,
     )
     embedding = tensors.pop("task_embedding")
     state = {name.removeprefix(codec.STATE): value for name, value in tensors.items()}
@@ -286,7 +293,16 @@ def _load(folder: Path) -> Artifact:
     return Artifact(prompt, head, embedding, config, words_of_card, folder, state, text, start)
 
 
+def _thresholds(head: Head | None) -> dict[str, Any]:
+    """Return from which probability on an image has each class, to be read by people as well."""
+    if head is None or head.thresholds is None:
+        return {}
+    return {"thresholds": [round(float(value), 6) for value in head.thresholds]}
+
+
 def _head_type(head: Head | None) -> str:
+    if head is not None and head.target in ANSWERS:
+        return head.target
     if head is None or not head.cosine:
         return "linear"
     return "sigmoid" if head.sigmoid else "cosine"

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from vprompt.artifacts import final, publishing
+from vprompt.artifacts import final, measured, publishing
+from vprompt.artifacts.header import ANSWERS
 from vprompt.core.plain import in_code, in_markdown
 
 _LISTED = 100  # classes named on a card
@@ -31,22 +32,23 @@ def render(config: dict[str, Any], run: dict[str, Any], *, place: str = "FOLDER"
         f"---\n{head}\n---",
         f"# {_kind(config)} for {in_markdown(task['name'])}",
         f"{_what(config)} for the frozen backbone `{in_code(backbone['name'])}` "
-        f"(`{backbone['fingerprint'][:19]}`), with its head for "
-        f"{task['num_classes']} classes: {_classes(config['label_names'])}. Made by vprompt "
-        f"{run['machine']['versions']['vprompt']} with `{run['command']}` and the method "
-        f"`{in_code(run['method'])}`.",
+        f"(`{backbone['fingerprint'][:19]}`), with its head for {_answers(config)}. "
+        f"Made by vprompt {run['machine']['versions']['vprompt']} with `{run['command']}` and the "
+        f"method `{in_code(run['method'])}`.",
         "## Use",
         f"```bash\nvprompt predict IMAGES --artifact {place}\n```",
         f'```python\nimport vprompt\n\nclassifier = vprompt.load("{place}")\n'
         'found = classifier.predict("photo.jpg")[0]  # or a Pillow image, an array, a tensor, a '
-        "list\nprint(found.label, found.probabilities)\n```",
+        f"list\nprint({_READ[_target(config)]})\n```",
         "## Intended use and limits",
         _limits(run),
         "## Results",
         _results(run),
+        *_each_class(config, run),
         f"Rule for the epoch: {run['tuning']['selection']}. Result: {run['tuning']['kept']}. This "
         f"is one run with seed {run['train']['seed']}. The test split was opened once, at the end. "
-        "Intervals are Wilson's 95 % for the test images. They say nothing about other seeds.",
+        f"Intervals are {_INTERVALS[_target(config)]} for the test images. They say nothing about "
+        "other seeds.",
     ]
     if run.get("screening"):
         lines += ["## Screening", _screening(run["screening"])]
@@ -65,6 +67,49 @@ def render(config: dict[str, Any], run: dict[str, Any], *, place: str = "FOLDER"
     return "\n\n".join(lines) + "\n"
 
 
+_READ = {
+    "class": "found.label, found.probabilities",
+    "several": "found.labels, found.probabilities",
+    "number": "found.value",
+}
+_DRAWN = "the middle 95 % of 500 draws"
+_INTERVALS = {"class": "Wilson's 95 %", "several": _DRAWN, "number": _DRAWN}
+
+
+def _target(config: dict[str, Any]) -> str:
+    """Return what the head gives an image."""
+    kind = config.get("head_type")
+    return kind if kind in ANSWERS else "class"
+
+
+def _answers(config: dict[str, Any]) -> str:
+    """Return what an image is given, in words."""
+    names, target = config["label_names"], _target(config)
+    if target == "number":
+        return f"one number, {in_markdown(names[0])}"
+    several = ", any of which an image may have" if target == "several" else ""
+    return f"{len(names)} classes{several}: {_classes(names)}"
+
+
+def _each_class(config: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """Return a table of thresholds and average precisions, where there are several classes."""
+    if _target(config) != "several":
+        return []
+    own = _ordered(run["test"])[-1][1] if run["test"] else {}
+    rows = ["| class | given from probability | average precision |", "|---|---|---|"]
+    for name, limit in list(zip(config["label_names"], config["thresholds"], strict=True))[
+        :_LISTED
+    ]:
+        precision = own.get("average_precision", {}).get(name)
+        said = "" if precision is None else f"{100 * precision:.1f} %"
+        rows.append(f"| {in_markdown(name)} | {limit:.3f} | {said} |")
+    chosen = "val" in run["task"]["splits"] or run.get("folds")
+    how = (
+        "by the largest F1 on validation images" if chosen else "a half: nothing to choose them by"
+    )
+    return [f"Thresholds are {how}.", "\n".join(rows)]
+
+
 def _classes(names: list[str]) -> str:
     """Return the labels as they are predicted."""
     more = len(names) - _LISTED
@@ -72,30 +117,50 @@ def _classes(names: list[str]) -> str:
     return listing + (f", and {more} more in `adapter_config.json`" if more > 0 else "")
 
 
+_ALWAYS = {
+    "class": "- Every image gets one of the classes above, even an image that shows none of them. "
+    "Its probability does not warn you.",
+    "several": "- An image of something else may get classes as well. Their probabilities do not "
+    "warn you.",
+    "number": "- Every image gets a number, even an image of something else. Numbers beyond those "
+    "it was learned from are guesses.",
+}
+
+
+def _expected(found: dict[str, Any]) -> str:
+    """Say what is to be expected of other images of the same source."""
+    kind = measured.of(found)
+    if kind is measured.ACCURACY:
+        low, high = 100 * found["low"], 100 * found["high"]
+        return f"Of such images, {low:.0f} to {high:.0f} % get the right class (95 % interval)"
+    if kind is measured.EXPLAINED:
+        return f"It is off by {found['mae']:.4g} on average"
+    return f"Its mean average precision is {kind.text(measured.value(found))}"
+
+
 def _limits(run: dict[str, Any]) -> str:
     """Return what it is for and where it ends, as far as its record tells."""
     task, counts = run["task"], run["task"]["train_images_per_class"]
+    target = task.get("target", "class")
     seen = [count for count in counts if count]
-    span = f"{min(seen)}" if min(seen) == max(seen) else f"{min(seen)} to {max(seen)}"
-    lines = [
-        f"- For images like those it was learned from: {sum(counts)} training images, {span} of "
-        "each class.",
-        "- Every image gets one of the classes above, even an image that shows none of them. Its "
-        "probability does not warn you.",
-    ]
+    images = sum(counts) if target == "class" else task["splits"]["train"]["images"]
+    trained = f"- For images like those it was learned from: {images} training images"
+    if seen and target != "number":
+        span = f"{min(seen)}" if min(seen) == max(seen) else f"{min(seen)} to {max(seen)}"
+        trained += f", {span} of each class"
+    lines = [f"{trained}.", _ALWAYS[target]]
     tested = next(iter(run["test"].values()), None)
     if tested is None:
         lines.append("- How often it is right was not measured.")
     else:
         last = _ordered(run["test"])[-1][1]
-        low, high = 100 * last["low"], 100 * last["high"]
         lines.append(
-            f"- It was measured on {tested['images']} images of the same source. Of such images, "
-            f"{low:.0f} to {high:.0f} % get the right class (95 % interval). It may do worse on "
-            "images of another camera, place or time. Measure it on your own: `vprompt evaluate`."
+            f"- It was measured on {tested['images']} images of the same source. "
+            f"{_expected(last)}. It may do worse on images of another camera, place or time. "
+            "Measure it on your own: `vprompt evaluate`."
         )
     absent = len(counts) - len(seen)
-    if absent:
+    if absent and target != "number":
         lines.append(f"- {absent} of its {task['num_classes']} classes had no training image.")
     lines.append("- It was not examined for fairness, and is not meant for decisions about people.")
     return "\n".join(lines)
@@ -146,7 +211,7 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     head: dict[str, Any] = {
         "library_name": "vprompt",
         **_base(config),
-        "pipeline_tag": "image-classification",
+        **({} if _target(config) == "number" else {"pipeline_tag": "image-classification"}),
         "license": run["task"]["facts"].get("licence", "other"),
         "tags": [
             "vprompt",
@@ -158,13 +223,15 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "datasets": [run["task"]["name"]],
     }
     metrics = config.get("metrics")
-    if metrics:
+    if metrics and measured.value(metrics) is not None:
+        number = _target(config) == "number"
+        task = "image-regression" if number else "image-classification"
         head["model-index"] = [
             {
                 "name": f"{_kind(config)} for {run['task']['name']}",
                 "results": [
                     {
-                        "task": {"type": "image-classification"},
+                        "task": {"type": task},
                         "dataset": {
                             "type": run["task"]["name"],
                             "name": run["task"]["name"],
@@ -172,8 +239,8 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
                         },
                         "metrics": [
                             {
-                                "type": "accuracy",
-                                "value": round(metrics["acc1"], 4),
+                                "type": _METRICS[measured.of(metrics).name],
+                                "value": round(measured.value(metrics) or 0.0, 4),
                                 "name": _measured(metrics),
                             }
                         ],
@@ -184,12 +251,15 @@ def _head(config: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     return head
 
 
+_METRICS = {"accuracy": "accuracy", "mAP": "mean_average_precision", "R2": "r_squared"}
+
+
 def _measured(metrics: dict[str, Any]) -> str:
     """Return what stands beside an accuracy, so that nobody takes 20 images for 20,000."""
-    return (
-        f"accuracy on {metrics['images']} images, 95 % interval {metrics['low']:.3f} to "
-        f"{metrics['high']:.3f}"
-    )
+    said = f"{measured.of(metrics).name} on {metrics['images']} images"
+    if metrics["low"] is None:
+        return said
+    return f"{said}, 95 % interval {metrics['low']:.3f} to {metrics['high']:.3f}"
 
 
 def _kind(config: dict[str, Any]) -> str:
@@ -219,25 +289,35 @@ def _ordered(found: dict[str, Any]) -> list[tuple[str, Any]]:
 def _results(run: dict[str, Any]) -> str:
     if not run["test"]:
         return "Not measured: the test split was left closed."
+    kind = measured.of(next(iter(run["test"].values())))
+    beside = _BESIDE.get(kind.name, "")
+    if kind is measured.ACCURACY and run["train"].get("class_weights"):
+        beside = "balanced accuracy"
     rows = [
-        "| on the test split | accuracy | 95 % interval | gain, paired | images |",
-        "|---|---|---|---|---|",
+        f"| on the test split | {kind.name} | 95 % interval | gain, paired | images |"
+        + f" {beside} |" * bool(beside),
+        "|---|---|---|---|---|" + "---|" * bool(beside),
     ]
     for name, found in _ordered(run["test"]):
         gain = found["gain"]
-        paired = (
-            ""
-            if gain is None
-            else (
-                f"{100 * gain['difference']:+.1f} ({100 * gain['low']:+.1f} to "
-                f"{100 * gain['high']:+.1f}) over {in_markdown(gain['over'])}"
-            )
-        )
+        paired = f"{measured.gain(found)} over {in_markdown(gain['over'])}" if gain else ""
+        more = f" {_beside(beside, found)} |" if beside else ""
         rows.append(
-            f"| {in_markdown(name)} | {100 * found['acc1']:.1f} % | {100 * found['low']:.1f} to "
-            f"{100 * found['high']:.1f} % | {paired} | {found['images']} |"
+            f"| {in_markdown(name)} | {kind.text(measured.value(found))} | "
+            f"{measured.interval(found)} | {paired} | {found['images']} |{more}"
         )
     return "\n".join(rows)
+
+
+_BESIDE = {"mAP": "F1 at the thresholds", "R2": "mean absolute error"}
+
+
+def _beside(what: str, found: dict[str, Any]) -> str:
+    """Return what stands in the last column of the results."""
+    if what == "mean absolute error":
+        return f"{found['mae']:.4g}"
+    share = found["f1" if what in _BESIDE.values() else "mean_per_class_recall"]
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _screening(found: dict[str, Any]) -> str:

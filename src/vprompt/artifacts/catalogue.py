@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vprompt.artifacts import foreign
+from vprompt.artifacts import foreign, measured
 from vprompt.artifacts.header import CONFIG, other_method, read_config
 from vprompt.core import drafts
 from vprompt.core.errors import VPromptError
@@ -110,8 +110,7 @@ def rows(pool: Pool) -> list[dict[str, Any]]:
     found = []
     for entry in entries(pool):
         config = entry.config or {}
-        metrics = config.get("metrics") or {}
-        accuracy = metrics.get("acc1")
+        metrics = config.get("metrics")
         found.append(
             {
                 "name": entry.name,
@@ -120,7 +119,7 @@ def rows(pool: Pool) -> list[dict[str, Any]]:
                 "tokens": sum(config.get("num_virtual_tokens", [])),
                 "move": move_of(config),
                 "backbone": config.get("base_model_name_or_path", ""),
-                "test accuracy": "" if accuracy is None else f"{100 * accuracy:.1f} %",
+                "test accuracy": measured.short(metrics) if metrics else "",
                 "problem": entry.problem or "",
             }
         )

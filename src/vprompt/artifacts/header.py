@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vprompt.artifacts import foreign, whole
+from vprompt.artifacts import foreign, measured, whole
 from vprompt.core.errors import VPromptError
 from vprompt.data import sentences
 from vprompt.data.preprocessing import LARGEST_SIDE, DataConfig
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# 3: heads that see more than one feature; 2: heads that compare directions, and text towers; what
-# needs neither is written as 1.
-FORMAT_VERSION = 3
-HEADS = ("linear", "cosine", "sigmoid")
+# 4: heads of several classes or a number; 3: heads that see more than one feature; 2: heads that
+# compare directions, and text towers; what needs none of it is written as 1.
+FORMAT_VERSION = 4
+ANSWERS = ("several", "number")  # heads that give an image something other than one class
+HEADS = ("linear", "cosine", "sigmoid", *ANSWERS)
 _LARGEST_CONFIG = 2**22
 # What a stranger's artefact may ask for: several times what the largest models have.
 _MOST = {
@@ -94,10 +95,30 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG}: head_type is {config['head_type']!r}, and this vprompt knows "
             f"{' and '.join(HEADS)}."
         )
+    _check_answers(folder, config)
     _check_data_config(folder, config["data_config"])
     _check_bounds(folder, config)
     whole.check_config(folder, config)
     return {**config, **_readable_facts(config)}
+
+
+def _check_answers(folder: Path, config: dict[str, Any]) -> None:
+    """Check what a head of several classes or of a number needs beside its tensors."""
+    kind, thresholds = config.get("head_type"), config.get("thresholds")
+    if kind == "number" and config["num_classes"] != 1:
+        raise VPromptError(
+            f"{folder / CONFIG}: a head of numbers has one output, and {config['num_classes']} are "
+            "announced."
+        )
+    if kind != "several":
+        return
+    shares = thresholds if isinstance(thresholds, list) else []
+    sound = all(isinstance(x, int | float) and not isinstance(x, bool) for x in shares)
+    if len(shares) != config["num_classes"] or not sound or not all(0 <= x <= 1 for x in shares):
+        raise VPromptError(
+            f"{folder / CONFIG}: thresholds is a number from 0 to 1 for each of the "
+            f"{config['num_classes']} classes, and it is missing or something else."
+        )
 
 
 def _check_bounds(folder: Path, config: dict[str, Any]) -> None:
@@ -165,8 +186,7 @@ def _readable_facts(config: dict[str, Any]) -> dict[str, Any]:
     task, metrics = config.get("task", {}), config.get("metrics")
     if not isinstance(task, dict) or not isinstance(task.get("name", ""), str):
         corrected["task"] = {}
-    accuracy = metrics.get("acc1") if isinstance(metrics, dict) else None
-    if metrics is not None and not (isinstance(accuracy, float | int) and 0 <= accuracy <= 1):
+    if metrics is not None and not measured.is_sound(metrics):
         corrected["metrics"] = None
     if not isinstance(config.get("recipe", {}), dict):
         corrected["recipe"] = {}

@@ -23,7 +23,7 @@ from vprompt.core import registry
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import digest
 from vprompt.data.task import Split, Task
-from vprompt.opening import open_task
+from vprompt.opening import check_classes, open_task
 
 # How a run is called, where it happens, and what follows from the rest.
 PLACES = {"method", "data", "pools", "output", "device", "counts", "cut"}
@@ -140,6 +140,7 @@ class _Target:
         self.recipe, self.entry, self.output = recipe, entry, output
         place = place_of(entry, data)
         task = open_task(place, allow_absent=recipe.allow_absent)
+        check_classes(task, "bench")
         shots = entry.shots or recipe.shots
         self.counts = _counts(task if shots is None else task.few_shot(shots, 0))
         self.pool_digest = pool_digest(recipe.pools, entry.exclude)

@@ -62,7 +62,10 @@ def choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def val_accuracy(record: Mapping[str, Any]) -> float:
-    """Return the accuracy on validation images of the epoch that a run kept."""
+    """Return the accuracy on validation images of the epoch that a run kept.
+
+    With class weights it is the balanced one, by which epochs were compared as well.
+    """
     tuning = record["tuning"]
     kept = next(e for e in tuning["history"] if e["epoch"] == tuning["kept_epoch"])
     if kept["val_accuracy"] is None:
@@ -70,7 +73,7 @@ def val_accuracy(record: Mapping[str, Any]) -> float:
             f"{record['job']['task']} has no validation images, so no settings can be chosen. "
             "Leave the selection out of the recipe."
         )
-    return float(kept["val_accuracy"])
+    return float(kept["val_score"] if kept.get("val_measure") else kept["val_accuracy"])
 
 
 def open_target(job: Job) -> Task:

@@ -208,11 +208,6 @@ def reading_record(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _gain(gain: Any) -> str:
-    low, high = 100 * gain.low, 100 * gain.high
-    return f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 def show(
     outcome: Any,
     output: Path | None,
@@ -312,20 +307,11 @@ def _scales(moves: Mapping[str, Any]) -> None:
 
 
 def measurements(task: str, found: dict[str, Any]) -> None:
-    """Print accuracies on a test split, each with its gain over the first."""
-    rows = [
-        [
-            name,
-            f"{100 * m.acc1:.1f} %",
-            f"{100 * m.low:.1f} to {100 * m.high:.1f} %",
-            "" if m.gain is None else _gain(m.gain),
-        ]
-        for name, m in found.items()
-    ]
-    first, images = next((name, m.images) for name, m in found.items())
-    heads = [f"{task}, {images} test images", "accuracy", "95 % interval"]
-    heads += [f"over {first}, paired"] if len(rows) > 1 else []
-    table(heads, [row[: len(heads)] for row in rows])
+    """Print what was measured on a test split, each candidate with its gain over the first."""
+    from vprompt.cli import measuring
+
+    for heads, rows in measuring.tables(task, {name: m.to_json() for name, m in found.items()}):
+        table(heads, rows)
 
 
 def _freeze_report(run: dict[str, Any]) -> None:

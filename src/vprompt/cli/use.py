@@ -56,7 +56,9 @@ def predict(
         print(prediction.as_json(found))
     else:
         heads = ["image", *(["artifact"] if table else []), "label", "probability"]
-        rows = [[p.image, p.artifact, p.label, f"{p.probability:.3f}"] for p in found]
+        rows = [[p.image, p.artifact, *p.answer.shown()] for p in found]
+        if all(p.value is not None for p in found):
+            heads, rows = [*heads[:-2], "value"], [row[:-1] for row in rows]
         terminal.table(heads, [[cell for cell in row if cell is not None] for row in rows])
 
 

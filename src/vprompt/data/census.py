@@ -51,13 +51,15 @@ class Reading:
 class Census:
     """What a run works on: images and classes of every split, and the reading of them.
 
-    `per_class` are the fewest and the most images that a class has in each split.
+    `per_class` are the fewest and the most images that a class has in each split. `about` says
+    what there is to learn where that is not one class an image.
     """
 
     classes: tuple[str, ...]
     images: dict[str, int]
     per_class: dict[str, tuple[int, int]]
     reading: Reading
+    about: str = ""
 
     def sizes(self) -> str:
         """Return `train 12, val 4, test 4: cut 64/16/20 by seed 0`."""
@@ -71,7 +73,10 @@ class Census:
         named += f", and {more} more" if more > 0 else ""
         learned = self.per_class.get("train")
         each = f"; {_span(learned)} training images of each" if learned else ""
-        lines = [self.sizes(), f"{len(self.classes)} classes: {named}{each}"]
+        told = f"{len(self.classes)} classes: {named}{each}"
+        if self.about:  # numbers have no classes to name
+            told = f"{self.about}; {told}" if self.per_class else self.about
+        lines = [self.sizes(), told]
         if self.reading.left_out:
             lines.append(f"left out: {'; '.join(map(str, self.reading.left_out))}")
         if self.reading.links:
@@ -87,6 +92,7 @@ class Census:
             "left_out": [asdict(each) for each in self.reading.left_out],
             "links": self.reading.links,
             "notes": list(self.reading.notes),
+            **({"about": self.about} if self.about else {}),
         }
 
 
@@ -94,17 +100,24 @@ def take(
     classes: Sequence[str],
     counts: Mapping[str, Sequence[int]],
     reading: Reading,
+    *,
+    images: Mapping[str, int] | None = None,
+    about: str = "",
 ) -> Census:
-    """Count a task; `counts` are the images of every class that occurs, by split."""
+    """Count a task; `counts` are the images of every class that occurs, by split.
+
+    `images` are how many there are, where an image has no class or several.
+    """
     lower = Counter(name.casefold() for name in classes)
     close = [name for name in classes if lower[name.casefold()] > 1]
     if close:
         listing = ", ".join(close[:_NAMES])
         reading = reading.noting(f"these classes differ in small and large letters: {listing}")
-    images = {name: sum(each) for name, each in counts.items() if sum(each)}
-    spans = {name: (min(counts[name]), max(counts[name])) for name in images}
-    if 0 < images.get("test", FEW_TEST) < FEW_TEST:
-        count = images["test"]
+    found = {name: sum(each) for name, each in counts.items()} if images is None else images
+    there = {name: count for name, count in found.items() if count}
+    spans = {name: (min(counts[name]), max(counts[name])) for name in there if counts[name]}
+    if 0 < there.get("test", FEW_TEST) < FEW_TEST:
+        count = there["test"]
         more = ""
         if reading.cut.startswith("cut") and " folds " not in reading.cut:
             more = (
@@ -115,7 +128,7 @@ def take(
             f"{count} test images tell little: each is worth {100 / count:.0f} points. Add "
             f"images{more}"
         )
-    return Census(tuple(classes), images, spans, reading)
+    return Census(tuple(classes), there, spans, reading, about)
 
 
 def counted(reason: str, names: Sequence[str]) -> list[LeftOut]:

@@ -20,11 +20,12 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.files import digest
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.randomness import numpy_stream
-from vprompt.core.types import Labels
-from vprompt.data import census
+from vprompt.core.types import Targets
+from vprompt.data import census, targets
 from vprompt.data.census import Census, Reading
 from vprompt.data.images import load_pixels
 from vprompt.data.preprocessing import DataConfig, Values
+from vprompt.data.targets import CLASS, NUMBER, Label
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Split:
 
     name: str
     images: tuple[Path, ...] | NDArray[np.uint8]
-    labels: tuple[int, ...]
+    labels: tuple[Label, ...]
 
     def __post_init__(self) -> None:
         """Check that every image has a label."""
@@ -49,7 +50,7 @@ class Split:
     @property
     def labels_present(self) -> frozenset[int]:
         """The classes that occur."""
-        return frozenset(self.labels)
+        return frozenset(targets.counts(self.labels))
 
     def subset(self, rows: Sequence[int], name: str) -> "Split":
         """Return some of the images under another name."""
@@ -77,7 +78,7 @@ class Examples:
     """
 
     pixels: NDArray[np.uint8]
-    labels: Labels
+    labels: Targets
     digest: str
     rows: tuple[int, ...] | None = field(default=None, kw_only=True)
     values: Values | None = field(default=None, kw_only=True)
@@ -87,7 +88,7 @@ class Examples:
         """Count the images."""
         return len(self.labels)
 
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Any, Labels]]:
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Any, Targets]]:
         """Yield `(pixels, labels)` in the given order; the pixels are a copy, never the cache.
 
         A subclass may yield what was computed from the pixels in their place.
@@ -100,14 +101,20 @@ class Examples:
         order = torch.arange(len(self)) if order is None else order
         return order.split(size) if len(order) else ()
 
+    def subset(self, rows: Sequence[int]) -> "Examples":
+        """Return some of the examples, decoded as they are."""
+        chosen = list(rows)
+        own = digest(self.digest, str(chosen))
+        return Examples(self.pixels[chosen], self.labels[chosen], own, values=self.values)
+
 
 class SealedSplit:
     """The test split: its size can be asked by anyone, its images by `results.measure` alone."""
 
     def __init__(self, split: Split) -> None:
         self.__split, self.name, self.opened = split, split.name, 0
-        self.labels_present = frozenset(split.labels)  # which classes occur, not where
-        self.images_per_class = tuple(Counter(split.labels).values())
+        self.labels_present = split.labels_present  # which classes occur, not where
+        self.images_per_class = tuple(targets.counts(split.labels).values())
 
     def __len__(self) -> int:
         """Count the images."""
@@ -131,18 +138,25 @@ class SealedSplit:
 
     def renumbered(self, labels: Mapping[int, int]) -> "SealedSplit":
         """Return the same images, sealed, with other numbers for their classes."""
+
+        def other(label: Label) -> Label:
+            if isinstance(label, tuple):
+                return tuple(sorted(labels[number] for number in label))
+            return label if isinstance(label, float) else labels[label]
+
         split = self.__split
-        return SealedSplit(Split(split.name, split.images, tuple(labels[n] for n in split.labels)))
+        return SealedSplit(Split(split.name, split.images, tuple(map(other, split.labels))))
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task; `facts` say where it comes from and are written into every result.
+    """Labelled images to learn from; `facts` say where they come from, in every result.
 
-    `templates` are sentences with `{}` for a class name, for models with a text tower. With
-    `only_test` there is nothing to learn from, and `train` may be empty. `reading` says what was
-    found and done when it was read. `values` says which values become black and white in images of
-    more than 8 bits; by default it is the range of the training images, for all splits.
+    `target` is one of `targets.KINDS`. A task of numbers has one class, which names what they
+    measure. `templates` are sentences with `{}` for a class name, for models with a text tower.
+    With `only_test` there is nothing to learn from, and `train` may be empty. `reading` says what
+    was found and done when it was read. `values` says which values become black and white in
+    images of more than 8 bits; by default it is the range of the training images, for all splits.
     """
 
     name: str
@@ -156,16 +170,25 @@ class Task:
     only_test: bool = False
     reading: Reading = field(default_factory=Reading)
     values: Values | None = None
+    target: str = CLASS
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late or, worse, pass unnoticed."""
+        if targets.checked(self.target) != CLASS:
+            val = () if self.val is None else self.val.labels
+            labels = {"train": self.train.labels, "val": val}
+            targets.check(self.name, self.target, labels)
         self._check_range()
         if self.only_test:
             return
         if len(self.train) == 0:
             raise VPromptError(f"Task {self.name!r} has no training images.")
+        if self.target != CLASS:
+            targets.check_varies(self.name, self.classes, self.train.labels)
+        if self.target == NUMBER:
+            return
         counts = self.class_counts()
-        if sum(count > 0 for count in counts) < 2:
+        if self.target == CLASS and sum(count > 0 for count in counts) < 2:
             raise VPromptError(
                 f"Task {self.name!r} has training images of one class only; a classifier needs two."
             )
@@ -180,15 +203,18 @@ class Task:
 
     def class_counts(self) -> list[int]:
         """Return the number of training images per class."""
-        return np.bincount(self.train.labels, minlength=len(self.classes)).tolist()
+        found = targets.counts(self.train.labels)
+        return [found[index] for index in range(len(self.classes))]
 
     def census(self) -> Census:
         """Count what the task holds, for a person to read before the work and for the record."""
         splits = {"train": self.train.labels, "val": () if self.val is None else self.val.labels}
-        counts = {name: np.bincount(labels, minlength=1) for name, labels in splits.items()}
-        counts["test"] = np.asarray(() if self.test is None else self.test.images_per_class)
-        present = {name: [int(n) for n in each if n] for name, each in counts.items()}
-        return census.take(self.classes, present, self.reading)
+        present = {name: list(targets.counts(each).values()) for name, each in splits.items()}
+        present["test"] = [] if self.test is None else list(self.test.images_per_class)
+        images = {name: len(labels) for name, labels in splits.items()}
+        images["test"] = len(self.test or ())
+        about = targets.described(self.target, self.classes, self.train.labels)
+        return census.take(self.classes, present, self.reading, images=images, about=about)
 
     def few_shot(self, shots: int, seed: int) -> "Task":
         """Return the task with `shots` training images per class, and as many to validate on.
@@ -197,6 +223,12 @@ class Task:
         labels has few for choosing as well. A class with fewer images gives all it has. The draw
         is written into `facts`.
         """
+        if self.target != CLASS:
+            what = "a number has none" if self.target == NUMBER else "an image has several"
+            raise VPromptError(
+                f"--shots draws images of each class, and in task {self.name!r} {what}. Leave "
+                "--shots out, and list the images to learn from."
+            )
         train = _draw(self.train, shots, seed, f"{self.name} train")
         val = None if self.val is None else _draw(self.val, shots, seed, f"{self.name} val")
         drawn: dict[str, Any] = {"shots": shots, "seed": seed, "train": list(train[1])}
@@ -240,7 +272,8 @@ class Task:
             skip_bad=skip_bad,
             progress=progress,
         )
-        labels = torch.tensor([split.labels[row] for row in pixels.kept])
+        kept = [split.labels[row] for row in pixels.kept]
+        labels = targets.tensor(kept, self.target, len(self.classes))
         return Examples(
             pixels.array,
             labels,
@@ -287,11 +320,16 @@ def _calling_module() -> str:
     return ""
 
 
-def split_by_class(labels: Sequence[int], fractions: Sequence[float], seed: int) -> list[list[int]]:
+def split_by_class(
+    labels: Sequence[Label], fractions: Sequence[float], seed: int
+) -> list[list[int]]:
     """Cut rows into parts, class by class, so that every part shows every class it can.
 
-    Deterministic in `seed`; the last part takes the remainder. Rows keep their order.
+    Deterministic in `seed`; the last part takes the remainder. Rows keep their order. Numbers, and
+    sets of classes, are cut by `targets.split_evenly`.
     """
+    if any(isinstance(label, tuple | float) for label in labels):
+        return targets.split_evenly(labels, fractions, seed)
     rng = numpy_stream(seed, "split_by_class")
     parts: list[list[int]] = [[] for _ in fractions]
     values = np.asarray(labels)

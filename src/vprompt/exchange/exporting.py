@@ -23,6 +23,7 @@ from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
 from vprompt.data.decoding import fit
+from vprompt.data.targets import NUMBER
 from vprompt.exchange import onnx_files, timm_folders, torch_programs
 from vprompt.exchange.pictures import real_images
 from vprompt.exchange.whole import Whole
@@ -176,8 +177,24 @@ def _facts(artifact: Artifact, preprocess: bool) -> dict[str, str]:
         "input": "uint8 RGB pixels [batch, height, width, 3] of any size"
         if preprocess
         else "images [batch, 3, height, width], resized and normalised as data_config says",
-        "output": "logits [batch, classes]; their softmax are the probabilities",
+        **_answers(artifact),
     }
+
+
+def _answers(artifact: Artifact) -> dict[str, str]:
+    """Return what the model gives, and how labels are made of it."""
+    head = artifact.head
+    if head.target == NUMBER:
+        return {"output": "numbers [batch, 1], as they were learned"}
+    if head.thresholds is not None:
+        limits = json.dumps(artifact.config["thresholds"])
+        return {
+            "output": "logits [batch, classes]; their sigmoid are the probabilities, and an image "
+            "has every class whose probability is at least its threshold",
+            "thresholds": limits,
+        }
+    made = "sigmoid" if head.sigmoid else "softmax"
+    return {"output": f"logits [batch, classes]; their {made} are the probabilities"}
 
 
 def _inputs(whole: Whole, pictures: Sequence[Any]) -> list[Tensor]:
@@ -198,7 +215,8 @@ def _compared(
         ours = torch.cat([whole(batch) for batch in batches])
     theirs = torch.cat([opened(batch) for batch in batches])
     difference = (ours - theirs).abs().max().item()
-    allowed = TOLERANCE * max(1.0, ours.abs().max().item())
+    least = 0.0 if whole.head.numbers else 1.0  # numbers may all be small
+    allowed = TOLERANCE * max(least, ours.abs().max().item())
     if not difference <= allowed:
         raise VPromptError(
             f"The model for {to} was checked on {len(pictures)} images, and its logits differ from "
@@ -215,7 +233,7 @@ def _compared(
 
 
 def _resize_difference(whole: Whole, opened: Runner, pictures: Sequence[Any]) -> float:
-    """Return how far probabilities are from those of images that Pillow resized."""
+    """Return how far probabilities, or numbers, are from those of images that Pillow resized."""
     plain = [
         whole.backbone.normalise(torch.from_numpy(fit(image, whole.resizing.config).copy())[None])
         for image in pictures
@@ -223,9 +241,11 @@ def _resize_difference(whole: Whole, opened: Runner, pictures: Sequence[Any]) ->
     ]
     resizing, whole.resizing = whole.resizing, None
     with torch.no_grad():
-        by_pillow = torch.cat([whole(image) for image in plain]).softmax(1)
+        by_pillow = torch.cat([whole(image) for image in plain])
     whole.resizing = resizing
-    inside = torch.cat([opened(batch) for batch in _inputs(whole, pictures)]).softmax(1)
+    inside = torch.cat([opened(batch) for batch in _inputs(whole, pictures)])
+    if not whole.head.numbers:
+        by_pillow, inside = map(whole.head.probabilities, (by_pillow, inside))
     return (by_pillow - inside).abs().max().item()
 
 
@@ -258,7 +278,7 @@ def lines(found: Exported) -> list[str]:
         )
     if found.resize_difference is not None:
         said.append(
-            f"its own resize moves probabilities by {found.resize_difference:.1e} at most, "
+            f"its own resize moves what it says by {found.resize_difference:.1e} at most, "
             "against Pillow's"
         )
     return said

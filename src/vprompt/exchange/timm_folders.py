@@ -8,6 +8,7 @@ from torch import Tensor
 from vprompt.artifacts.artifact import Artifact
 from vprompt.backbones import _timm_folders as timms
 from vprompt.core.errors import VPromptError
+from vprompt.data.targets import CLASS
 from vprompt.exchange.whole import Whole
 
 
@@ -21,6 +22,11 @@ def write(artifact: Artifact, whole: Whole, folder: Path) -> None:
         raise VPromptError(
             f"The artefact has a prompt of {len(artifact.prompt.blocks)} tokens, and timm's model "
             f"has no place for tokens among its weights. {other}"
+        )
+    if artifact.head.target != CLASS:
+        raise VPromptError(
+            f"The artefact gives the target `{artifact.head.target}`, and whoever opens a model of "
+            f"timm's reads it as one class an image. {other}"
         )
     if artifact.head.cosine:
         raise VPromptError(f"The head compares directions, and timm's heads do not. {other}")

@@ -22,6 +22,7 @@ class Whole(nn.Module):
         super().__init__()
         self.classifier = Classifier(artifact, backbone, precision="fp32", check=False)
         self.resizing = Resizing(artifact.data_config) if preprocess else None
+        self.head = artifact.head
         self.requires_grad_(False).eval()
 
     @property

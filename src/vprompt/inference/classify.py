@@ -13,6 +13,7 @@ from vprompt.core.precision import autocast
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.types import Images
 from vprompt.data import inputs
+from vprompt.data.targets import CLASS, SEVERAL
 from vprompt.inference.prediction import Prediction, predict
 from vprompt.learning.adapter import Adapter
 from vprompt.models.backbone import Backbone, extract
@@ -24,9 +25,9 @@ class Classifier(nn.Module):
     """Images in, logits `[batch, classes]` out: backbone, prompt and head of one artefact.
 
     It takes normalised tensors `[batch, 3, height, width]`, as `preprocess` returns them, and
-    everything that `preprocess` takes. No parameter asks for a gradient until you say so, but
-    gradients with respect to the images pass through. With `check`, float tensors that cannot be
-    normalised images raise a VPromptError.
+    everything that `preprocess` takes. An artefact of numbers gives `[batch, 1]`, the numbers. No
+    parameter asks for a gradient until you say so, but gradients with respect to the images pass
+    through. With `check`, float tensors that cannot be normalised images raise a VPromptError.
     """
 
     tokens: nn.Parameter | None
@@ -54,8 +55,18 @@ class Classifier(nn.Module):
 
     @property
     def classes(self) -> list[str]:
-        """The labels in the order of the logits."""
+        """The labels in the order of the logits; of numbers, what they measure."""
         return self.artifact.classes
+
+    @property
+    def target(self) -> str:
+        """What it gives an image: `class`, `several` classes, or a `number`."""
+        return self.artifact.head.target
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """From which probability on an image has each of several classes; else None."""
+        return self.artifact.head.thresholds
 
     def preprocess(self, images: Any) -> Tensor:
         """Return normalised images at the artefact's size; see `Artifact.preprocess`."""
@@ -73,12 +84,16 @@ class Classifier(nn.Module):
             return extract(self.backbone, ready, prompt).float()
 
     def forward(self, images: Any) -> Tensor:
-        """Return logits `[batch, classes]`. Their softmax is the probability of each class."""
+        """Return logits `[batch, classes]`, or numbers `[batch, 1]`.
+
+        The softmax of logits is the probability of each class. For several classes per image it is
+        their sigmoid.
+        """
         head = Head(self.weight, self.bias, cosine=self.artifact.head.cosine)
         return head.logits(self.features(images))
 
     def predict(self, images: Any, **settings: Any) -> list[Prediction]:
-        """Return one prediction per image, with the label and all probabilities.
+        """Return one prediction per image: label and probabilities, several labels, or a number.
 
         `images` and `settings` are those of `vprompt.predict`. It uses the tokens of the artefact,
         even if the parameters of this module were changed since.
@@ -89,7 +104,10 @@ class Classifier(nn.Module):
     def extra_repr(self) -> str:
         """Name the artefact, its classes and its input."""
         config = self.artifact.data_config
-        shown = f"{self.artifact.name}: {len(self.classes)} classes, {config.shown_size} px"
+        what = f"{len(self.classes)} classes"
+        if self.target != CLASS:
+            what = f"{self.target} of {what}" if self.target == SEVERAL else self.classes[0]
+        shown = f"{self.artifact.name}: {what}, {config.shown_size} px"
         return f"{shown}, {self.backbone.name}"
 
     def _ready(self, images: Any) -> Images:

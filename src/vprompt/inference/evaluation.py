@@ -1,6 +1,7 @@
 """Evaluate: a finished artefact on a test split, with other class names where it can read them."""
 
 from dataclasses import replace
+from typing import Any
 
 from vprompt.artifacts.artifact import Artifact
 from vprompt.core.errors import VPromptError
@@ -8,18 +9,21 @@ from vprompt.core.settings import takes
 from vprompt.data import finding, sentences
 from vprompt.data.census import Census
 from vprompt.data.preprocessing import Values
+from vprompt.data.targets import NUMBER
 from vprompt.data.task import Split, Task
 from vprompt.learning.classifier import Candidate
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 from vprompt.opening import open_adapter, open_artifact, open_for, open_task
 from vprompt.results.cost import measuring_estimate
-from vprompt.results.measure import Measurement, test_accuracy
+from vprompt.results.measure import test_accuracy
 from vprompt.verbs import EvaluateSettings
 
 
 @takes(EvaluateSettings)
-def evaluate(task: str | Task, settings: EvaluateSettings) -> dict[str, Measurement]:
+def evaluate(task: str | Task, settings: EvaluateSettings) -> dict[str, Any]:
     """Measure an artefact on the test split of a task; accuracies are from 0 to 1.
+
+    The labels of a list are read as what the artefact gives: a class, several, or a number.
 
     The result has the entry `learned`. An artefact with a text tower reads the class names of the
     task, whatever they are, so a prompt learned on base classes can be measured on new ones or on
@@ -31,7 +35,8 @@ def evaluate(task: str | Task, settings: EvaluateSettings) -> dict[str, Measurem
     """
     progress = settings.progress
     loaded = open_artifact(settings.artifact, progress=progress)
-    opened = open_task(task, allow_absent=settings.allow_absent, all_test=True)
+    target = loaded.head.target
+    opened = open_task(task, allow_absent=settings.allow_absent, all_test=True, target=target)
     if opened.test is None:
         raise VPromptError(
             f"Task {opened.name!r} has no test split to measure on. Name the folder or the list of "
@@ -77,6 +82,9 @@ def evaluate(task: str | Task, settings: EvaluateSettings) -> dict[str, Measurem
 
 def _in_classes_of(loaded: Artifact, task: Task) -> Task:
     """Return the task with the artefact's classes, found by name, and its test images alone."""
+    alone: dict[str, Any] = {"train": Split("train", (), ()), "val": None, "only_test": True}
+    if task.target == NUMBER:
+        return replace(task, classes=tuple(loaded.classes), **alone)
     place = {finding.same_text(name): index for index, name in enumerate(loaded.classes)}
     present = range(len(task.classes)) if task.test is None else task.test.labels_present
     strange = [task.classes[label] for label in sorted(present) if task.classes[label] not in place]
@@ -91,10 +99,8 @@ def _in_classes_of(loaded: Artifact, task: Task) -> Task:
     return replace(
         task,
         classes=tuple(loaded.classes),
-        train=Split("train", (), ()),
-        val=None,
         test=None if task.test is None else task.test.renumbered(labels),
-        only_test=True,
+        **alone,
     )
 
 

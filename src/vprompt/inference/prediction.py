@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from vprompt.data.census import LeftOut, tally
 from vprompt.data.images import Pixels, load_pixels
 from vprompt.data.lists import Listing
 from vprompt.data.preprocessing import DataConfig, Values
+from vprompt.inference.answers import Answered, answered
 from vprompt.inference.serving import PromptServer, serve
 from vprompt.models.heads import Head
 from vprompt.opening import open_artifact, open_for
@@ -36,7 +37,9 @@ class Prediction:
     """The most probable label of one image, and the probability of every label.
 
     `image` is the file's path, or `image 0` and so on for images given in memory. Probabilities
-    are from 0 to 1. `artifact` is the one that a table names for the image, else None.
+    are from 0 to 1. `artifact` is the one that a table names for the image, else None. An artefact
+    of several classes per image gives those in `labels`, and one of numbers gives the number in
+    `value`. `answers.Answered` says what `label` and `probability` are then.
     """
 
     image: str
@@ -44,6 +47,13 @@ class Prediction:
     probability: float
     probabilities: dict[str, float]
     artifact: str | None = None
+    labels: dict[str, float] | None = None
+    value: float | None = None
+
+    @property
+    def answer(self) -> Answered:
+        """What was said, apart from the image."""
+        return Answered(self.label, self.probability, self.probabilities, self.labels, self.value)
 
 
 @takes(PredictSettings)
@@ -133,23 +143,27 @@ def _label(
             step.advance(len(rows))
     found = []
     for row, index in enumerate(pixels.kept):
-        classes = server.artifacts[names[index]].classes
-        own = shares[row, : len(classes)]
-        values = dict(zip(classes, own.tolist(), strict=True))
-        best = classes[int(own.argmax())]
+        made = server.artifacts[names[index]]
+        said = answered(made.head, made.classes, shares[row, : len(made.classes)].tolist())
         title = given[index] if isinstance(given[index], Path) else f"image {index}"
-        found.append(Prediction(str(title), best, values[best], values, names[index] or None))
+        sure = (said.label, said.probability, said.probabilities)
+        name = names[index] or None
+        found.append(Prediction(str(title), *sure, name, said.labels, said.value))
     return found
 
 
 def _shares(head: Head, logits: Tensor, name: str) -> NDArray[np.float32]:
-    """Return probabilities; an artefact may hold numbers that no model can compute with."""
+    """Return probabilities, or the number itself where that is what the head gives.
+
+    An artefact may hold numbers that no model can compute with.
+    """
     if not bool(torch.isfinite(logits).all()):
         raise VPromptError(
             f"The artefact{f' {name!r}' if name else ''} gives no numbers (NaN or infinity) for an "
             "image: its values are too large for the backbone, so it is damaged or made to harm."
         )
-    shares: NDArray[np.float32] = head.probabilities(logits.float()).cpu().numpy()
+    outputs = logits.float() if head.numbers else head.probabilities(logits.float())
+    shares: NDArray[np.float32] = outputs.cpu().numpy()
     return shares
 
 
@@ -261,33 +275,46 @@ def _listed(listing: Listing) -> list[Path]:
 def write(predictions: Sequence[Prediction], path: Path) -> None:
     """Write a .csv or a .json file, atomically.
 
-    A .csv has one column per label, unless a table named artefacts, whose labels may differ. A
-    name that a spreadsheet would compute has an apostrophe before it there; a .json has it as is.
+    A .csv has one column per label, unless a table named artefacts, whose labels may differ.
+    Several labels have `|` between them, and `[]` stands for none, as `table` reads it. A name that
+    a spreadsheet would compute has an apostrophe before it there; a .json has it as is.
     """
     if path.suffix == ".json":
         write_text(path, as_json(predictions) + "\n")
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    if predictions[0].artifact is not None:
-        writer.writerow(["image", "artifact", "label", "probability"])
-        for one in predictions:
-            names = [in_cell(each) for each in (one.image, one.artifact, one.label)]
-            writer.writerow([*names, f"{one.probability:.6f}"])
-        write_text(path, text.getvalue())
-        return
-    labels = list(predictions[0].probabilities)
-    writer.writerow(["image", "label", "probability", *(f"p({label})" for label in labels)])
-    for one in predictions:
-        shares = [f"{one.probabilities[label]:.6f}" for label in labels]
-        names = [in_cell(one.image), in_cell(one.label)]
-        writer.writerow([*names, f"{one.probability:.6f}", *shares])
+    writer.writerows(_rows(predictions))
     write_text(path, text.getvalue())
+
+
+def _rows(predictions: Sequence[Prediction]) -> Iterator[list[str]]:
+    """Yield the rows of a .csv, its header first."""
+    first = predictions[0]
+    if first.artifact is not None:
+        yield ["image", "artifact", "label", "probability"]
+        for one in predictions:
+            cells = [in_cell(each) for each in (one.image, one.artifact or "", one.label)]
+            sure = one.labels is None and one.value is None
+            yield [*cells, f"{one.probability:.6f}" if sure else ""]
+        return
+    if first.value is not None:
+        yield ["image", "value"]
+        yield from ([in_cell(one.image), repr(one.value)] for one in predictions)
+        return
+    names, plain = list(first.probabilities), first.labels is None
+    beside = ["probability"] if plain else []
+    yield ["image", "label", *beside, *(f"p({name})" for name in names)]
+    for one in predictions:
+        shares = [f"{one.probabilities[name]:.6f}" for name in names]
+        first_share = [f"{one.probability:.6f}"] if plain else []
+        yield [in_cell(one.image), in_cell(one.label), *first_share, *shares]
 
 
 def as_json(predictions: Sequence[Prediction]) -> str:
     """Return a JSON list of objects."""
-    objects = [asdict(one) for one in predictions]
-    return json.dumps(
-        [{k: v for k, v in each.items() if v is not None} for each in objects], indent=2
-    )
+    objects = []
+    for one in predictions:
+        named = {} if one.artifact is None else {"artifact": one.artifact}
+        objects.append({"image": one.image, **one.answer.to_json(), **named})
+    return json.dumps(objects, indent=2)

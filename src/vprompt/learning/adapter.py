@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vprompt.core.errors import VPromptError
 from vprompt.core.files import digest
@@ -25,10 +26,10 @@ from vprompt.prompts.prompt import Prompt
 class Training:
     """What an adapter may see of the loop that trains it, in its hooks.
 
-    `loss(examples, rows, generator)` is the mean cross-entropy on some of the images, with its
-    graph, and `logits` what it is computed from, with the labels; a generator switches on dropout
-    and whatever else differs in training. `epoch` counts from 1 to `epochs`, `step` from 0 over all
-    epochs.
+    `loss(examples, rows, generator)` is the mean loss on some of the images, with its graph, and
+    `logits` what it is computed from by `criterion`, with the labels; a generator switches on
+    dropout and whatever else differs in training. `epoch` counts from 1 to `epochs`, `step` from 0
+    over all epochs.
     """
 
     train: Examples
@@ -42,6 +43,7 @@ class Training:
     steps_per_epoch: int
     epoch: int = 0
     step: int = 0
+    criterion: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
 
 
 def count_frozen(model: nn.Module) -> int:
@@ -66,6 +68,7 @@ class Adapter(nn.Module, abc.ABC):
     sigmoid: bool = False  # where true, its logits are answers of yes or no, class by class
     of_prompt: bool = False  # where true, features outside training are those under `prompt()`
     opens_as: str | None = None
+    classes_alone: bool = False  # where true, it learns one class an image and nothing else
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,13 +16,39 @@ from vprompt.core.shelves import PROMISE
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What is known after an epoch; epoch 0 is the start, before any step."""
+    """What is known after an epoch; epoch 0 is the start, before any step.
+
+    `val_measure` names the `val_score` by which epochs are compared where that is not accuracy.
+    """
 
     epoch: int
     lr: float
     train_loss: float | None
     val_accuracy: float | None
     val_loss: float | None
+    val_score: float | None = None
+    val_measure: str = ""
+
+    @property
+    def quality(self) -> float | None:
+        """What of a larger one an epoch is better; None where nothing was judged."""
+        return self.val_score if self.val_measure else self.val_accuracy
+
+    @property
+    def shown(self) -> str:
+        """The quality in words; nothing where nothing was judged."""
+        if self.quality is None:
+            return "" if self.val_loss is None else f"loss {self.val_loss:.4g}"
+        if self.val_measure == "R2":
+            return f"R2 {self.quality:.3f}"
+        return f"{self.val_measure} {100 * self.quality:.1f} %".strip()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without what this kind of task does not have."""
+        found = asdict(self)
+        if not self.val_measure:
+            del found["val_score"], found["val_measure"]
+        return found
 
 
 class Checkpoint:
@@ -47,7 +73,7 @@ class Checkpoint:
                 if value is not None:
                     tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
         text = {
-            "history": json.dumps([asdict(record) for record in loop.history]),
+            "history": json.dumps([record.to_json() for record in loop.history]),
             "best_epoch": str(loop.best_epoch),
             "memory": json.dumps(loop.classifier.adapter.memory),
         }

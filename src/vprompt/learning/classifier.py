@@ -13,13 +13,15 @@ from vprompt.core.precision import autocast
 from vprompt.core.progress import SILENT, Progress
 from vprompt.core.randomness import stream
 from vprompt.core.types import Features
+from vprompt.data.targets import NUMBER
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter
 from vprompt.learning.ensemble import Ensemble, kept_features
+from vprompt.learning.goals import Goal
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models import company, features
 from vprompt.models.backbone import Backbone, Entering
-from vprompt.models.heads import Head, closed_form
+from vprompt.models.heads import Head
 from vprompt.prompts.prompt import Prompt
 
 Candidate = tuple[Prompt | Adapter | None, Head]  # what is compared: a prompt with its head
@@ -159,7 +161,7 @@ def start_features(adapter: Adapter, examples: Examples, config: TrainConfig) ->
 
 
 def start_head(
-    adapter: Adapter, train: Examples, num_classes: int, config: TrainConfig
+    adapter: Adapter, train: Examples, goal: Goal, config: TrainConfig
 ) -> tuple[Head, tuple[Tensor, Tensor]]:
     """Return the head at the start, and the mean and whitening map of its coordinates."""
     width = adapter.feature_dim
@@ -169,13 +171,15 @@ def start_head(
         return own, plain
     if config.head == "closed_form":
         found = start_features(adapter, train, config)
-        return closed_form(found, train.labels, num_classes), _whitening(found)
-    weight = torch.zeros(num_classes, width)
+        return goal.closed_form(found, train.labels), _whitening(found)
+    weight = torch.zeros(goal.outputs, width)
     if config.head == "kaiming":
         nn.init.kaiming_normal_(weight, a=0, mode="fan_out", generator=stream(config.seed, "head"))
+        if goal.target == NUMBER:
+            return Head(weight, torch.zeros(1), "kaiming"), plain
         # The VPT code's prior: every class starts at probability 0.01.
-        return Head(weight, torch.full((num_classes,), -math.log(99)), "kaiming"), plain
-    return Head(weight, torch.zeros(num_classes), "zero"), plain
+        return Head(weight, torch.full((goal.outputs,), -math.log(99)), "kaiming"), plain
+    return Head(weight, torch.zeros(goal.outputs), "zero"), plain
 
 
 def _whitening(features: Features, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:

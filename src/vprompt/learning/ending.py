@@ -6,7 +6,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.learning.checkpoint import EpochRecord
 from vprompt.learning.train_config import TrainConfig
 
-ALL_EPOCHS, METHOD, PATIENCE = "all epochs", "method", "patience"
+ALL_EPOCHS, METHOD, PATIENCE, FOLDS = "all epochs", "method", "patience", "folds"
 
 
 def check_patience(config: TrainConfig, judged: bool) -> None:
@@ -21,11 +21,16 @@ def check_patience(config: TrainConfig, judged: bool) -> None:
         )
 
 
-def reason(history: Sequence[EpochRecord], config: TrainConfig, finished: bool) -> str | None:
+def reason(
+    history: Sequence[EpochRecord], config: TrainConfig, finished: bool, until: int | None = None
+) -> str | None:
     """Return why training ends with the last epoch of a history, or None where it goes on.
 
-    The history alone decides, so a run that was stopped ends where it would have ended.
+    `until` is the epoch that folds have chosen. The history alone decides, so a run that was
+    stopped ends where it would have ended.
     """
+    if until is not None and history[-1].epoch >= until:
+        return FOLDS
     if history[-1].epoch >= config.epochs:
         return ALL_EPOCHS
     if finished:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Seen:
     def row(self) -> logs.Row:
         """Return all that is known of the epoch, by name, with None where nothing is."""
         plain: logs.Row = {}
-        for name, value in asdict(self.record).items():
+        for name, value in self.record.to_json().items():
             plain |= value if isinstance(value, Mapping) else {name: value}
         return {**plain, "seconds": None if self.seconds is None else round(self.seconds, 3)}
 

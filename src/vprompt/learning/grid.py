@@ -27,18 +27,21 @@ class Reached:
     failed: str | None = None
 
     @property
-    def val_accuracy(self) -> float | None:
-        """The accuracy on validation of the epoch that was kept."""
+    def quality(self) -> float | None:
+        """What the epoch that was kept reached on validation: accuracy, or the goal's measure."""
         if self.tuned is None:
             return None
-        return self.tuned.record(self.tuned.kept_epoch).val_accuracy or 0.0
+        return self.tuned.record(self.tuned.kept_epoch).quality or 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         found: dict[str, Any] = {
             "train": self.config.model_dump(),
-            "val_accuracy": self.val_accuracy,
+            "val_accuracy": self.quality,
         }
+        measure = "" if self.tuned is None else self.tuned.history[0].val_measure
+        if measure:
+            found |= {"val_score": found.pop("val_accuracy"), "val_measure": measure}
         if self.dropped is not None:
             found["dropped"] = self.dropped
         return found if self.failed is None else {**found, "failed": self.failed}
@@ -91,7 +94,7 @@ def best(found: Sequence[Reached]) -> Reached:
     """Return the point that is best on validation; ties go to the smaller rate."""
 
     def key(each: Reached) -> tuple[float, float]:
-        return each.val_accuracy or 0.0, -each.config.lr
+        return each.quality or 0.0, -each.config.lr
 
     return max((each for each in found if each.tuned is not None), key=key)
 

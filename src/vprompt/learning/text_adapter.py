@@ -28,6 +28,7 @@ class ReadingAdapter(Adapter):
     `asked` are templates that a person chose; otherwise they are the task's.
     """
 
+    classes_alone = True
     backbone: TwoTower
     cosine = True
     asked: tuple[str, ...] | None = None

@@ -1,11 +1,14 @@
 """TrainConfig: every setting of the one training loop, checked when a person types it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+import yaml
+from pydantic import BeforeValidator, Field, model_serializer
 
 from vprompt.core import registry
+from vprompt.core.errors import VPromptError
 from vprompt.core.settings import TRAINING, Flag, Settings
 
 # What `combine` changes: its start is good already and its images are few, so steps are smaller and
@@ -24,6 +27,39 @@ def combining_defaults(method: str, form: str = "sum") -> dict[str, Any]:
     """
     ask = registry.beside("transfer", method, "training")
     return {**COMBINE, **FORMS.get(form, {}), **({} if ask is None else ask())}
+
+
+def _read_weights(given: Any) -> Any:
+    """Read `{cat: 2, dog: 1}`, whose names are texts even where they look like something else."""
+    found = given
+    if isinstance(given, str) and given not in ("none", "balanced"):
+        try:
+            found = yaml.load(given, yaml.BaseLoader)
+        except yaml.YAMLError:
+            found = None
+    if isinstance(found, Mapping):
+        found = {str(name): _weight(str(name), value) for name, value in found.items()}
+    elif found not in ("none", "balanced"):
+        found = None
+    if not found:
+        raise VPromptError(
+            f"--class-weights is `balanced`, `none`, or a weight for each class such as "
+            f"'{{cat: 2, dog: 0.5}}', but got {given!r}."
+        )
+    return found
+
+
+def _weight(name: str, value: Any) -> float:
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise VPromptError(
+            f"--class-weights: the weight of {name!r} is a number above 0, but got {value!r}. To "
+            "leave a class out, take its images out of the task."
+        )
+    return weight
 
 
 class TrainConfig(Settings):
@@ -56,9 +92,14 @@ class TrainConfig(Settings):
     ] = "cosine"
     first_epoch_lr: Annotated[float | None, Field(gt=0)] = None  # of cosine_by_epoch; None: lr
     min_lr: Annotated[float, Field(ge=0, le=1)] = 1e-3  # share of lr at the end of the cosine
-    augment: Annotated[Literal["none", "crop_flip"], Flag("How images are varied.", TRAINING)] = (
-        "none"
-    )
+    augment: Annotated[
+        Literal["none", "weak", "randaug", "crop_flip"], Flag("How images are varied.", TRAINING)
+    ] = "none"
+    class_weights: Annotated[
+        str | dict[str, float],
+        BeforeValidator(_read_weights),
+        Flag("What a mistake costs: balanced, none, or '{cat: 2, dog: 0.5}'.", TRAINING),
+    ] = "none"
     clip_grad: Annotated[float, Field(ge=0), Flag("Largest gradient norm; 0: any.", TRAINING)] = 0.0
     head: Annotated[
         Literal["closed_form", "zero", "kaiming"], Flag("Start of the head.", TRAINING)
@@ -81,6 +122,14 @@ class TrainConfig(Settings):
         Field(ge=0, exclude=True),
         Flag("GiB of disk for the blocks before the prompt; 0: off."),
     ] = 2.0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Callable[..., Any]) -> dict[str, Any]:
+        """Leave out what is not used, so that records without it stay as they were."""
+        found: dict[str, Any] = handler(self)
+        if found.get("class_weights") == "none":
+            del found["class_weights"]
+        return found
 
     @property
     def rate_of_head(self) -> float:

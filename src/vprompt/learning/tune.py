@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vprompt.core import distributed
 from vprompt.core.errors import VPromptError
@@ -21,9 +20,9 @@ from vprompt.core.files import digest
 from vprompt.core.precision import resolve
 from vprompt.core.progress import SILENT, Progress, Step
 from vprompt.core.randomness import stream
-from vprompt.data.augment import Cropped
+from vprompt.data import augment
 from vprompt.data.task import Examples
-from vprompt.learning import ending, schedule
+from vprompt.learning import ending, goals, schedule
 from vprompt.learning.adapter import Adapter, FeatureAdapter, Training
 from vprompt.learning.checkpoint import Checkpoint, EpochRecord, restore
 from vprompt.learning.classifier import (
@@ -34,6 +33,7 @@ from vprompt.learning.classifier import (
     start_features,
     start_head,
 )
+from vprompt.learning.optimizing import optimizer_of
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models import company, prefix
 from vprompt.models.heads import Head
@@ -67,16 +67,18 @@ class Tuned:
     @property
     def _kept(self) -> str:
         kept, last = self.record(self.kept_epoch), self.history[-1]
-        if kept.val_accuracy is None:
+        if not kept.shown:
             return f"kept the last epoch ({self.kept_epoch}); no validation images to choose by"
         what = "the start" if self.kept_epoch == 0 else f"epoch {self.kept_epoch}"
-        text = f"kept {what}, {100 * kept.val_accuracy:.1f} % on validation"
-        if last.val_accuracy is not None and self.kept_epoch != last.epoch:
-            text += f" (last epoch {100 * last.val_accuracy:.1f} %)"
+        text = f"kept {what}, {kept.shown} on validation"
+        if last.shown and self.kept_epoch != last.epoch:
+            text += f" (last epoch {last.shown})"
         return text
 
     @property
     def _end(self) -> str:
+        if self.ended == ending.FOLDS:
+            return "; judged by folds, every image once, and then trained on all of them"
         if self.ended != ending.PATIENCE:
             return ""
         age = ending.age_of_least_loss(self.history)
@@ -92,9 +94,11 @@ class _Loop:
 
     classifier: Classifier
     optimizer: torch.optim.Optimizer
+    goal: goals.Goal
     history: list[EpochRecord] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
+    said: dict[int, Tensor] | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that training changes, by name."""
@@ -108,6 +112,9 @@ def tune(
     num_classes: int,
     config: TrainConfig,
     *,
+    goal: goals.Goal | None = None,
+    until: int | None = None,
+    said: dict[int, Tensor] | None = None,
     checkpoint: Path | None = None,
     progress: Progress = SILENT,
     after_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
@@ -115,15 +122,17 @@ def tune(
 ) -> Tuned:
     """Train adapter and head, and return the better of the start and every epoch.
 
-    "Better" is accuracy on `val`, then its loss; with `config.keep="least_loss"` it is the loss,
-    among epochs that are no less accurate than the start. `"last"` keeps the last epoch as the
-    literature does, and so does a run without `val`. With `config.patience` training ends once the
-    least loss on `val` is so many epochs old, whatever is kept. With `checkpoint`, a folder, the
-    state is written there after every epoch, and the same run started again continues from it,
-    until the caller has saved the result and calls `Tuned.checkpoint.remove`. `after_epoch` sees
-    the history after every epoch, also of a run that continues; what it raises ends training.
-    `opened` is told of the state, which a training that fails leaves behind as well. In a fleet the
-    images go through the backbone with those of the other members.
+    `goal` is what training is after, one class an image unless told. "Better" is accuracy on `val`,
+    then its loss; with `config.keep="least_loss"` it is the loss, among epochs that are no less
+    accurate than the start. `"last"` keeps the last epoch as the literature does, and so does a run
+    without `val`. With `config.patience` training ends once the least loss on `val` is so many
+    epochs old, whatever is kept. With `checkpoint`, a folder, the state is written there after
+    every epoch, and the same run started again continues from it, until the caller has saved the
+    result and calls `Tuned.checkpoint.remove`. `after_epoch` sees the history after every epoch,
+    also of a run that continues; what it raises ends training. `opened` is told of the state, which
+    a training that fails leaves behind as well. In a fleet the images go through the backbone with
+    those of the other members. Training ends with the epoch `until`, its rates as if it went on,
+    and `said` is filled with what is said of `val` after every epoch.
 
     Raises VPromptError when the loss is not finite, naming the step.
     """
@@ -135,6 +144,8 @@ def tune(
             f"{type(adapter).__name__} reads more of a step than its gradient, so several "
             "processes cannot share it out. Do without torchrun."
         )
+    goal = goals.OneClass(num_classes) if goal is None else goal
+    train, val = goal.inside(train), None if val is None else goal.inside(val)
     pixels, cut = train, config.augment != "none"
     if isinstance(adapter, FeatureAdapter):
         once = feature_examples(adapter, train, config)
@@ -152,14 +163,14 @@ def tune(
         )
         train = kept or train
     adapter.begin(train, config)
-    first_head, whitening = start_head(adapter, train, num_classes, config)
+    first_head, whitening = start_head(adapter, train, goal, config)
     classifier = Classifier(adapter, first_head, whitening)
     if not any(p.requires_grad for p in classifier.parameters()):
         config = config.model_copy(update={"epochs": 0})
-    loop = _Loop(classifier, _optimizer(classifier, config))
+    loop = _Loop(classifier, optimizer_of(classifier, config), goal, said=said)
     if adapter.shares_passes:
         company.join(adapter.backbone, adapter.prompt(), moves=adapter.moves_tokens)
-    store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config))
+    store = Checkpoint(checkpoint, identity=_identity(loop, train, val, config, until))
     if opened is not None:
         opened(store)
     resumed = store.load(loop)
@@ -173,11 +184,12 @@ def tune(
         step.advance(steps * done, _note(loop))
         if after_epoch is not None:
             after_epoch(loop.history)
-        while (ended := ending.reason(loop.history, config, adapter.finished())) is None:
+        while (ended := ending.reason(loop.history, config, adapter.finished(), until)) is None:
             epoch = loop.history[-1].epoch + 1
             seen = train
             if cut:
-                seen = Cropped.of(pixels, adapter.backbone.data_config, config.seed, epoch)
+                data_config = adapter.backbone.data_config
+                seen = augment.varied(config.augment, pixels, data_config, config.seed, epoch)
             loss, rate = _train_epoch(loop, training, seen, epoch, config, step)
             _check_finite(loop, epoch, config)
             _finish_epoch(loop, epoch, loss, rate, val, config)
@@ -187,8 +199,20 @@ def tune(
                 after_epoch(loop.history)
     adapter.end(training)
     restore(classifier, loop.best)
-    head = classifier.head()
-    return Tuned(adapter, head, loop.history, loop.best_epoch, first_head, store, ended)
+    head = goal.outside(classifier.head())
+    if val is not None and goal.chooses:
+        head = goal.chosen(head, _val_logits(loop, val, config, compute_features), val.labels)
+    start = goal.outside(first_head)
+    return Tuned(adapter, head, loop.history, loop.best_epoch, start, store, ended)
+
+
+def _val_logits(
+    loop: _Loop, val: Examples, config: TrainConfig, look: Callable[..., Tensor]
+) -> Tensor:
+    features = look(loop.classifier.adapter, val, config)
+    with torch.no_grad():
+        device = loop.classifier.adapter.backbone.device
+        return loop.classifier.logits(features.to(device)).cpu()
 
 
 def _training(
@@ -202,7 +226,7 @@ def _training(
         return _logits(loop.classifier, examples, rows, config, generator)
 
     def loss(examples: Examples, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        return functional.cross_entropy(*logits(examples, rows, generator))
+        return loop.goal.loss(*logits(examples, rows, generator))
 
     return Training(
         train,
@@ -214,6 +238,7 @@ def _training(
         config.batch_size,
         config.epochs,
         steps,
+        criterion=loop.goal.loss,
     )
 
 
@@ -267,13 +292,13 @@ def _train_epoch(
 def _backward(
     loop: _Loop, train: Examples, rows: Tensor, config: TrainConfig, dropout: torch.Generator
 ) -> float:
-    """Leave the gradient of a batch at the parameters, and return its cross-entropy."""
+    """Leave the gradient of a batch at the parameters, and return its loss."""
     own, share = distributed.part(rows)
     drawn = dropout.get_state()
     with company.steps():
         logits, labels = _logits(loop.classifier, train, own, config, dropout)
     distributed.check_no_draw(drawn, dropout)
-    loss = functional.cross_entropy(logits, labels)
+    loss = loop.goal.loss(logits, labels)
     extra = loop.classifier.adapter.extra_loss(logits, own)
     loop.optimizer.zero_grad(set_to_none=True)
     company.backward(share * (loss if extra is None else loss + extra))
@@ -303,64 +328,43 @@ def _finish_epoch(
     config: TrainConfig,
 ) -> None:
     """Judge the epoch on validation and remember its parameters if none were better."""
-    accuracy = val_loss = None
+    judged = None
     last = epoch in (0, config.epochs) or loop.classifier.adapter.finished()
     if val is not None and (config.keep != "last" or config.patience or last):
         look = compute_features if epoch else start_features
-        features = look(loop.classifier.adapter, val, config)
-        with torch.no_grad():
-            device = loop.classifier.adapter.backbone.device
-            logits = loop.classifier.logits(features.to(device)).cpu()
-        accuracy = (logits.argmax(1) == val.labels).double().mean().item()
-        val_loss = functional.cross_entropy(logits.double(), val.labels).item()
-    record = EpochRecord(epoch, rate, loss, accuracy, val_loss)
+        logits = _val_logits(loop, val, config, look)
+        judged = loop.goal.judge(logits, val.labels)
+        if loop.said is not None:
+            loop.said[epoch] = logits
+    record = EpochRecord(epoch, rate, loss, None, None)
+    if judged is not None:
+        seen = (judged.accuracy, judged.loss, judged.score, judged.measure)
+        record = EpochRecord(epoch, rate, loss, *seen)
     if config.keep == "last" or val is None or epoch == 0:
         better = True
     else:
         before = next(r for r in loop.history if r.epoch == loop.best_epoch)
-        better = _is_better(record, before, loop.history[0], config.keep)
+        better = is_better(record, before, loop.history[0], config.keep)
     loop.history.append(record)
     if better:
         loop.best = {name: value.clone() for name, value in loop.state().items()}
         loop.best_epoch = epoch
 
 
-def _is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: str) -> bool:
-    """Compare by accuracy, then loss; or by loss, among epochs no less accurate than the start."""
-    assert now.val_accuracy is not None and now.val_loss is not None
-    assert before.val_accuracy is not None and before.val_loss is not None
-    assert start.val_accuracy is not None
+def is_better(now: EpochRecord, before: EpochRecord, start: EpochRecord, keep: str) -> bool:
+    """Compare by quality, then loss; or by loss, among epochs no worse than the start.
+
+    Where the images do not define a quality, they never do, and the loss alone compares.
+    """
+    assert now.val_loss is not None and before.val_loss is not None
+    qualities = [record.quality or 0.0 for record in (now, before, start)]
     if keep == "least_loss":
-        return now.val_accuracy >= start.val_accuracy and now.val_loss < before.val_loss
-    return (now.val_accuracy, -now.val_loss) > (before.val_accuracy, -before.val_loss)
-
-
-def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build one optimiser that honours weight decay everywhere, on the head's bias if asked."""
-    groups: list[dict[str, Any]] = []
-    of_bias = config.weight_decay if config.decay_bias else 0.0
-    for parameter, decay in ((classifier.weight, config.weight_decay), (classifier.bias, of_bias)):
-        if parameter is not None:
-            groups.append(
-                {"params": [parameter], "peak_lr": config.rate_of_head, "weight_decay": decay}
-            )
-    for parameters, factor in classifier.adapter.groups():
-        if parameters:
-            rate = config.lr * factor
-            groups.append(
-                {"params": parameters, "peak_lr": rate, "weight_decay": config.weight_decay}
-            )
-    for group in groups:
-        group["lr"] = group["peak_lr"]
-    if not groups:  # nothing is trained, but torch wants something to optimise
-        groups = [{"params": [nn.Parameter(torch.zeros(()))], "peak_lr": 0.0, "lr": 0.0}]
-    if config.opt == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9)
-    return torch.optim.AdamW(groups)
+        return qualities[0] >= qualities[2] and now.val_loss < before.val_loss
+    return (qualities[0], -now.val_loss) > (qualities[1], -before.val_loss)
 
 
 def _identity(
-    loop: _Loop, train: Examples, val: Examples | None, config: TrainConfig
+    loop: _Loop, train: Examples, val: Examples | None, config: TrainConfig, until: int | None
 ) -> dict[str, Any]:
     """Return everything that determines the run; its checkpoint is named after it."""
     return {
@@ -372,9 +376,11 @@ def _identity(
         "precision": resolve(config.precision, loop.classifier.adapter.backbone.device),
         "backbone": loop.classifier.adapter.backbone.fingerprint,
         "data_config": loop.classifier.adapter.backbone.data_config.to_json(),
+        **loop.goal.identity(),
+        **({} if until is None else {"until": until}),
     }
 
 
 def _note(loop: _Loop) -> str:
-    accuracy = loop.history[-1].val_accuracy
-    return "" if accuracy is None else f"val {100 * accuracy:.1f} %"
+    shown = loop.history[-1].shown
+    return f"val {shown}" if shown else ""

@@ -17,6 +17,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.precision import steady_linear
 from vprompt.core.threads import on_one_thread
 from vprompt.core.types import Features, Labels
+from vprompt.data.targets import CLASS, NUMBER, SEVERAL
 
 RIDGE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LDA_SHRINKAGES = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
@@ -29,7 +30,9 @@ class Head:
     """A linear classifier `weight [classes, dim]`, `bias [classes]`, and how it was chosen.
 
     A `cosine` head sees features at unit length, so that its rows are compared by direction. A
-    `sigmoid` head says of every class by itself how probable it is, as SigLIP was trained to.
+    `sigmoid` head says of every class by itself how probable it is, as SigLIP was trained to. With
+    `thresholds` `[classes]` an image has every class that is at least so probable; where it is of
+    `numbers`, its one output is the number itself.
     """
 
     weight: Tensor
@@ -41,6 +44,15 @@ class Head:
     cosine: bool = False
     sigmoid: bool = False
     cv_losses: Tensor | None = None  # of every image held out, in an order that labels alone fix
+    thresholds: Tensor | None = None
+    numbers: bool = False
+
+    @property
+    def target(self) -> str:
+        """What it gives an image: one of `targets.KINDS`."""
+        if self.numbers:
+            return NUMBER
+        return CLASS if self.thresholds is None else SEVERAL
 
     def logits(self, features: Features) -> Tensor:
         """Return `[batch, classes]`; an image has the same to the bit in a batch of any size."""
@@ -171,10 +183,24 @@ def head_path(
 def _ridge_path(
     data: Tensor, labels: Labels, num_classes: int, width: int, chosen: tuple[float, ...]
 ) -> list[tuple[float, Head]]:
-    mean = data.mean(0)
-    centred = data - mean
     targets = functional.one_hot(labels, num_classes).double()
-    prior = targets.mean(0)
+    present = targets.mean(0) > 0
+    heads = []
+    for strength, fitted in ridges(data, targets, width, chosen):
+        head = _mask_absent(fitted.weight, fitted.bias, present)
+        heads.append((strength, replace(head, family="ridge", strength=strength)))
+    return heads
+
+
+def ridges(
+    data: Tensor, targets: Tensor, width: int, chosen: tuple[float, ...]
+) -> list[tuple[float, Head]]:
+    """Return the ridge regression on `targets` `[images, outputs]` at every strength.
+
+    The penalty is the strength times the mean variance of all `width` features, times the images.
+    """
+    mean, prior = data.mean(0), targets.mean(0)
+    centred = data - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     rotated = vectors.T @ (centred.T @ (targets - prior))
     heads = []
@@ -182,8 +208,8 @@ def _ridge_path(
     for strength in chosen:
         penalty = strength * variance
         weight = (vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None])).T
-        head = _mask_absent(weight, prior - weight @ mean, prior > 0)
-        heads.append((strength, replace(head, family="ridge", strength=strength)))
+        head = Head(weight, prior - weight @ mean, family="ridge", strength=strength)
+        heads.append((strength, head))
     return heads
 
 

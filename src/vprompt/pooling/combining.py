@@ -15,6 +15,7 @@ from vprompt.core.linalg import centred_kernel_alignment, cosine_matrix, weighte
 from vprompt.core.progress import Progress
 from vprompt.core.threads import on_one_thread
 from vprompt.core.types import Features, PromptTokens, SourceFeatures, Weights
+from vprompt.data.targets import CLASS
 from vprompt.data.task import Task
 from vprompt.learning import classifier
 from vprompt.learning.adapter import WeightedSum
@@ -120,7 +121,7 @@ def gather_evidence(
     same = {
         source.name: source.head
         for source in sources
-        if source.classes == list(setting.task.classes)
+        if source.classes == list(setting.task.classes) and source.head.target == CLASS
     }
     evidence = gather(
         setting.backbone,
@@ -167,10 +168,17 @@ def _with_validation(setting: Setting, named: Mapping[str, Prompt], evidence: Ev
     return replace(evidence, val_features=seen.features, val_labels=seen.labels)
 
 
-def _own_probabilities(heads: Sequence[Head], features: SourceFeatures) -> tuple[Tensor, ...]:
-    """Return what each source's head says of the images under its own prompt, float64."""
-    logits = [head.logits(each.double()) for head, each in zip(heads, features, strict=True)]
-    return tuple(each.softmax(1) for each in logits)
+def _own_probabilities(
+    heads: Sequence[Head], features: SourceFeatures
+) -> tuple[Tensor | None, ...]:
+    """Return what each source's head says of the images under its own prompt, float64.
+
+    One of several classes or of a number has no distribution over classes to say.
+    """
+    return tuple(
+        head.logits(each.double()).softmax(1) if head.target == CLASS else None
+        for head, each in zip(heads, features, strict=True)
+    )
 
 
 def _learn_target(

@@ -64,7 +64,7 @@ class Evidence:
     prompts: SourceTokens | None = None
     target: TargetTokens | None = None
     target_start: TargetTokens | None = None
-    probabilities: tuple[SourceProbabilities, ...] | None = None
+    probabilities: tuple[SourceProbabilities | None, ...] | None = None
     layers: int = 1
     task_embeddings: SourceEmbeddings | None = None
     val_features: ValFeatures | None = None

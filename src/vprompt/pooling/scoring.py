@@ -23,7 +23,7 @@ from vprompt.pooling.mix import Plan
 INPUTS = {
     "features": "the target's images under the source's prompt",
     "labels": "the labels of the target's images",
-    "source_probabilities": "what the source's own head says of the target's images",
+    "source_probabilities": "what the source's own head says of the target's images, in classes",
     "tokens": "the source's prompt",
     "target_tokens": "a prompt learned on the target",
     "source_features": "the source's own images under its prompt (needs source data)",
@@ -80,8 +80,9 @@ def inputs_of(evidence: Evidence, row: int | None) -> dict[str, Tensor]:
         found["tokens"] = evidence.prompts[row]
     if evidence.target is not None:
         found["target_tokens"] = evidence.target
-    if evidence.probabilities is not None:
-        found["source_probabilities"] = evidence.probabilities[row]
+    said = None if evidence.probabilities is None else evidence.probabilities[row]
+    if said is not None:
+        found["source_probabilities"] = said
     return found
 
 

@@ -113,6 +113,10 @@ def _text(value: Any) -> str:
 
 def _class_counts(task: Run) -> Group:
     counts = task["train_images_per_class"]
+    if task.get("target") == "number":
+        return Group(
+            "Numbers to learn", [Fact("of", str(task["classes"][0]))], task["census"]["about"]
+        )
     pairs = zip(task["classes"], counts, strict=True)
     note = (
         f"{count(len(counts))} classes, from {count(min(counts))} to {count(max(counts))} images."

@@ -133,8 +133,10 @@ def cosines(names: Sequence[str], matrix: Sequence[Sequence[Number]]) -> Drawing
 
 
 def curve(history: Sequence[Row], kept_epoch: int) -> Drawing:
-    """Draw validation accuracy and the losses by epoch, with the kept epoch marked."""
-    accuracy = _points(history, "val_accuracy")
+    """Draw what validation says and the losses by epoch, with the kept epoch marked."""
+    measure = history[0].get("val_measure") or "accuracy"
+    accuracy = _points(history, "val_accuracy" if measure == "accuracy" else "val_score")
+    scale = 1 if measure == "R2" else 100
     losses = {
         "validation": _points(history, "val_loss"),
         "training": _points(history, "train_loss"),
@@ -149,8 +151,8 @@ def curve(history: Sequence[Row], kept_epoch: int) -> Drawing:
             axes.tick_params(axis="y", labelcolor=MUTED)
             axes.axvline(kept_epoch, color=ACCENT, linewidth=1.2, alpha=0.55)
         if accuracy:
-            _line(stack[0], [(x, 100 * y) for x, y in accuracy], ACCENT, kept_epoch)
-            stack[0].set_ylabel("validation accuracy, %")
+            _line(stack[0], [(x, scale * y) for x, y in accuracy], ACCENT, kept_epoch)
+            stack[0].set_ylabel(f"validation {measure}" + ", %" * (scale > 1))
             stack[0].yaxis.set_major_locator(MaxNLocator(5))
         if any(losses.values()):
             _line(stack[-1], losses["training"], SECOND, None, "training", dashed=True)
@@ -228,7 +230,7 @@ def _limit_to_what_differs(axes: Axes, found: Sequence[Row]) -> None:
 
 
 def _points(history: Sequence[Row], key: str) -> list[tuple[int, Number]]:
-    return [(record["epoch"], record[key]) for record in history if record[key] is not None]
+    return [(record["epoch"], record[key]) for record in history if record.get(key) is not None]
 
 
 def _line(

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vprompt.artifacts import final
+from vprompt.artifacts import final, measured
 from vprompt.report import placement, plots, scales, searched
 from vprompt.report.facts import groups
 from vprompt.report.wording import Number, count, moment, percent, plural, signed, unbroken
@@ -28,8 +28,7 @@ def build(run: Run) -> dict[str, Any]:
         "tests": tests,
         "final": own,
         "with_best": any(name.startswith("best single") for name, _ in tests),
-        "with_top5": any(found["acc5"] is not None for _, found in tests),
-        "test_plot": Markup(plots.accuracies(tests, own)) if tests else None,
+        **_measured(tests, own),
         "transfer": transfer(run) if run.get("transfer") else None,
         "moves": moved(run) if run.get("moves") else None,
         "training": training(run["tuning"]),
@@ -43,6 +42,45 @@ def build(run: Run) -> dict[str, Any]:
         "count": count,
         "plural": plural,
     }
+
+
+def _measured(tests: list[tuple[str, Run]], own: str) -> dict[str, Any]:
+    """Return the picture and the columns of the test split, by the kind of measurement."""
+    kind = measured.of(tests[0][1]) if tests else measured.ACCURACY
+    if kind is measured.ACCURACY:
+        return {
+            "with_top5": any(found["acc5"] is not None for _, found in tests),
+            "test_plot": Markup(plots.accuracies(tests, own)) if tests else None,
+            "others": None,
+        }
+    kept = dict(tests).get(own) or tests[-1][1]
+    each = kept.get("average_precision", {}).items()
+    return {
+        "with_top5": False,
+        "test_plot": None,
+        "others": {
+            "name": kind.name,
+            "number": kind is measured.EXPLAINED,
+            "rows": [
+                {
+                    "name": name,
+                    "value": kind.text(measured.value(found)),
+                    "interval": measured.interval(found),
+                    "gain": measured.gain(found),
+                    "beside": _beside(kind, found),
+                }
+                for name, found in tests
+            ],
+            "classes": [(name, "" if v is None else kind.text(v)) for name, v in each],
+        },
+    }
+
+
+def _beside(kind: measured.Measure, found: Run) -> str:
+    """Return the second figure of a candidate: the mean absolute error, or F1."""
+    if kind is measured.EXPLAINED:
+        return f"{found['mae']:.4g}"
+    return "" if found["f1"] is None else percent(found["f1"])
 
 
 def ordered_tests(test: Run) -> list[tuple[str, Run]]:
@@ -62,6 +100,13 @@ def headline(run: Run) -> dict[str, str]:
     found = final.of(run)
     if found is None:
         return {"number": "", "text": _untested(run)}
+    kind = measured.of(found)
+    if kind is not measured.ACCURACY:
+        span = measured.interval(found)
+        over = f" (95 % interval {span})" if span else ""
+        off = f", and off by {found['mae']:.4g} on average" if kind is measured.EXPLAINED else ""
+        where = f"on {plural(found['images'], 'test image')}{over}{off}."
+        return {"number": measured.short(found), "text": where}
     text = f"of {plural(found['images'], 'test image')} classified correctly"
     interval = f"95 % interval {percent(found['low'])} to {percent(found['high'])}"
     return {
@@ -94,7 +139,11 @@ def _untested(run: Run) -> str:
     why = "The test split was left closed"
     if "test" not in run["task"]["splits"]:
         why = "The task has no test split"
-    accuracy = _kept(run["tuning"])["val_accuracy"]
+    kept = _kept(run["tuning"])
+    if kept.get("val_measure") and kept["val_score"] is not None:
+        images = plural(run["task"]["splits"]["val"]["images"], "validation image")
+        return f"{why}. On the {images}: {kept['val_measure']} {kept['val_score']:.3f}."
+    accuracy = kept["val_accuracy"]
     if accuracy is None:
         return f"{why}, and there were no validation images: nothing was measured."
     return (
@@ -202,13 +251,15 @@ def _agreement(matrix: Sequence[Sequence[Number]]) -> str:
 def training(tuning: Run) -> dict[str, Any]:
     """Return the curve, unless there is nothing to draw, and its numbers."""
     history = tuning["history"]
-    measured = [r for r in history for key in ("val_accuracy", "train_loss") if r[key] is not None]
-    drawable = len(history) > 1 and measured
+    scored = next((r["val_measure"] for r in history if r.get("val_measure")), "")
+    judged = [r for r in history if r.get("val_score" if scored else "val_accuracy") is not None]
+    drawable = len(history) > 1 and (judged or any(r["train_loss"] is not None for r in history))
     return {
         "history": history,
         "plot": Markup(plots.curve(history, tuning["kept_epoch"])) if drawable else None,
         "kept": unbroken(tuning["kept"][:1].upper() + tuning["kept"][1:]),
-        "validated": any(r["val_accuracy"] is not None for r in history),
+        "validated": bool(judged),
+        "scored": scored,
     }
 
 

@@ -33,6 +33,7 @@ def of_learning(
         "grid_reached": list(reached) if grid else [],
         **({"halving": True} if settings.halving else {}),
         "train_on": settings.train_on,
+        **({"folds": settings.folds} if settings.folds else {}),
     }
 
 

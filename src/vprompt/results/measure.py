@@ -1,7 +1,7 @@
 """Measure: the only code that opens a test split, once, for everything that is to be reported."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,13 +10,18 @@ from torch import Tensor
 
 from vprompt.core.errors import VPromptError
 from vprompt.core.progress import SILENT, Progress
-from vprompt.core.types import Labels
+from vprompt.core.types import Labels, Targets
+from vprompt.data.targets import NUMBER, SEVERAL
 from vprompt.data.task import Task
 from vprompt.learning.adapter import Adapter, FeatureAdapter
 from vprompt.learning.classifier import Candidate, features_of
 from vprompt.learning.ensemble import Ensemble
 from vprompt.models.backbone import Backbone
+from vprompt.models.heads import Head
 from vprompt.prompts.prompt import Prompt, prompt_digest
+from vprompt.results import numbers, several
+from vprompt.results.numbers import NumberMeasurement
+from vprompt.results.several import SeveralMeasurement
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,10 @@ class PairedGain:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Accuracies in [0, 1] on `images` test images; `low` and `high` are Wilson's 95 % interval."""
+    """Accuracies in [0, 1] on `images` test images; `low` and `high` are Wilson's 95 % interval.
+
+    `mean_per_class_recall` is also known as balanced accuracy.
+    """
 
     images: int
     acc1: float
@@ -53,6 +61,9 @@ class Measurement:
         return asdict(self)
 
 
+Measured = Measurement | SeveralMeasurement | NumberMeasurement
+
+
 def test_accuracy(
     backbone: Backbone,
     task: Task,
@@ -61,11 +72,12 @@ def test_accuracy(
     precision: str = "auto",
     skip_bad: bool = False,
     progress: Progress = SILENT,
-) -> dict[str, Measurement]:
+) -> dict[str, Any]:
     """Open the test split and measure fixed candidates on it, all in one visit.
 
-    The candidates must be finished: nothing may be chosen by what comes back. Each is compared
-    with the first one, image by image.
+    What comes back by name is a `Measured` of the kind of the task's target. The candidates must be
+    finished: nothing may be chosen by what comes back. Each is compared with the first one, image
+    by image.
     """
     if task.test is None:
         raise VPromptError(f"Task {task.name!r} has no test split to measure on.")
@@ -74,19 +86,13 @@ def test_accuracy(
     )
     if skipped := len(task.test) - len(examples):
         progress.say(f"left out {skipped} unreadable test images")
-    found: dict[str, Measurement] = {}
-    first: tuple[str, Tensor] | None = None
+    judge_one, found = _judge_of(task, examples.labels), {}
     passes, seen = {name: _passes(each) for name, (each, _) in candidates.items()}, set[str]()
     with progress.step("test", len(set[str]().union(*passes.values())) * len(examples)) as step:
         for name, (adapted, head) in candidates.items():
             logits = head.logits(features_of(backbone, adapted, examples, precision=precision))
             _check_numbers(logits, name)
-            right = logits.argmax(1) == examples.labels
-            measured = judge(logits, examples.labels)
-            if first is not None:
-                measured = replace(measured, gain=paired_gain(right, first[1], over=first[0]))
-            first = first or (name, right)
-            found[name] = measured
+            found[name] = judge_one(name, head, logits)
             step.advance(len(passes[name] - seen) * len(examples), name)
             seen |= passes[name]
     return found
@@ -114,6 +120,30 @@ def _passes(adapted: Prompt | Adapter | None) -> set[str]:
         return set[str]().union(*map(_passes, adapted.members()))
     prompt = adapted.prompt() if isinstance(adapted, Adapter) and adapted.of_prompt else adapted
     return {prompt_digest(prompt) if isinstance(prompt, Prompt) else str(id(adapted))}
+
+
+def _judge_of(task: Task, labels: Targets) -> Callable[[str, Head, Tensor], Measured]:
+    """Return what measures candidates for the target of a task."""
+    if task.target == SEVERAL:
+        return several.Judge(labels, task.classes)
+    return numbers.Judge(labels) if task.target == NUMBER else _ClassJudge(labels)
+
+
+class _ClassJudge:
+    """Measures candidates on the same images, one after another, each against the first."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self.first: tuple[str, Tensor] | None = None
+
+    def __call__(self, name: str, head: Head, logits: Tensor) -> Measurement:
+        """Return what the logits `[images, classes]` of a candidate are worth."""
+        del head
+        measured, right = judge(logits, self.labels), logits.argmax(1) == self.labels
+        if self.first is None:
+            self.first = name, right
+            return measured
+        return replace(measured, gain=paired_gain(right, self.first[1], over=self.first[0]))
 
 
 def judge(logits: Tensor, labels: Labels) -> Measurement:

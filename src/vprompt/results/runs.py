@@ -7,7 +7,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from vprompt.core.files import digest
 from vprompt.core.linalg import cosine_matrix, weighted_sum
 from vprompt.core.precision import capabilities
 from vprompt.core.types import Weights
+from vprompt.data.targets import CLASS
 from vprompt.data.task import Examples, Task
 from vprompt.learning.classifier import OWN
 from vprompt.learning.tune import Tuned
@@ -44,6 +44,7 @@ def describe_task(task: Task, examples: dict[str, Examples | None]) -> dict[str,
     counts = task.class_counts()
     return {
         "name": task.name,
+        **({} if task.target == CLASS else {"target": task.target}),
         "num_classes": len(task.classes),
         "classes": list(task.classes),
         "train_images_per_class": counts,
@@ -78,7 +79,7 @@ def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
     """Return the training curve, which epoch was kept, by which rule, and the trainable sizes."""
     prompt, text = tuned.adapter.prompt(), tuned.adapter.text()
     return {
-        "history": [asdict(record) for record in tuned.history],
+        "history": [record.to_json() for record in tuned.history],
         "kept_epoch": tuned.kept_epoch,
         "kept": tuned.sentence,
         "ended": tuned.ended,

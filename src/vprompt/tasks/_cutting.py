@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vprompt.core.errors import VPromptError
+from vprompt.data import targets
 from vprompt.data.census import shares
 from vprompt.data.task import Split, split_by_class
 
@@ -51,8 +52,8 @@ def cut(
     `fold`, such as `2/5`, takes the second of five parts for test, and of the others a fifth for
     val: over all folds, every image is tested on once.
     """
-    counts = [whole.labels.count(index) for index in range(len(classes))]
-    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    counts, by = targets.counts(whole.labels), _by(whole)
+    single = [name for index, name in enumerate(classes) if counts[index] == 1]
     if single and not allow_absent:
         raise VPromptError(
             f"{where} has classes with one image only: {', '.join(map(repr, single[:6]))}. One "
@@ -73,11 +74,19 @@ def cut(
             if rows or name == "train"
         }
         words = f"cut into {count} folds by seed {seed}, fold {number} for test"
-        return Cut(splits, f"{words}, by class", words)
+        return Cut(splits, f"{words}, {by}", words)
     parts = zip(_WORDS, split_by_class(whole.labels, fractions, seed), strict=True)
     splits = {name: whole.subset(rows, name) for name, rows in parts if rows or name == "train"}
-    how = f"cut into {', '.join(f'{share:g}' for share in fractions)} by class"
+    how = f"cut into {', '.join(f'{share:g}' for share in fractions)} {by}"
     return Cut(splits, how, f"cut {shares(fractions)} by seed {seed}")
+
+
+def _by(whole: Split) -> str:
+    """Say by what images are cut: each part has as much of it."""
+    if any(isinstance(label, float) for label in whole.labels):
+        return "by size"
+    several = any(isinstance(label, tuple) for label in whole.labels)
+    return "by the rarest class of each image" if several else "by class"
 
 
 def _read_fold(text: str) -> tuple[int, int]:
@@ -98,7 +107,7 @@ def given(splits: Mapping[str, Split], seed: int, how: str, words: str) -> Cut:
     made = {
         name: train.subset(part, name) for name, part in zip(_WORDS, rows, strict=False) if part
     }
-    how += f"; val is {_VAL_SHARE:.0%} of train, by class"
+    how += f"; val is {_VAL_SHARE:.0%} of train, {_by(train)}"
     words += f"; val is {100 * _VAL_SHARE:g} % of train, by seed {seed}"
     return Cut({**made, **{k: v for k, v in ordered.items() if k != "train"}}, how, words)
 

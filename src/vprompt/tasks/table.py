@@ -1,10 +1,8 @@
 """Table: a list of image files with their labels, and perhaps their splits: CSV, JSON or text."""
 
-import json
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +10,10 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.registry import suggest
 from vprompt.data import lists
 from vprompt.data.census import Reading
-from vprompt.data.finding import same_text
-from vprompt.data.lists import SPLITS, Listing, Row
+from vprompt.data.lists import SPLITS, Listing
+from vprompt.data.targets import CLASS, NUMBER, SEVERAL, Label
 from vprompt.data.task import SealedSplit, Split, Task
+from vprompt.tasks import _labels
 from vprompt.tasks._cutting import FRACTIONS, check_fractions, cut, given
 from vprompt.tasks._cutting import all_test as as_test
 
@@ -35,11 +34,16 @@ def load(
     split_seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
     fold: str = "",
+    target: str = "",
+    label_separator: str = "",
     allow_absent: bool = False,
     all_test: bool = False,
 ) -> Task:
     """Read one image per row; paths are relative to `root`, or else to the table's folder.
 
+    `target` is `class`, `several` or `number`; left out, it is `class`, or a question where the
+    labels look like something else. Several classes of an image stand in one cell with `|` or `;`
+    between them, or what `label_separator` is, or in several rows of one image; `[]` is none.
     Class names are the labels, sorted (as numbers where all are integers); 1 and 1.0 are one.
     Without a split column the rows are cut into `fractions` (train, val, test), class by class, by
     `split_seed`, or into a `fold` such as `'2/5'`, the second of five; with one that names no val,
@@ -53,19 +57,15 @@ def load(
     listings = {word: lists.read(Path(each).expanduser()) for word, each in named.items() if each}
     columns = _columns(listings["train"], image_column, label_column, split_column)
     folder = Path(root).expanduser() if root else None
-    paths, texts, words = [], [], []
+    paths, cells, words = [], [], []
     for word, listing in listings.items():
         own = columns if word == "train" else _columns(listing, image_column, label_column, "split")
         paths += listing.images(own["image"], folder)
-        texts += [_label(listing, row, own["label"]) for row in listing.rows]
+        cells += [_labels.cell(listing, row, own["label"], target) for row in listing.rows]
         words += _words(listing, own.get("split"), word, joined=len(listings) > 1)
-    _check_once(listings, paths)
-    texts = _one_spelling(texts)
-    classes = _sorted_names(set(texts))
-    gaps = [name for name in classes if name.lower() in _GAPS]
-    place = {name: index for index, name in enumerate(classes)}
-    whole = Split("all", tuple(paths), tuple(place[text] for text in texts))
-    reading = Reading().noting(f"the label {gaps[0]!r} is taken for a class" if gaps else "")
+    kind = _labels.kind_of(cells, target)
+    whole, words, classes, note = _labelled(kind, paths, cells, words, label_separator)
+    reading = Reading().noting(note)
     if any(words):
         rows = {word: [i for i, own in enumerate(words) if own == word] for word in _ORDER}
         splits = {word: whole.subset(part, word) for word, part in rows.items() if part}
@@ -105,7 +105,65 @@ def load(
         allow_absent=allow_absent,
         only_test=all_test,
         reading=replace(reading, cut=made.words),
+        target=kind,
     )
+
+
+def _labelled(
+    kind: str,
+    paths: Sequence[Path],
+    cells: Sequence[_labels.Cell],
+    words: Sequence[str],
+    separator: str,
+) -> tuple[Split, list[str], tuple[str, ...], str]:
+    """Return all images with labels, the split word of each, the classes, and what to say."""
+    if kind != SEVERAL:
+        _check_once(cells, paths)
+    if kind == NUMBER:
+        whole = Split("all", tuple(paths), tuple(_labels.numbers(cells)))
+        return whole, list(words), (cells[0].column,), ""
+    if kind == CLASS:
+        texts = _one_spelling([each.text for each in cells])
+        classes, note = _named(set(texts))
+        place = {name: index for index, name in enumerate(classes)}
+        whole = Split("all", tuple(paths), tuple(place[text] for text in texts))
+        return whole, list(words), classes, note or _labels.remark(cells)
+    keys = [os.path.normpath(path) for path in paths]
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    for key, several in rows.items():
+        if len({words[row] for row in several}) > 1:
+            first, other = cells[several[0]], cells[several[-1]]
+            raise VPromptError(
+                f"{other.where}: {Path(key).name!r} stands in another split than in "
+                f"{first.where}. Keep the rows of an image in one, or it is learned from and "
+                "tested on."
+            )
+    found = _labels.sets(cells, separator, joined=len(rows) < len(cells))
+    flat = _one_spelling([name for names in found for name in names])
+    spelled = iter(flat)
+    found = [tuple(next(spelled) for _ in names) for names in found]
+    if not flat:
+        raise VPromptError(f"{cells[0].file} names no class in its column {cells[0].column!r}.")
+    classes, note = _named(set(flat))
+    place = {name: index for index, name in enumerate(classes)}
+    labels: tuple[Label, ...] = tuple(
+        tuple(sorted({place[name] for row in several for name in found[row]}))
+        for several in rows.values()
+    )
+    if not any(len(names) > 1 for names in found) and len(rows) == len(cells):
+        note = note or "no image has more than one class"
+    firsts = [several[0] for several in rows.values()]
+    whole = Split("all", tuple(paths[row] for row in firsts), labels)
+    return whole, [words[row] for row in firsts], classes, note
+
+
+def _named(names: set[str]) -> tuple[tuple[str, ...], str]:
+    """Return the classes in their order, and a doubt about one that means nothing."""
+    classes = _sorted_names(names)
+    gaps = [name for name in classes if name.lower() in _GAPS]
+    return classes, f"the label {gaps[0]!r} is taken for a class" if gaps else ""
 
 
 def _columns(listing: Listing, image: str, label: str, split: str) -> dict[str, str]:
@@ -126,16 +184,6 @@ def _is_split(listing: Listing, column: str) -> bool:
     """Say whether a column of another name, such as `subset`, holds splits and nothing else."""
     cells = (row.values.get(column) for row in listing.rows)
     return all(isinstance(cell, str) and cell.strip().lower() in SPLITS for cell in cells)
-
-
-def _label(listing: Listing, row: Row, column: str) -> str:
-    value = listing.cell(row, column)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, str) or (is_number and math.isfinite(value)):
-        return same_text(str(value))
-    raise VPromptError(
-        f"{listing.file}, {row.place}: a label is text or a number, got {json.dumps(value)}."
-    )
 
 
 def _words(listing: Listing, column: str | None, word: str, *, joined: bool) -> list[str]:
@@ -159,18 +207,19 @@ def _words(listing: Listing, column: str | None, word: str, *, joined: bool) -> 
     return found
 
 
-def _check_once(listings: Mapping[str, Listing], paths: Sequence[Path]) -> None:
+def _check_once(cells: Sequence[_labels.Cell], paths: Sequence[Path]) -> None:
     """Raise VPromptError where an image is listed twice."""
-    seen: dict[str, str] = {}
-    rows = [(each.file, row) for each in listings.values() for row in each.rows]
-    for (file, row), path in zip(rows, paths, strict=True):
-        key = os.path.normpath(path)
-        if key in seen:
+    seen: dict[str, _labels.Cell] = {}
+    several = len({each.file for each in cells}) > 1
+    for each, path in zip(cells, paths, strict=True):
+        first = seen.setdefault(os.path.normpath(path), each)
+        if first is not each:
+            place = f"{first.file.name}, {first.place}" if several else first.place
             raise VPromptError(
-                f"{file}, {row.place}: {path.name!r} is listed already in {seen[key]}. Keep one of "
-                "them, or the same image could be learned from and tested on."
+                f"{each.where}: {path.name!r} is listed already in {place}. Keep one of them, or "
+                "the same image could be learned from and tested on; where an image has several "
+                "classes, add `--target several`."
             )
-        seen[key] = row.place if len(listings) == 1 else f"{file.name}, {row.place}"
 
 
 def _one_spelling(texts: Sequence[str]) -> list[str]:

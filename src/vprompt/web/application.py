@@ -6,7 +6,6 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -248,7 +247,7 @@ async def _disconnected(request: Request) -> None:
 
 def _entry(named: Named, found: Answer | Refused) -> dict[str, Any]:
     if isinstance(found, Answer):
-        return asdict(found)
+        return found.to_json()
     error = {"status": found.status, "message": found.message}
     return {"artifact": named.artifact, "error": error}
 

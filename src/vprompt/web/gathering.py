@@ -23,18 +23,21 @@ from numpy.typing import NDArray
 
 from vprompt.core.errors import VPromptError
 from vprompt.core.threads import Shares
+from vprompt.inference.answers import Answered, answered
 from vprompt.inference.serving import PromptServer
 from vprompt.web.limits import Limits, Refused
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The most probable class of one image, and the probability of every class."""
+    """What an artefact says of one image."""
 
     artifact: str
-    label: str
-    probability: float
-    probabilities: dict[str, float]
+    said: Answered
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: a label with probabilities, several labels, or a number."""
+        return {"artifact": self.artifact, **self.said.to_json()}
 
 
 @dataclass(eq=False)
@@ -161,10 +164,11 @@ class Gatherer:
             names = [job.name for job in there]
             logits = server.logits(images, names, precision=self.precision)
             for job, each in zip(there, logits, strict=True):
-                classes = server.artifacts[job.name].classes
-                shares = dict(zip(classes, each.softmax(0).tolist(), strict=True))
-                best = classes[int(each.argmax())]
-                found[id(job)] = Answer(job.name, best, shares[best], shares)
+                made = server.artifacts[job.name]
+                outputs = each if made.head.numbers else made.head.probabilities(each)
+                found[id(job)] = Answer(
+                    job.name, answered(made.head, made.classes, outputs.tolist())
+                )
         gone = "The artefact {!r} was removed while the image waited."
         return [found.get(id(job)) or Refused(404, gone.format(job.name)) for job in batch]
 

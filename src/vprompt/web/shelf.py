@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.artifacts import artifact as artifacts
-from vprompt.artifacts import catalogue
+from vprompt.artifacts import catalogue, measured
 from vprompt.artifacts.artifact import Artifact
 from vprompt.artifacts.catalogue import Entry
 from vprompt.artifacts.header import CONFIG, TENSORS
@@ -95,7 +95,9 @@ class Shelf:
                     "tokens": sum(config["num_virtual_tokens"]),
                     "method": _method(config),
                     "move": catalogue.move_of(config),
+                    "target": each.artifact.head.target,
                     "test_accuracy": (config.get("metrics") or {}).get("acc1"),
+                    "measured": measured.short(config["metrics"]) if config.get("metrics") else "",
                     "backbone": config["base_model_name_or_path"],
                     "problem": self.problems.get(name, ""),
                 }

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vprompt.adapters._placement import scores
 from vprompt.adapters._placement.allocators import Allocator
@@ -50,6 +49,7 @@ class MovingPrompt(ScoredPrompt):
                 relocate(self, training, place)
         place["distribution"].append(self.counts())
         self.meter, self.labels = Meter(self.rules), training.train.labels
+        self.criterion = training.criterion
 
     def begin_step(self, training: Training) -> None:
         """Open a probe on the first step of an epoch and every `score_every`-th after it."""
@@ -63,7 +63,7 @@ class MovingPrompt(ScoredPrompt):
         self.batch = len(rows)
         if self.learns:
             labels = self.labels[rows].to(logits.device)
-            self.meter.add_loss(functional.cross_entropy(logits.detach(), labels), len(rows))
+            self.meter.add_loss(self.criterion(logits.detach(), labels), len(rows))
         return None
 
     def after_backward(self, training: Training) -> None:

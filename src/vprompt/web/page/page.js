@@ -64,8 +64,8 @@ function poolRow(row) {
     line.append(cell);
     return line;
   }
-  const accuracy = row.test_accuracy === null ? "" : `${(100 * row.test_accuracy).toFixed(1)} %`;
-  const cells = [row.task, row.classes.length, row.tokens, row.move, accuracy];
+  const classes = row.target === "number" ? `number: ${row.classes[0]}` : row.classes.length;
+  const cells = [row.task, classes, row.tokens, row.move, row.measured];
   for (const cell of cells) line.append(make("td", String(cell)));
   const last = make("td");
   const button = make("button", "Show");
@@ -119,16 +119,28 @@ async function predict(file, artifact) {
   return (await answer.json()).results[0];
 }
 
+function said(found) {
+  if (found.value !== undefined) return String(Number(found.value.toPrecision(6)));
+  return found.labels ? Object.keys(found.labels).sort().join("|") : found.label;
+}
+
 function showAnswer(place, artifact, found) {
   place.replaceChildren(make("h3", artifact));
-  const list = make("ol");
+  if (found.value !== undefined) {
+    place.append(make("p", said(found), "number"));
+    return;
+  }
+  if (found.labels && !Object.keys(found.labels).length) place.append(make("p", "none of the classes"));
+  const list = make("ol", undefined, found.labels ? "several" : "");
   const ranked = Object.entries(found.probabilities).sort((a, b) => b[1] - a[1]);
   for (const [label, share] of ranked.slice(0, SHOWN)) {
     const item = make("li");
+    if (found.labels && label in found.labels) item.className = "has";
     const bar = make("meter");
     bar.value = share;
     bar.setAttribute("aria-hidden", "true");
-    item.append(make("span", label), bar, make("span", `${(100 * share).toFixed(1)} %`, "number"));
+    const name = make("span", item.className ? `\u2713 ${label}` : label);
+    item.append(name, bar, make("span", `${(100 * share).toFixed(1)} %`, "number"));
     list.append(item);
   }
   place.append(list);
@@ -138,6 +150,11 @@ function showAnswer(place, artifact, found) {
 
 // Two artefacts disagree where one of them knows the other's answer; of other classes it says nothing.
 function disagree(one, other) {
+  const numbers = [one, other].filter((found) => found.value !== undefined).length;
+  if (numbers) return numbers === 2 && said(one) !== said(other);
+  if (one.labels || other.labels) {
+    return Object.keys(one.probabilities).some((name) => Object.hasOwn(other.probabilities, name)) && said(one) !== said(other);
+  }
   const known = Object.hasOwn(other.probabilities, one.label) || Object.hasOwn(one.probabilities, other.label);
   return known && one.label !== other.label;
 }
