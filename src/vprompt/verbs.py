@@ -135,7 +135,7 @@ class Trained(OnTask):
     log: Annotated[
         Sequence[str],
         BeforeValidator(read_kinds),
-        Flag("tensorboard, csv or jsonl; repeatable.", OUTPUT),
+        Flag("tensorboard, csv, jsonl; several.", OUTPUT),
     ] = ()
     log_dir: Annotated[Path | str | None, Flag("Folder of the logs.", OUTPUT, shown="logs")] = None
 

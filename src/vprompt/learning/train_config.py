@@ -80,9 +80,7 @@ class TrainConfig(Settings):
     head_lr: Annotated[float | None, Field(ge=0), Flag("Learning rate of the head.", TRAINING)] = (
         1e-3
     )
-    weight_decay: Annotated[
-        float, Field(ge=0), Flag("Not applied to the head's bias.", TRAINING)
-    ] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0), Flag("Not of the head's bias.", TRAINING)] = 1e-4
     decay_bias: bool = False
     warmup: Annotated[
         float, Field(ge=0, le=1), Flag("Share of steps with rising rates.", TRAINING)
@@ -98,15 +96,13 @@ class TrainConfig(Settings):
     class_weights: Annotated[
         str | dict[str, float],
         BeforeValidator(_read_weights),
-        Flag("What a mistake costs: balanced, none, or '{cat: 2, dog: 0.5}'.", TRAINING),
+        Flag("balanced, none or '{cat: 2}'.", TRAINING),
     ] = "none"
     clip_grad: Annotated[float, Field(ge=0), Flag("Largest gradient norm; 0: any.", TRAINING)] = 0.0
-    head: Annotated[
-        Literal["closed_form", "zero", "kaiming"], Flag("Start of the head.", TRAINING)
-    ] = "closed_form"
-    keep: Annotated[
-        Literal["best", "least_loss", "last"], Flag("Which epoch is kept.", TRAINING)
-    ] = "best"
+    head: Annotated[Literal["closed_form", "zero", "kaiming"], Flag("Start.", TRAINING)] = (
+        "closed_form"
+    )
+    keep: Annotated[Literal["best", "least_loss", "last"], Flag("Epoch kept.", TRAINING)] = "best"
     patience: Annotated[
         int,
         Field(ge=0),
