@@ -231,7 +231,13 @@ def test_other_settings_of_a_method_need_no_new_evidence(folder, tiny, count_ima
     assert len(set((cache / "evidence").iterdir()) - files) == 1
 
 
-def test_a_score_after_a_combination_runs_no_image(folder, tiny, count_images):
+@pytest.fixture
+def no_trials(monkeypatch):
+    """Announce times without a trial of the machine, whose images are no part of the work."""
+    monkeypatch.setattr("vprompt.results.cost._timed", lambda *given: 100.0)
+
+
+def test_a_score_after_a_combination_runs_no_image(folder, tiny, count_images, no_trials):
     from vprompt import combine, score
 
     task = few(rows=(100, 140))
@@ -242,7 +248,7 @@ def test_a_score_after_a_combination_runs_no_image(folder, tiny, count_images):
     assert sum(count_images) == 0
 
 
-def test_a_larger_pool_computes_only_what_is_new(folder, tiny, count_images):
+def test_a_larger_pool_computes_only_what_is_new(folder, tiny, count_images, no_trials):
     from vprompt import score
 
     task = few(rows=(100, 140))

@@ -1,7 +1,9 @@
 """Commands: whole commands that are killed, signalled or given a full disk, and run again.
 
 Whatever happened to the first, the same command run again gives the bits of one that nothing
-happened to, and the next leaves nothing of either.
+happened to, and the next leaves nothing of either. Batches are even, since the attention of a
+model as small as this rounds differently for an odd number of images (docs/concepts.md), and
+whether features come out of the cache decides how many there are.
 """
 
 import contextlib
@@ -72,7 +74,7 @@ class World:
     def build(self) -> None:
         """Make images and recipe, learn the pool, and run every command once undisturbed."""
         draw = np.random.default_rng(0)
-        for split, count in (("train", 6), ("val", 4), ("test", 6)):
+        for split, count in (("train", 8), ("val", 4), ("test", 6)):
             for label, name in enumerate(_CLASSES):
                 place = self.folder / "task" / split / name
                 place.mkdir(parents=True)
@@ -119,7 +121,7 @@ class World:
     def words(self, name: str) -> list[str]:
         """Return a command's words."""
         task = "task --model tiny --precision fp32 -q"
-        learn = f"learn {task} --epochs 3 --batch-size 9"
+        learn = f"learn {task} --epochs 3 --batch-size 8"
         words = {
             "learn": f"{learn} --prompt-length 2",
             "pro_vpt": f"{learn} --method pro_vpt(num_virtual_tokens=2)",

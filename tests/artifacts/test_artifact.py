@@ -143,9 +143,11 @@ def test_the_folder_is_laid_out_as_peft_lays_it_out(make, tmp_path):
 
 
 def test_the_config_has_the_keys_that_others_know(saved, tiny):
+    from vprompt.core.wide import wide_json
+
     text = (saved / CONFIG).read_text(encoding="utf-8")
     config = json.loads(text)
-    assert text == json.dumps(config, indent=2, sort_keys=True) + "\n"
+    assert text == wide_json(config)
     known = {
         "peft_type": "VISUAL_PROMPT",
         "task_type": "IMAGE_CLASSIFICATION",

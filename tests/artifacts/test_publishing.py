@@ -82,9 +82,9 @@ def test_an_edited_card_is_sent_as_it_stands(folder, tmp_path):
 
 
 def test_a_dry_run_shows_every_byte_and_sends_nothing(folder, vprompt, monkeypatch):
-    from vprompt.artifacts import hub
+    from vprompt.artifacts import fetching, hub
 
-    monkeypatch.setattr(hub, "_api", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(fetching, "api", lambda: pytest.fail("the hub was asked"))
     code, out, _ = vprompt("share", "push", folder, "me/colours", "--dry-run")
     assert code == 0 and "nothing is sent; to me/colours, made private" in out
     for name, data in hub.pack(folder, "me/colours").files.items():

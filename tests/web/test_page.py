@@ -129,6 +129,17 @@ def test_a_card_is_shown_without_its_header_for_machines(page):
     assert page.locator("#card").inner_text() == card.partition("---\n\n")[2]
 
 
+def press_until_asked_for_a_file(page):
+    """Press Enter, again where a browser on a busy machine no longer takes it for a person's."""
+    from playwright.sync_api import TimeoutError as LateError
+
+    for _ in range(3):
+        with contextlib.suppress(LateError), page.expect_file_chooser(timeout=15_000) as chooser:
+            page.keyboard.press("Enter")
+            return chooser.value
+    raise AssertionError("no file was asked for")
+
+
 def test_the_keyboard_alone_is_enough(page, tmp_path):
     (tmp_path / "a.png").write_bytes(png(5))
     page.keyboard.press("Tab")
@@ -138,9 +149,8 @@ def test_the_keyboard_alone_is_enough(page, tmp_path):
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(str(tmp_path / "a.png"))
+    chosen = press_until_asked_for_a_file(page)
+    chosen.set_files(str(tmp_path / "a.png"))
     says(page, "1 image labelled.")
     assert page.locator(".answer h3").inner_text() == "birch"
     page.keyboard.press("Tab")  # the table, which scrolls

@@ -21,11 +21,11 @@ from vprompt.core.files import (
     atomic_folder,
     cache_folder,
     damaged,
-    json_text,
     optional,
     text_bytes,
 )
 from vprompt.core.progress import SILENT, Progress
+from vprompt.core.wide import wide_json
 
 PREFIX = "hf-hub:"
 _SPEC = re.compile(r"hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
@@ -147,8 +147,8 @@ def pack(
 
 
 def _bytes_of(value: dict[str, Any]) -> bytes:
-    """Return what `files.write_json` would write."""
-    return text_bytes(json_text(value))
+    """Return what `artifact.save` would write."""
+    return text_bytes(wide_json(value))
 
 
 def push(

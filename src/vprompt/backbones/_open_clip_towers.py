@@ -142,7 +142,7 @@ def prompted(
         return _rest(block, tokens, mixed)
     shape = mixed.shape[:2]
     few, seen = tokens[:, :reads].flatten(0, 1), mixed.flatten(0, 1)
-    return _rest(block, steady(few), steady(seen))[: len(few)].unflatten(0, shape)
+    return _rest(block, steady(few), steady(seen))[: few.shape[0]].unflatten(0, shape)
 
 
 def _rest(block: Any, tokens: Tensor, mixed: Tensor) -> Tensor:
