@@ -229,7 +229,8 @@ def test_the_output_of_the_demonstration_is_that_of_its_record():
     for known, found in run["test"].items():
         name = own if known == final.name_in(run) else known
         interval = f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %"
-        row = rf"{name} +{100 * found['acc1']:.1f} %  {interval}"
+        row = rf"{name} +{100 * found['acc1']:.1f} %  {interval} +"
+        row += rf"{100 * found['mean_per_class_recall']:.1f} %"
         gain = found["gain"]
         if gain is not None:
             span = f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
