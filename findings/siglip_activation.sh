@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# timm has two nonlinearities for one family: its SigLIP towers B/16 and L/16 (up to 384 px) and So400m/14 have
-# the exact GELU, its B/32, L/16 at 512 px, So400m/16 and giant have the one that is approximated by tanh.
-# transformers' config of SigLIP has the approximation, whatever the size. With the same weights in both, the
-# features of timm's B/16 are those of transformers only after its nonlinearity is exchanged.
+# timm has two nonlinearities for one family. Of the SigLIP towers looked at here, B/16 at 224 px, L/16 at 256 and
+# So400m/14 at 224 have the exact GELU; B/32 at 256, L/16 at 512 and So400m/16 at 256 have the one that is
+# approximated by tanh. transformers' config of SigLIP has the approximation by default. With the same weights in
+# both, the features of timm's B/16 are those of transformers only after its nonlinearity is exchanged.
 #
 # Exits with 0 while that is so, and with 1 when it changes.
 set -euo pipefail
