@@ -430,7 +430,8 @@ def test_the_whole_line_runs_and_is_resumed(write, shapes, vprompt, tmp_path, ca
 
 def test_a_killed_benchmark_completes_to_the_same_table(write, shapes, tmp_path, vprompt, cache):
     path = write(seeds=[0], train={"epochs": 3, "precision": "fp32"})
-    words = ["bench", "run", path, "--data", shapes, "-q", "--output"]
+    # One after the other, for the records of a fleet are written together, when all are done.
+    words = ["bench", "run", path, "--data", shapes, "--fleet", "off", "-q", "--output"]
     source = "import sys, torch; torch.set_num_threads(1); from vprompt.cli import main; main()"
     command = [sys.executable, "-c", source, *map(str, words), str(tmp_path / "killed")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ}) as process:
