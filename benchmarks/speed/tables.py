@@ -65,7 +65,10 @@ def _fleet(record: dict[str, Any]) -> str:
         "| trainings | seconds | times as fast | largest memory so far |",
         "|---|---|---|---|",
     ]
-    for name, seconds in record["wall_seconds"].items():
+    # As they ran, since memory never falls; a record read back is alphabetical.
+    ran = sorted(record["wall_seconds"], key=lambda name: record["peak_mb_after_each"][name])
+    for name in ran:
+        seconds = record["wall_seconds"][name]
         ratio = record["times_as_fast"]["wall"].get(name)
         told = (
             ""
@@ -87,8 +90,8 @@ def _served(record: dict[str, Any]) -> str:
         f"{record['share_of_offline']:.2f} of what `predict` does; half of the answers within "
         f"{record['p50_seconds']:.2f} s and 99 of 100 within {record['p99_seconds']:.2f} s, "
         f"{record['p99_in_full_batches']:.2f} times a full batch of {record['batch_size']}; "
-        f"{record['lost']} lost, {record['mixed_up']} mixed up; memory after each fifth: {memory} "
-        "MiB."
+        f"{record['lost']} lost, {record['mixed_up']} mixed up; "
+        f"memory before and after each fifth: {memory} MiB."
     )
 
 

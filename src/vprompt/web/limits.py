@@ -13,8 +13,8 @@ from vprompt.verbs import ArtifactModel, Device, Force, Precision
 class Limits(Settings):
     """`body_mib` and `megapixels` bound one request and one image, `queue` the images that wait.
 
-    A batch has at most `batch_size` images; one image waits at most `latency_ms` for others. A
-    request that takes longer than `seconds` is given up.
+    A batch has at most `batch_size` images. Once there is an image and the model is free, it waits
+    at most `latency_ms` for others. A request that takes longer than `seconds` is given up.
     """
 
     body_mib: Annotated[float, Flag("Largest request, MiB.")] = 32.0
