@@ -222,13 +222,13 @@ def test_other_settings_of_a_method_need_no_new_evidence(folder, tiny, count_ima
     task = few(rows=(100, 140))
     call = {"pool": folder, "model": tiny, "config": quick(epochs=0), "test": False}
     combine(task, method="hgprompt", move_scale="published", **call)
-    first, files = sum(count_images), set((cache / "evidence").iterdir())
+    first, files = sum(count_images), set((cache / "evidence").glob("*.safetensors"))
     count_images.clear()
     combine(task, method="hgprompt(score=trace_ratio)", move_scale="published", **call)
     # Three sources, their average and the plain features of forty images are not computed again.
     assert sum(count_images) == first - 5 * 40
     # The other sum's features are new; the evidence is not.
-    assert len(set((cache / "evidence").iterdir()) - files) == 1
+    assert len(set((cache / "evidence").glob("*.safetensors")) - files) == 1
 
 
 @pytest.fixture
@@ -324,6 +324,35 @@ def test_without_tuning_the_combined_prompt_is_the_weighted_sum(write_pool, pool
     )
     wanted = torch.stack([prompt.tokens for prompt in pool.values()]).mean(0)
     torch.testing.assert_close(outcome.artifact.prompt.tokens, wanted)
+
+
+def test_an_equal_run_knows_what_the_first_left_in_the_cache(write_pool, pool, tiny, tmp_path):
+    from vprompt import combine, evaluate, score
+    from vprompt.core.progress import Silent
+
+    class Told(Silent):
+        def say(self, text):
+            told.append(text)
+
+    def announced(verb, **changes):
+        told.clear()
+        verb(few(), progress=Told(), **changes)
+        return next(text for text in told if text.startswith("about "))
+
+    told, folder = [], write_pool(pool)
+    options = {"model": tiny, "pool": folder}
+    assert f"{len(pool) + 1} passes" in announced(score, **options)
+    assert "0 passes" in announced(score, **options)
+    combining = {**options, "config": quick(epochs=0), "overwrite": True}
+    for method in ("hgprompt", "uniform"):
+        said = [
+            announced(combine, **combining, method=method, output=tmp_path / "one")
+            for _ in range(2)
+        ]
+        assert "evidence passes" in said[0] and "an earlier run left the rest" in said[1]
+    known = {"artifact": tmp_path / "one", "model": tiny}
+    assert "looks at images" in announced(evaluate, **known)
+    assert "an earlier run has looked" in announced(evaluate, **known)
 
 
 @pytest.fixture

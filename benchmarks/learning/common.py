@@ -247,8 +247,11 @@ def described(learned: Learned) -> dict[str, Any]:
         "kept_epoch": tuned.kept_epoch,
         "ended": tuned.ended,
         "history": [
-            {key: value if value is None else round(value, 5) for key, value in asdict(r).items()}
-            for r in tuned.history
+            {
+                key: round(value, 5) if isinstance(value, float) else value
+                for key, value in asdict(record).items()
+            }
+            for record in tuned.history
         ],
         "seconds": learned.seconds,
     }

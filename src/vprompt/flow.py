@@ -17,7 +17,7 @@ from vprompt.pooling import comparing, floor, scoring, screening, weighing
 from vprompt.pooling.mix import plan_of
 from vprompt.pooling.scoring import Scores
 from vprompt.pooling.screening import Selection
-from vprompt.results import accounts
+from vprompt.results import accounts, again
 from vprompt.results.cost import combining_estimate, scoring_estimate, training_estimate
 from vprompt.stages import Setting
 from vprompt.verbs import CombineSettings, LearnSettings, ScoreSettings
@@ -104,7 +104,9 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     setting, selection = _open_all(task, settings, config, align=align, following=following)
     pool = weighing.line_up(setting, selection, plan)
     trial, looks = PromptAdapter(setting.backbone, pool.prompts[0]), setting.sizes(settings.test)
-    counts = {"sources": len(pool.sources), **looks}
+    kept = again.kept_passes(setting, [None, *pool.prompts]) if pool.plan.looks else 0
+    mark = again.mark_of(setting, pool.slots, settings.method, pool.plan)
+    counts = {"sources": len(pool.sources), "kept": kept, "again": mark.there, **looks}
     estimate = combining_estimate(trial, setting.train, config, plan=pool.plan, **counts)
     setting = replace(setting, progress=estimate.announce(settings.progress))
     weighed = weighing.weigh(setting, settings.method, pool)
@@ -114,7 +116,9 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     candidates = {name: candidate for name, (candidate, _) in begin.candidates.items()}
     run = accounts.of_combining(task, settings, setting, weighed, begin, tuned)
     plain = weighed.evidence.plain
-    return finish(setting, tuned, plain, candidates, run, settings, begin.origin)
+    outcome = finish(setting, tuned, plain, candidates, run, settings, begin.origin)
+    mark.leave()
+    return outcome
 
 
 @takes(ScoreSettings)
@@ -144,6 +148,7 @@ def score(task: str | Task, settings: ScoreSettings) -> list[tuple[str, float]] 
             sources=len(sources),
             epochs=plan.target_epochs,
             scores=floor.expected(named, labels, width, len(sources) + 1),
+            kept=again.kept_passes(setting, [None, *(source.prompt for source in sources)]),
         )
         setting = replace(setting, progress=estimate.announce(settings.progress))
     wanted = {name for each in named for name in scoring.needs(each)}

@@ -1,6 +1,7 @@
 """Reach: without a network a model is read from the disk at once, or refused in seconds."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -9,12 +10,13 @@ from huggingface_hub import constants
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """A hub's address at which nobody listens, and an empty store of its library."""
-    from vprompt.backbones import _reach
+    from vprompt.backbones import _asking
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(_reach, "_REACHED", set())
+    monkeypatch.setattr(_asking, "_ANSWERS", {})
+    monkeypatch.setattr(_asking, "_ASKED", {})
     return tmp_path / "hub"
 
 
@@ -81,24 +83,23 @@ def test_an_address_in_place_of_a_name_is_answered_with_what_to_type(nowhere, re
 def test_a_host_that_never_answers_costs_no_more(nowhere, monkeypatch):
     from huggingface_hub import utils
 
-    from vprompt.backbones import _reach
+    from vprompt.backbones import _asking
 
-    monkeypatch.setattr(_reach, "SECONDS", 0.1)
-    monkeypatch.setattr(utils, "get_session", lambda: time.sleep(60))
-    assert "no answer" in _reach._problem("http://10.255.255.1")
+    monkeypatch.setattr(_asking, "SECONDS", 0.1)
+    never = SimpleNamespace(head=lambda *a, **k: time.sleep(60))
+    monkeypatch.setattr(utils, "get_session", lambda: never)
+    assert "no answer" in _asking.problem("http://10.255.255.1")
 
 
 @pytest.mark.parametrize("status, reached", [(200, True), (404, True), (503, False)])
 def test_a_proxy_that_reaches_nobody_is_no_answer(nowhere, monkeypatch, status, reached):
-    from types import SimpleNamespace
-
     from huggingface_hub import utils
 
-    from vprompt.backbones import _reach
+    from vprompt.backbones import _asking
 
     answer = SimpleNamespace(status_code=status)
     monkeypatch.setattr(utils, "get_session", lambda: SimpleNamespace(head=lambda *a, **k: answer))
-    assert (_reach._problem("http://hub.example") == "") is reached
+    assert (_asking.problem("http://hub.example") == "") is reached
 
 
 def test_a_network_that_is_no_vit_is_refused_before_the_hub_is_asked(nowhere, refused, monkeypatch):
@@ -118,6 +119,46 @@ def test_what_is_on_disk_is_read_without_asking_again(nowhere):
     with _reach.hub("hf-hub:org/vit", "org/vit"):
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    "model, asked",
+    [
+        ("vit_base_patch16_224", True),
+        ("ViT-B-16,openai", True),
+        ("hf:facebook/dinov2-small", True),
+        ("demo", False),
+        ("tiny_clip", False),
+        ("local-dir:/models/vit", False),
+        ("hf:/models/vit", False),
+        ("timm_vit(model=vit_tiny_patch16_224, checkpoint='/vit.safetensors')", False),
+        (None, False),
+    ],
+)
+def test_a_command_asks_the_hub_ahead_and_only_once(nowhere, monkeypatch, model, asked):
+    from huggingface_hub import utils
+
+    from vprompt.backbones import _asking
+
+    heads = []
+    answer = SimpleNamespace(head=lambda *a, **k: heads.append(a) or SimpleNamespace(status_code=9))
+    monkeypatch.setattr(utils, "get_session", lambda: answer)
+    _asking.ahead(model)
+    assert list(_asking._ASKED) == ["http://127.0.0.1:9"] * asked
+    if asked:
+        assert _asking.problem("http://127.0.0.1:9") == ""
+    assert len(heads) == asked
+
+
+def test_an_address_that_did_not_answer_is_asked_again(nowhere, monkeypatch):
+    from huggingface_hub import utils
+
+    from vprompt.backbones import _asking
+
+    assert _asking.problem("http://127.0.0.1:9")
+    answer = SimpleNamespace(head=lambda *a, **k: SimpleNamespace(status_code=200))
+    monkeypatch.setattr(utils, "get_session", lambda: answer)
+    assert _asking.problem("http://127.0.0.1:9") == ""
 
 
 def test_random_weights_are_said():

@@ -82,6 +82,28 @@ def test_combining_adds_evidence_and_looks_at_test_five_times(adapter, train):
     assert said.startswith("about 16 s: 5 evidence passes and 2 epochs x 30 images at 10 images/s")
 
 
+def test_what_an_earlier_run_left_in_the_cache_costs_nothing(adapter, train):
+    from vprompt.learning.train_config import TrainConfig
+    from vprompt.pooling.mix import Plan
+    from vprompt.results.cost import combining_estimate, measuring_estimate, scoring_estimate
+
+    config, counts = TrainConfig(epochs=2, keep="last"), {"sources": 4, "val": 15, "test": 24}
+
+    def combining(**known):
+        return str(combining_estimate(adapter, train, config, plan=Plan(), **counts, **known))
+
+    # 3 of 5 passes: 3 s less than 16. All of them and the test images: 2 x 30 steps, 2 x 15 looks.
+    assert combining(kept=3).startswith("about 13 s: 2 evidence passes and 2 epochs x 30 images")
+    said = combining(kept=5, again=True)
+    assert said.startswith("about 7 s: 2 epochs x 30 images; an earlier run left the rest at 10 im")
+    assert said.endswith(", 30 looks at images to validate and test")
+    scores = {"sources": 4, "scores": 2.0}
+    assert scoring_estimate(adapter, train, config, kept=5, **scores).seconds == 2.0
+    assert scoring_estimate(adapter, train, config, kept=4, **scores).seconds == 3.0
+    again = measuring_estimate(adapter.backbone, None, 90, 2, again=True)
+    assert str(again) == "about 0 s: an earlier run has looked at the 90 images"
+
+
 def test_a_sum_of_moves_adds_its_looks_along_the_scales(adapter, train):
     from vprompt.learning.train_config import TrainConfig
     from vprompt.pooling.mix import Plan

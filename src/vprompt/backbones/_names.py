@@ -41,7 +41,8 @@ def advice(name: str) -> str:
             "checkpoint='/path')\" with the name of its architecture. "
         )
     typed = name.removeprefix("hf-hub:")
-    found = _on_disk(name) or _of_open_clip(typed) or _of_timm(typed)
+    found = _on_disk(name) or (_of_open_clip(typed) if _may_be_clip(typed) else "")
+    found = found or _of_timm(typed)
     return f"{found} " if found else ""
 
 
@@ -66,6 +67,12 @@ def _on_disk(name: str) -> str:
             f"{plain}')\", with the name of its architecture."
         )
     return ""
+
+
+def _may_be_clip(name: str) -> bool:
+    """Say whether open_clip, whose import costs a second, may know a name: none like timm's."""
+    plain = re.fullmatch(r"[a-z0-9_.]+", name)
+    return not plain and ("/" not in name or "clip" in name.lower() or name.startswith("ViT"))
 
 
 def _of_open_clip(name: str) -> str:

@@ -1,21 +1,17 @@
-"""Reach: whether a model hub answers, asked once and quickly, before a library tries for a minute.
+"""Reach: what a model hub that does not answer means, before a library tries it for a minute.
 
 Without a network a model that was fetched before is read from the disk at once, and any other is
 refused with what to type instead.
 """
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from vprompt.backbones._asking import problem as _problem
 from vprompt.backbones._names import advice
 from vprompt.core.errors import VPromptError
-
-SECONDS = 3.0
-_REACHED: set[str] = set()  # addresses that answered in this process
-_GATEWAYS = (502, 503, 504)  # what a proxy says for a host that it cannot reach
 
 
 @contextlib.contextmanager
@@ -29,12 +25,12 @@ def hub(model: str, repository: str | None) -> Iterator[None]:
     if repository is None or constants.HF_HUB_OFFLINE:
         yield
         return
-    problem = _problem(constants.ENDPOINT)
-    if not problem:
+    silent = _problem(constants.ENDPOINT)
+    if not silent:
         yield
         return
     if not _is_on_disk(repository):
-        raise _refusal(model, constants.ENDPOINT, problem)
+        raise _refusal(model, constants.ENDPOINT, silent)
     constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -54,8 +50,8 @@ def check_url(model: str, url: str, folder: Path) -> None:
         return
     host = f"{parts.scheme}://{parts.netloc}"
     offline = "HF_HUB_OFFLINE is set, so nobody is asked" if constants.HF_HUB_OFFLINE else ""
-    if problem := offline or _problem(host):
-        raise _refusal(model, host, problem)
+    if silent := offline or _problem(host):
+        raise _refusal(model, host, silent)
 
 
 def _refusal(model: str, address: str, problem: str) -> VPromptError:
@@ -65,33 +61,6 @@ def _refusal(model: str, address: str, problem: str) -> VPromptError:
         "`local-dir:/path`, or a weight file as `timm_vit(model=NAME, checkpoint='/path')`. "
         f"{advice(model)}".rstrip()
     )
-
-
-def _problem(address: str) -> str:
-    """Return why an address does not answer, or nothing where it does."""
-    if address in _REACHED:
-        return ""
-    failed: list[str] = []
-
-    def ask() -> None:
-        from huggingface_hub.utils import get_session
-
-        try:
-            status = get_session().head(address, timeout=SECONDS).status_code
-            if status in _GATEWAYS:
-                failed.append(f"a proxy answers {status}")
-            else:
-                _REACHED.add(address)
-        except Exception as error:  # which HTTP library raises depends on huggingface_hub's age
-            failed.append((str(error).strip().splitlines() or [type(error).__name__])[0][:100])
-
-    # Looking up a name has no timeout of its own.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(SECONDS + 0.5)
-    if address in _REACHED:
-        return ""
-    return failed[0].rstrip(".") if failed else f"no answer in {SECONDS:.0f} s"
 
 
 def _is_on_disk(repository: str) -> bool:

@@ -5,7 +5,7 @@ Reference: Wolf et al., "Transformers: State-of-the-Art Natural Language Process
 """
 
 import contextlib
-import importlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones import _hf_clip, _hf_models, _reach, open_clip
+from vprompt.backbones import _hf_clip, _hf_models, _reach
 from vprompt.backbones._filling import check_fills, listed
 from vprompt.backbones._hf_processor import data_config_of
 from vprompt.backbones._timm_models import patch_size_of
@@ -38,9 +38,10 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
     `image_size` is in place of the processor's; position embeddings are resampled by timm.
     """
     place, revision = _place(model)
-    library = _library()
+    _check_installed()
     repository = None if Path(place).is_dir() else place
     with _explained(model), _quiet(), _reach.hub(model, repository):
+        library = importlib.import_module("transformers")  # slow, so after the hub was asked
         where = {"revision": revision} if revision else {}
         raw, _ = library.PretrainedConfig.get_config_dict(place, **where)
         if raw.get("model_type") == "clip":
@@ -79,6 +80,8 @@ def _two_towers(
     library: Any, place: str, where: dict[str, str], model: str, image_size: ImageSize | None
 ) -> Backbone:
     """Return a CLIP, both towers, in open_clip's modules."""
+    from vprompt.backbones import open_clip  # loading it takes a second that image towers spare
+
     processor = _processor(place, where, model)
     original = _original(library, "CLIPModel", place, where, model)
     config = _hf_clip.open_clip_config(original.config, model)
@@ -246,11 +249,9 @@ def _apart(made: Tensor, own: Tensor) -> float:
     return float((made - own).abs().max() / own.abs().max())
 
 
-def _library() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise VPromptError(f"Models of transformers need that library. Run: {INSTALL}") from None
+def _check_installed() -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise VPromptError(f"Models of transformers need that library. Run: {INSTALL}")
 
 
 @contextlib.contextmanager

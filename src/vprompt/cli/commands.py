@@ -46,6 +46,10 @@ def of_verb(
             config = _take(typed, training)
             if config:
                 given["config"] = config
+            if "model" in given:
+                from vprompt.backbones import _asking
+
+                _asking.ahead(given["model"])
             if "protocol" in given:
                 from vprompt.results import protocols
 

@@ -1,15 +1,28 @@
-"""Linear algebra that several scores share: class means, shrinkage; float64 throughout."""
+"""Linear algebra that several scores share: class means, shrinkage; float64 throughout.
+
+scikit-learn and scipy are imported where they are used: loading them takes most of a second.
+"""
 
 import math
 
 import torch
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from vprompt.core.errors import VPromptError
 from vprompt.core.types import Features, Labels, SourceFeatures, SourceGradients, Weights
 
 MINIMUM_SHRINKAGE = 1e-3
+
+
+def assignment(nearness: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows and columns of the one-to-one assignment of largest summed nearness.
+
+    nearness: `[rows, columns]`; the smaller side is assigned whole (Hungarian algorithm).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(-nearness.numpy())
+    return torch.as_tensor(rows), torch.as_tensor(columns)
 
 
 def shrinkage_intensity(centred: Features, shrinkage: float | str | None) -> float:
@@ -84,6 +97,8 @@ def ledoit_wolf_intensity(centred: Features) -> float:
     Reference: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
     matrices", 2004; computed by scikit-learn.
     """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
     return _bounded(float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True)))
 
 

@@ -14,6 +14,7 @@ from vprompt.data.task import Split, Task
 from vprompt.learning.classifier import Candidate
 from vprompt.models.two_tower import TextPrompt, TwoTower, text_head
 from vprompt.opening import open_adapter, open_artifact, open_for, open_task
+from vprompt.results import again
 from vprompt.results.cost import measuring_estimate
 from vprompt.results.measure import test_accuracy
 from vprompt.verbs import EvaluateSettings
@@ -68,9 +69,12 @@ def evaluate(task: str | Task, settings: EvaluateSettings) -> dict[str, Any]:
         progress.say(sentence)
     assert opened.test is not None
     count = len(opened.test)
-    estimate = measuring_estimate(backbone, candidates["learned"][0], count, len(candidates))
+    mark = again.mark_of_measuring(backbone, opened, candidates, settings.precision)
+    estimate = measuring_estimate(
+        backbone, candidates["learned"][0], count, len(candidates), again=mark.there
+    )
     progress = estimate.announce(progress)
-    return test_accuracy(
+    measured = test_accuracy(
         backbone,
         opened,
         candidates,
@@ -78,6 +82,9 @@ def evaluate(task: str | Task, settings: EvaluateSettings) -> dict[str, Any]:
         skip_bad=settings.skip_bad,
         progress=progress,
     )
+    if loaded.text is None:
+        mark.leave()
+    return measured
 
 
 def _in_classes_of(loaded: Artifact, task: Task) -> Task:

@@ -171,7 +171,8 @@ def start_head(
         return own, plain
     if config.head == "closed_form":
         found = start_features(adapter, train, config)
-        return goal.closed_form(found, train.labels), _whitening(found)
+        # Only a head that is trained has coordinates: a second of work at an ensemble's width.
+        return goal.closed_form(found, train.labels), _whitening(found) if config.epochs else plain
     weight = torch.zeros(goal.outputs, width)
     if config.head == "kaiming":
         nn.init.kaiming_normal_(weight, a=0, mode="fan_out", generator=stream(config.seed, "head"))

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
@@ -271,6 +270,8 @@ def calibrated(logits: Tensor, labels: Labels) -> tuple[float, float, float]:
 
     def loss(log_scale: float) -> float:
         return functional.cross_entropy(rows * 10**log_scale, targets).item()
+
+    from scipy.optimize import minimize_scalar  # loading it takes a third of a second
 
     found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded", options={"xatol": 1e-3})
     accuracy = (logits.argmax(1) == labels).double().mean().item()

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
@@ -88,6 +87,8 @@ def fit_probabilities(said: Tensor, sets: Tensor) -> tuple[float, float, Tensor]
         slope = (1 / (1 + np.exp(-np.clip(logits, -500, 500))) - soft) / logits.size
         gradient = np.concatenate([[(slope * scores).sum()], slope.sum(0)])
         return float(value.mean()), gradient
+
+    from scipy.optimize import minimize  # loading it takes a third of a second
 
     start = np.concatenate([[4.0], np.full(scores.shape[1], -2.0)])
     bounds = [_SLOPES, *[(None, None)] * scores.shape[1]]

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vprompt.core.errors import VPromptError
-from vprompt.core.linalg import unit_rows
+from vprompt.core.linalg import assignment, unit_rows
 from vprompt.core.types import LayerWeights, PromptTokens, Weights
 from vprompt.prompts.prompt import Prompt
 
@@ -49,8 +48,8 @@ def match_tokens(prompts: Sequence[Prompt]) -> list[Tensor]:
         order = torch.arange(len(unit))
         for block in prompt.blocks.unique():
             rows = (prompt.blocks == block).nonzero().flatten()
-            _, chosen = linear_sum_assignment(-(reference[rows] @ unit[rows].T).numpy())
-            order[rows] = rows[torch.as_tensor(chosen)]
+            _, chosen = assignment(reference[rows] @ unit[rows].T)
+            order[rows] = rows[chosen]
         orders.append(order)
     return orders
 
@@ -111,7 +110,7 @@ def _slots(prompts: Sequence[Prompt], block: int) -> list[_Slot]:
     cosines: list[list[float]] = [[] for _ in range(count)]
     for index, unit in enumerate(units):
         near = units[offers] @ unit.T
-        for slot, row in zip(*linear_sum_assignment(-near.numpy()), strict=True):
+        for slot, row in zip(*(each.tolist() for each in assignment(near)), strict=True):
             filled[slot][index] = int(rows[index][row])
             cosines[slot].append(float(near[slot, row]))
     return [_Slot(block, f, sum(c) / len(c)) for f, c in zip(filled, cosines, strict=True)]

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from vprompt.core.linalg import unit_rows
+from vprompt.core.linalg import assignment, unit_rows
 from vprompt.prompts.prompt import Prompt
 
 
@@ -76,7 +75,7 @@ def _assign(units: Sequence[Tensor]) -> list[Tensor]:
     orders = []
     for unit in units:
         order = torch.full((longest,), -1)
-        slots, rows = linear_sum_assignment(-(reference @ unit.T).numpy())
-        order[torch.as_tensor(slots)] = torch.as_tensor(rows)
+        slots, rows = assignment(reference @ unit.T)
+        order[slots] = rows
         orders.append(order)
     return orders

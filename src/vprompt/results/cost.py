@@ -193,12 +193,16 @@ def combining_estimate(
     val: int = 0,
     test: int = 0,
     decoding: float = 0.0,
+    kept: int = 0,
+    again: bool = False,
 ) -> Estimate:
-    """Return how long evidence and tuning will take, if nothing is cached.
+    """Return how long evidence and tuning will take.
 
-    `val` and `test` are numbers of images. Those of the test split are looked at without a prompt,
-    under the start, the sum or each part of an ensemble, the best source if the sources are looked
-    at, and the result if it was tuned. A sum of weights one has the average in place of the start.
+    `kept` passes of the sources are in the cache; `again` says that an equal run has left there
+    everything but the training. `val` and `test` are numbers of images. Those of the test split
+    are looked at without a prompt, under the start, the sum or each part of an ensemble, the best
+    source if the sources are looked at, and the result if it was tuned. A sum of weights one has
+    the average in place of the start.
     """
     found = speed_of(adapter, train, config)
     epochs, looks, width, heads = plan.epochs(config.epochs, sources), 0, 1, HEADS
@@ -207,6 +211,11 @@ def combining_estimate(
         heads += SCALES * SCALED_HEADS
         width = plan.members if plan.form in ("ensemble", "auto") else 1
     seen = sources + 1 if plan.looks else 1
+    fits = (seen + heads) * head_seconds(adapter, len(train))
+    seen -= min(kept, seen)
+    if again:
+        seen = looks = test = 0
+        decoding = 0.0
     passes = seen + looks
     judging = (width + (width > 1)) * judged(config, epochs) * val
     tests = (2 + plan.looks + width + (width if epochs else 0)) * test
@@ -220,9 +229,10 @@ def combining_estimate(
         "tune": Part(tuning if units else 0.0, units),
         "test": Part(tests / found.forward, tests),
     }
-    other = looks * images / found.forward + (seen + heads) * head_seconds(adapter, images)
-    other += decoding + (0.0 if units else tuning)
+    other = looks * images / found.forward + fits + decoding + (0.0 if units else tuning)
     what = f"{passes} evidence passes and {epochs} epochs x {images} images"
+    if again:
+        what = f"{epochs} epochs x {images} images; an earlier run left the rest"
     return Estimate(what, parts, other, _facts(found.step, judging + tests))
 
 
@@ -234,13 +244,15 @@ def scoring_estimate(
     sources: int,
     epochs: int = 0,
     scores: float = 0.0,
+    kept: int = 0,
 ) -> Estimate:
     """Return how long it takes to look through all sources, and `scores` seconds to score them.
 
-    `epochs` are of a prompt on the target that a metric compares with.
+    `kept` passes are in the cache. `epochs` are of a prompt on the target that a metric compares
+    with.
     """
     found = speed_of(adapter, train, config)
-    images, seen = len(train), sources + 1
+    images, seen = len(train), sources + 1 - min(kept, sources + 1)
     parts = {"evidence": Part(seen * images / found.forward, seen * images)}
     other = epochs * images / found.step + scores
     facts = f" at {found.forward:.0f} images/s, then the scores"
@@ -248,9 +260,19 @@ def scoring_estimate(
 
 
 def measuring_estimate(
-    backbone: Backbone, adapted: Prompt | Adapter | None, images: int, candidates: int
+    backbone: Backbone,
+    adapted: Prompt | Adapter | None,
+    images: int,
+    candidates: int,
+    *,
+    again: bool = False,
 ) -> Estimate:
-    """Return how long it takes to read test images, and to look at them with every candidate."""
+    """Return how long it takes to read test images, and to look at them with every candidate.
+
+    `again` says that an equal measurement has left all of that in the cache.
+    """
+    if again:
+        return Estimate(f"an earlier run has looked at the {images:,} images")
     height, width = backbone.data_config.input_size[1:]
     pixels = np.full((_TRIAL, height, width, 3), 128, dtype=np.uint8)
     grey = Examples(pixels, torch.zeros(_TRIAL, dtype=torch.int64), "trial")

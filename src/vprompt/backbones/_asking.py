@@ -1,0 +1,54 @@
+"""Asking: does an address answer? Asked once a process and quickly, and ahead of time if possible.
+
+Nothing heavy is imported here, so that a command can ask while torch and timm load.
+"""
+
+import re
+import threading
+
+SECONDS = 3.0
+_GATEWAYS = (502, 503, 504)  # what a proxy says for a host that it cannot reach
+_ANSWERS: dict[str, str] = {}  # what each address said in this process: nothing where it answered
+_ASKED: dict[str, threading.Thread] = {}
+# A name that timm, open_clip or a hub knows; the built-in models and places on disk need no hub.
+_OF_A_HUB = re.compile(r"(?!(demo|tiny|tiny_clip)$)(hf:|hf-hub:)?[\w.-]+(/[\w.-]+)?(,\w+)?")
+
+
+def ahead(model: object) -> None:
+    """Begin to ask the hub where the name of a model looks as if that will be wanted."""
+    from huggingface_hub import constants
+
+    if isinstance(model, str) and _OF_A_HUB.fullmatch(model) and not constants.HF_HUB_OFFLINE:
+        _ask(constants.ENDPOINT)
+
+
+def problem(address: str) -> str:
+    """Return why an address does not answer, or nothing where it does.
+
+    One that answered is not asked again; one that did not is, for a network may come back.
+    """
+    if _ANSWERS.get(address) == "":
+        return ""
+    thread = _ASKED.pop(address, None) or _ask(address)
+    _ASKED.pop(address, None)
+    thread.join(SECONDS + 0.5)  # looking up a name has no timeout of its own
+    return _ANSWERS.get(address, f"no answer in {SECONDS:.0f} s")
+
+
+def _ask(address: str) -> threading.Thread:
+    from huggingface_hub.utils import get_session
+
+    _ANSWERS.pop(address, None)
+
+    def ask() -> None:
+        try:
+            status = get_session().head(address, timeout=SECONDS).status_code
+        except Exception as error:  # which HTTP library raises depends on huggingface_hub's age
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            _ANSWERS[address] = said[:100].rstrip(".")
+        else:
+            _ANSWERS[address] = f"a proxy answers {status}" if status in _GATEWAYS else ""
+
+    _ASKED[address] = thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    return thread
