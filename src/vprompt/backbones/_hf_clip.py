@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vprompt.core.errors import VPromptError
 
-_GELUS: dict[str, dict[str, str] | None] = {
+GELUS: dict[str, dict[str, str] | None] = {
     "quick_gelu": None,
     "gelu": None,
     "gelu_pytorch_tanh": {"approximate": "tanh"},
@@ -38,11 +38,11 @@ def open_clip_config(config: Any, model: str) -> dict[str, Any]:
     """Return open_clip's config of the same towers, or refuse what it has no place for."""
     vision, text = config.vision_config, config.text_config
     quick = {tower.hidden_act == "quick_gelu" for tower in (vision, text)}
-    for tower in (vision, text):
-        if tower.hidden_act not in _GELUS or len(quick) > 1:
+    for one in (vision, text):
+        if one.hidden_act not in GELUS or len(quick) > 1:
             raise VPromptError(
                 f"The towers of {model!r} have the nonlinearities {vision.hidden_act!r} and "
-                f"{text.hidden_act!r}; read are {', '.join(_GELUS)}, QuickGELU in both or neither."
+                f"{text.hidden_act!r}; read are {', '.join(GELUS)}, QuickGELU in both or neither."
             )
     if vision.num_channels != 3:
         raise VPromptError(f"{model!r} sees {vision.num_channels} channels; images here have 3.")
@@ -54,13 +54,13 @@ def open_clip_config(config: Any, model: str) -> dict[str, Any]:
         "embed_dim": config.projection_dim,
         "quick_gelu": quick == {True},
         "vision_cfg": {
-            **_tower(vision),
+            **tower(vision),
             "image_size": vision.image_size,
             "patch_size": vision.patch_size,
             "head_width": vision.hidden_size // vision.num_attention_heads,
         },
         "text_cfg": {
-            **_tower(text),
+            **tower(text),
             **pooled,
             "heads": text.num_attention_heads,
             "context_length": text.max_position_embeddings,
@@ -69,21 +69,30 @@ def open_clip_config(config: Any, model: str) -> dict[str, Any]:
     }
 
 
-def _tower(config: Any) -> dict[str, Any]:
+def tower(config: Any) -> dict[str, Any]:
+    """Return what both towers of open_clip are made from alike."""
     found = {
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "mlp_ratio": config.intermediate_size / config.hidden_size,
     }
-    if _GELUS[config.hidden_act]:
-        found["act_kwargs"] = _GELUS[config.hidden_act]
+    if GELUS[config.hidden_act]:
+        found["act_kwargs"] = GELUS[config.hidden_act]
     if config.layer_norm_eps != _EPS:
         found["norm_kwargs"] = {"eps": config.layer_norm_eps}
     return found
 
 
 def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights under open_clip's names; queries, keys and values in one."""
+    """Return the weights under open_clip's names."""
+    found = renamed(state)
+    found["visual.proj"] = found.pop("visual_projection.weight").T.contiguous()
+    found["text_projection"] = found.pop("text_projection.weight").T.contiguous()
+    return found
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the towers' weights under open_clip's names; queries, keys and values in one."""
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.endswith("position_ids"):
@@ -96,6 +105,4 @@ def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if part:
             names = [f"{part[1]}{letter}_proj.{part[2]}" for letter in "qkv"]
             found[f"{part[1]}in_proj_{part[2]}"] = torch.cat([found.pop(name) for name in names])
-    found["visual.proj"] = found.pop("visual_projection.weight").T.contiguous()
-    found["text_projection"] = found.pop("text_projection.weight").T.contiguous()
     return found

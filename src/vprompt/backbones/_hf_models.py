@@ -237,6 +237,5 @@ KINDS = {
     "dinov2": Kind("Dinov2Model", _dinov2, _finish_dinov2),
     "dinov2_with_registers": Kind("Dinov2WithRegistersModel", _dinov2, _finish_dinov2),
     "dinov3_vit": Kind("DINOv3ViTModel", _dinov3, _finish_dinov3),
-    "siglip": Kind("SiglipVisionModel", _siglip, _finish_siglip),
     "siglip_vision_model": Kind("SiglipVisionModel", _siglip, _finish_siglip),
 }

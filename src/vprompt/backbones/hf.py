@@ -5,6 +5,7 @@ Reference: Wolf et al., "Transformers: State-of-the-Art Natural Language Process
 """
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import warnings
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones import _hf_clip, _hf_models, _reach
+from vprompt.backbones import _hf_clip, _hf_models, _hf_siglip, _reach
 from vprompt.backbones._filling import check_fills, listed
 from vprompt.backbones._hf_processor import data_config_of
 from vprompt.backbones._timm_models import patch_size_of
@@ -26,15 +27,16 @@ from vprompt.data.preprocessing import ImageSize, check_filled, checked, pair, s
 from vprompt.models.backbone import Backbone
 
 INSTALL = "pip install 'vprompt[transformers]'"
+_TWO_TOWERS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 _TOLERANCE = 1e-3  # of the largest feature: what another order of sums makes in fp32
 
 
 def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None = None) -> Backbone:
-    """Return a frozen model of transformers: ViT, DeiT, DINOv2, DINOv3, SigLIP's image tower, CLIP.
+    """Return a frozen model of transformers: ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP.
 
     `model` is a repository (`org/name`, `org/name@revision`) or a folder with `config.json`,
-    `preprocessor_config.json` and weights as safetensors, of a CLIP its tokenizer as well, since
-    that has both towers. Code in a repository is never run.
+    `preprocessor_config.json` and weights as safetensors, of a CLIP or SigLIP its tokenizer as
+    well, since those have both towers. Code in a repository is never run.
     `image_size` is in place of the processor's; position embeddings are resampled by timm.
     """
     place, revision = _place(model)
@@ -44,8 +46,9 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
         library = importlib.import_module("transformers")  # slow, so after the hub was asked
         where = {"revision": revision} if revision else {}
         raw, _ = library.PretrainedConfig.get_config_dict(place, **where)
-        if raw.get("model_type") == "clip":
-            return _two_towers(library, place, where, model, image_size)
+        if raw.get("model_type") in _TWO_TOWERS:
+            original = _TWO_TOWERS[raw["model_type"]]
+            return _two_towers(library, original, place, where, model, image_size)
         kind = _kind(raw, model)
         processor = _processor(place, where, model)
         original = _original(library, kind.original, place, where, model)
@@ -77,42 +80,67 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
 
 
 def _two_towers(
-    library: Any, place: str, where: dict[str, str], model: str, image_size: ImageSize | None
+    library: Any,
+    kind: str,
+    place: str,
+    where: dict[str, str],
+    model: str,
+    image_size: ImageSize | None,
 ) -> Backbone:
-    """Return a CLIP, both towers, in open_clip's modules."""
+    """Return a CLIP or SigLIP, both towers, in open_clip's modules."""
     from vprompt.backbones import open_clip  # loading it takes a second that image towers spare
 
     processor = _processor(place, where, model)
-    original = _original(library, "CLIPModel", place, where, model)
-    config = _hf_clip.open_clip_config(original.config, model)
-    weights = _hf_clip.open_clip_state(original.state_dict())
+    original = _original(library, kind, place, where, model)
+    sigmoid = kind == "SiglipModel"
+    into: Any = _hf_siglip if sigmoid else _hf_clip
+    config = into.open_clip_config(original.config, model)
+    weights = into.open_clip_state(original.state_dict())
+    trunk = _hf_siglip.image_tower(original, model) if sigmoid else None
     own, context = pair(config["vision_cfg"]["image_size"]), config["text_cfg"]["context_length"]
     name = str(Spec("hf", {"model": model}))
-    tokenizer = _tokenizer(place, where, context, model)
-    _check_tokens(tokenizer, original.config.text_config, model)
-    clip = open_clip.from_config(config, name=name, tokenizer=tokenizer, weights=weights)
+    tokenizer = _tokenizer(place, where, context, model, lower=sigmoid)
+    # A SigLIP reads its last place, whatever stands there; its config names ends of no use.
+    text = original.config.text_config
+    _check_tokens(tokenizer, text.vocab_size, None if sigmoid else text.eos_token_id, model)
+    build = functools.partial(
+        open_clip.from_config, config, name=name, tokenizer=tokenizer, weights=weights, trunk=trunk
+    )
+    clip = build()
     gap = _check_same_towers(clip, original, model)
     size, data_config, note = data_config_of(processor, own, model)
     wanted = pair(size if image_size is None else checked(image_size))
     remarks = [
-        f"{model}: CLIPModel of transformers in open_clip's CLIP, features equal to {gap:.0e}",
+        f"{model}: {kind} of transformers in open_clip's {type(clip.clip).__name__}, features "
+        f"equal to {gap:.0e}",
         note,
     ]
     if wanted != own:
         check_filled(wanted, clip.patch_size, model)
         config["vision_cfg"]["image_size"] = wanted
-        clip = open_clip.from_config(config, name=name, tokenizer=tokenizer, weights=weights)
-        remarks.append(f"positions resampled from {shown(*own)} to {shown(*wanted)} by open_clip")
+        clip, by = build(), "timm" if sigmoid else "open_clip"
+        remarks.append(f"positions resampled from {shown(*own)} to {shown(*wanted)} by {by}")
     clip.data_config = data_config.resized(wanted)
     clip.remark = "; ".join(remarks)
     return clip
 
 
-def _tokenizer(place: str, where: dict[str, str], context: int, model: str) -> Any:
-    """Return the tokeniser that stands beside a model, as open_clip calls one."""
+def _tokenizer(
+    place: str, where: dict[str, str], context: int, model: str, *, lower: bool = False
+) -> Any:
+    """Return the tokeniser that stands beside a model, as open_clip calls one.
+
+    SigLIP has learned from lower case alone (`lower`), the first without punctuation too, and not
+    every tokenizer sees to that by itself.
+    """
     module = importlib.import_module("open_clip.tokenizer")
+    auto = importlib.import_module("transformers.models.auto.tokenization_auto")
     try:
-        found = module.HFTokenizer(place, context_length=context, trust_remote_code=False, **where)
+        called = auto.get_tokenizer_config(place, **where).get("tokenizer_class")
+        clean = {"SiglipTokenizer": "canonicalize"}.get(called, "lower") if lower else "whitespace"
+        found = module.HFTokenizer(
+            place, context_length=context, clean=clean, trust_remote_code=False, **where
+        )
         # Where there are no files, transformers makes one that knows no words.
         if not torch.equal(*found(["a photo", "two"], context_length=context)):
             return found
@@ -125,14 +153,21 @@ def _tokenizer(place: str, where: dict[str, str], context: int, model: str) -> A
     )
 
 
-def _check_tokens(tokenizer: Any, config: Any, model: str) -> None:
+def _check_tokens(tokenizer: Any, words: int, end: int | None, model: str) -> None:
     """Refuse a tokenizer of another model: its numbers would be other words, or none."""
-    own, end = tokenizer.tokenizer, config.eos_token_id
-    if len(own) > config.vocab_size or end not in (2, own.eos_token_id):
+    own = tokenizer.tokenizer
+    if len(own) > words or end not in (None, 2, own.eos_token_id):
+        looks = "" if end is None else f" and looks for number {end}"
         raise VPromptError(
             f"The tokenizer of {model!r} has {len(own)} tokens and ends a text by number "
-            f"{own.eos_token_id}, and its text tower has {config.vocab_size} and looks for number "
-            f"{end}. Save the tokenizer that the model was trained with beside it."
+            f"{own.eos_token_id}, and its text tower has {words}{looks}. Save the tokenizer that "
+            "the model was trained with beside it."
+        )
+    if own.padding_side != "right":
+        raise VPromptError(
+            f"The tokenizer of {model!r} fills short texts up on the {own.padding_side}, and its "
+            "text tower has learned from texts that begin at the first place. Set "
+            "`tokenizer.padding_side = 'right'` and save it again."
         )
 
 
@@ -147,7 +182,7 @@ def _check_same_towers(clip: Any, original: Any, model: str) -> float:
         _apart(clip.clip.encode_image(images), seen.pooler_output),
         _apart(clip.clip.encode_text(ids), read.pooler_output),
     )
-    return _same(gap, "open_clip's CLIP", model)
+    return _same(gap, f"open_clip's {type(clip.clip).__name__}", model)
 
 
 def _place(model: str) -> tuple[str, str | None]:
@@ -169,7 +204,7 @@ def _kind(config: Mapping[str, Any], model: str) -> _hf_models.Kind:
     name = str(config.get("model_type", ""))
     if name in _hf_models.KINDS:
         return _hf_models.KINDS[name]
-    known = ", ".join(sorted((*_hf_models.supported(), "clip")))
+    known = ", ".join(sorted((*_hf_models.supported(), *_TWO_TOWERS)))
     if "auto_map" in config:
         raise VPromptError(
             f"{model!r} brings code of its own (auto_map in its config.json), which is never run. "

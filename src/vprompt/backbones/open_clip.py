@@ -245,13 +245,15 @@ def from_config(
     seed: int = 0,
     tokenizer: Callable[..., Tensor] | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    trunk: nn.Module | None = None,
 ) -> "OpenClip":
     """Return a model of open_clip's own kind of config, random unless `weights` fill it.
 
     `config` holds `embed_dim`, `vision_cfg` and `text_cfg`, perhaps `quick_gelu`; with
     `custom_text` the text tower is a module of its own, as in many newer checkpoints. `tokenizer`
     is open_clip's own, unless another is given. The weights' position embedding is resampled where
-    the config has another image size.
+    the config has another image size. `trunk` is a model of timm in place of the image tower that
+    the config names, with its weights, which `weights` leave out; it is resampled as well.
     """
     library, given = _library(), dict(config)
     vision = given["vision_cfg"]
@@ -263,10 +265,14 @@ def from_config(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = kind(**given)
+        if trunk is not None:
+            clip.visual.trunk = trunk
         if hasattr(clip.visual, "set_input_size"):
             clip.visual.set_input_size(vision.get("image_size", 224))
     if weights is not None:
         state = dict(weights)
+        if trunk is not None:
+            state |= {f"visual.trunk.{key}": value for key, value in trunk.state_dict().items()}
         importlib.import_module("open_clip.model").resize_pos_embed(state, clip)
         check_fills(clip, state, name, f"The checkpoint of {name!r}", strict=True)
         clip.load_state_dict(state)
