@@ -4,10 +4,11 @@
     python -m benchmarks searching.real_few_shot rates --data DIR --models DIR     # once, before
 
 The first half of a set's classes is learned from, at 1 or 4 images each, the other half is new. The
-model has never seen the set (`searching.real_clip`). Every method is trained for equally many
-epochs. Its rate is the one that was best for it on validation images of a draw that is in no table,
-or, before `rates` was run, 0.02 for tokens that start large and 0.005 for all others. One record
-for every set, number of shots and draw; a row that is there is not run again.
+model has never seen the set (`searching.real_clip`). Images have 128 px, so one is 65 tokens. Every
+method is trained for equally many epochs. Its rate is the one that was best for it on validation
+images of a draw that is in no table, or, before `rates` was run, 0.02 for tokens that start large
+and 0.005 for all others. One record for every set, number of shots and draw; a row that is there is
+not run again.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import new_parser
 from benchmarks.searching import real_clip
 from benchmarks.searching.real_clip import RECORDS
 from vprompt import evaluate, learn
@@ -57,11 +59,9 @@ DEEP = "uniform 2 + 2"  # whose rate all prompts of any lengths take
 
 def main() -> None:
     """Choose rates, or run what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("command", nargs="?", choices=["run", "rates"], default="run")
-    real_clip.add_options(parser)
+    real_clip.add_options(parser, image_size=128)
     parser.add_argument("--sets", nargs="+", default=[*SETS])
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
@@ -118,9 +118,10 @@ def choose_rates(options: argparse.Namespace) -> None:
     name, shots, draw = RATED
     clip, _ = real_clip.opened(options, name)
     task = half(options.data, name, "base").few_shot(shots, draw)
-    key = f"rates_{options.backbone}"
+    key = f"rates_{options.image_size}px"
     record: dict[str, Any] = RECORDS.read(key) if key in RECORDS else {"loss": {}}
     record |= {"set": name, "shots": shots, "draw": draw, "epochs": EPOCHS}
+    record["image_size"] = options.image_size
     for title, method in FIXED.items():
         if method == "zero_shot":
             continue
@@ -137,9 +138,9 @@ def choose_rates(options: argparse.Namespace) -> None:
             RECORDS.write(key, record)
 
 
-def rates(backbone: str) -> dict[str, float]:
+def rates(image_size: int) -> dict[str, float]:
     """Return the rate of every method, the usual ones unless they were chosen."""
-    key = f"rates_{backbone}"
+    key = f"rates_{image_size}px"
     if key not in RECORDS:
         return {title: 0.02 if title == DEEP else 0.005 for title in FIXED}
     losses = RECORDS.read(key)["loss"]
@@ -148,18 +149,19 @@ def rates(backbone: str) -> dict[str, float]:
 
 def run(options: argparse.Namespace, name: str, shots: int, draw: int) -> None:
     """Fill in what every method reaches on base and new classes with one draw of the shots."""
-    key = f"few_shot_{options.backbone}_{name}_{shots}shots_draw{draw}"
+    key = f"few_shot_{options.image_size}px_{name}_{shots}shots_draw{draw}"
     record: dict[str, Any] = RECORDS.read(key) if key in RECORDS else {"rows": {}}
     if record.get("complete"):
         return
     clip, facts = real_clip.opened(options, name)
     base, new = (half(options.data, name, part) for part in ("base", "new"))
     base = base.few_shot(shots, draw)
-    lr, rows, seed = rates(options.backbone), record["rows"], f"prompt_init_seed={draw}"
+    lr, rows, seed = rates(options.image_size), record["rows"], f"prompt_init_seed={draw}"
     record |= {
         "set": name,
         "shots": shots,
         "draw": draw,
+        "image_size": options.image_size,
         "epochs": EPOCHS,
         "batch": BATCH,
         "model": facts["name"],

@@ -35,33 +35,30 @@ def real_tables(records: Records = RECORDS) -> str:
     if not parts:
         return ""
     head = (
-        "## Two towers of real parts\n\nA ViT's image tower, a text tower distilled from MiniLM, "
-        "and linear maps fitted without the set in question (`python -m benchmarks "
-        "searching.real_clip`, then `searching.real_few_shot`)."
+        "## Two towers of real parts\n\nA ViT's image tower and a text tower distilled from MiniLM "
+        "that answers with the ViT's own classifier weights; neither has seen the set in question "
+        "(`python -m benchmarks searching.real_clip`, then `searching.real_few_shot`)."
     )
     return "\n\n".join([head, *parts]) + "\n"
 
 
 def zero_shot_table(records: Records) -> str:
-    """Return zero-shot accuracy on sets that the maps have not seen."""
-    found = dict(records.find("zero_shot_*"))
+    """Return zero-shot accuracy on sets that the model has not seen."""
+    found = found_in(records, "zero_shot")
     if not found:
         return ""
     rows = [
         "Zero-shot, per cent of the test images:",
         "",
-        "| image tower | set | classes | written names | folders' names | first assembly, 224 px |",
+        "| set | classes | image size | written names | folders' names | first assembly, 224 px |",
         "|---|---|---|---|---|---|",
     ]
-    for name, record in found.items():
-        image, text = name.removeprefix("zero_shot_"), record["set"]
-        image = image.removesuffix(f"_{text}")
-        first = f"{100 * FIRST[text]:.0f}" if text in FIRST else "-"
+    for record in found:
+        name, size = record["set"], record["model"]["image_size"]
+        first = f"{100 * FIRST[name]:.0f}" if name in FIRST else "-"
         cells = [f"{100 * record['test'][how]['acc1']:.1f}" for how in ("written", "folders")]
-        size = record["model"]["image_size"]
         rows.append(
-            f"| {image}, {size} px | {text} | {record['classes']} | {cells[0]} | {cells[1]} | "
-            f"{first} |"
+            f"| {name} | {record['classes']} | {size} | {cells[0]} | {cells[1]} | {first} |"
         )
     return "\n".join(rows)
 
@@ -76,8 +73,9 @@ def few_shot_table(records: Records) -> str:
         some = [run for run in runs if run["shots"] == shots]
         sets, draws = sorted({run["set"] for run in some}), {run["draw"] for run in some}
         rows = [
-            f"{shots} image{'s' * (shots > 1)} a class, {len(draws)} draw{'s' * (len(draws) > 1)} "
-            f"of {', '.join(sets)} ({len(some)} runs); mean over runs in per cent, gains are "
+            f"{shots} image{'s' * (shots > 1)} a class, {some[0]['image_size']} px, "
+            f"{len(draws)} draw{'s' * (len(draws) > 1)} of {', '.join(sets)} ({len(some)} "
+            f"run{'s' * (len(some) > 1)}); mean over runs in per cent, gains are "
             "paired over runs, with 95 % t-intervals:",
             "",
             "| method | base | new | harmonic mean | base, over zero-shot | base, over uniform of "

@@ -6,7 +6,7 @@ every part, so a start is all they can be; the rest is distilled, sentence by se
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +40,37 @@ def blank(width: int) -> Any:
     return TextTransformer(output_dim=width, **TEXT_CONFIG)
 
 
-def trained(place: Path, teacher: MiniLM, texts: Sequence[str], epochs: int) -> tuple[Any, Any]:
-    """Return the distilled tower and how it went; it is trained once and kept in `place`."""
-    facts: dict[str, Any] = {"sentences": len(texts), "epochs": epochs, "layers": list(LAYERS)}
-    tower = blank(TEXT_CONFIG["width"])
+def trained(
+    place: Path,
+    teacher: MiniLM,
+    texts: Sequence[str],
+    goals: Callable[[], tuple[Tensor, Tensor]],
+    facts: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Return the distilled tower and how it went; it is trained once and kept in `place`.
+
+    `goals` are MiniLM's embeddings of the texts and the features that the tower is to have. It
+    learns both, as the first say more about what a text means, and keeps the second alone.
+    """
+    facts = {**facts, "layers": list(LAYERS)}
     if place.exists():
         with safe_open(place, framework="pt") as file:
             known = json.loads(file.metadata()["facts"])
             if {key: known[key] for key in facts} == facts:
-                tower.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tower = blank(len(state["text_projection.bias"]))
+                tower.load_state_dict(state)
                 return tower.eval().requires_grad_(False), known
     began = time.process_time()
-    goal = teacher.encode(texts)
-    goal = functional.normalize(goal - goal.mean(0), dim=1)
+    embedded, goal = goals()
     taught = time.process_time()
+    torch.manual_seed(0)
+    tower = blank(goal.shape[1])
     start_from(tower, teacher.bert)
-    curve = distil(tower, tokens_of(teacher.tokenizer, texts), goal, epochs)
+    curve = distil(tower, tokens_of(teacher.tokenizer, texts), embedded, goal, facts["epochs"])
     spent = {"teacher": taught - began, "student": time.process_time() - taught}
-    facts |= {"cosine": curve, "cpu_seconds": {key: round(value) for key, value in spent.items()}}
-    state: Any = {key: value.contiguous() for key, value in tower.state_dict().items()}
+    facts |= {"cosines": curve, "cpu_seconds": {key: round(value) for key, value in spent.items()}}
+    state = {key: value.contiguous() for key, value in tower.state_dict().items()}
     write_tensors(place, state, {"facts": json.dumps(facts)})
     return tower.eval().requires_grad_(False), facts
 
@@ -87,8 +99,6 @@ def start_from(tower: Any, bert: Any) -> None:
         _copy(block.mlp.c_proj, layer.output.dense.weight, layer.output.dense.bias)
         before = (layer.output.LayerNorm.weight, layer.output.LayerNorm.bias)
     _copy(tower.ln_final, *before)
-    nn.init.eye_(tower.text_projection.weight)
-    nn.init.zeros_(tower.text_projection.bias)
 
 
 def _copy(part: Any, weight: Tensor, bias: Tensor) -> None:
@@ -107,41 +117,55 @@ def padded(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
-def read(tower: Any, ids: Tensor) -> Tensor:
-    """Return the tower's features of texts that are shorter than its context."""
+def pooled(tower: Any, ids: Tensor) -> Tensor:
+    """Return what the tower projects, for texts that are shorter than its context."""
     length, mask = ids.shape[1], tower.attn_mask
     tokens = tower.token_embedding(ids) + tower.positional_embedding[:length]
     for block in tower.transformer.resblocks:
         tokens = block(tokens, attn_mask=mask[:length, :length])
     ends = torch.eq(ids, END).int().argmax(1)
-    return tower.text_projection(tower.ln_final(tokens[torch.arange(len(ids)), ends]))
+    return tower.ln_final(tokens[torch.arange(len(ids)), ends])
 
 
 def distil(
-    tower: Any, tokens: Sequence[list[int]], goal: Tensor, epochs: int, *, batch: int = 128
-) -> list[float]:
-    """Turn the tower's features towards the teacher's; return each epoch's mean cosine."""
+    tower: Any,
+    tokens: Sequence[list[int]],
+    embedded: Tensor,
+    goal: Tensor,
+    epochs: int,
+    *,
+    batch: int = 128,
+) -> dict[str, list[float]]:
+    """Turn the tower's features towards their goals; return each epoch's mean cosines."""
+    beside = nn.Linear(TEXT_CONFIG["width"], embedded.shape[1])
+    nn.init.eye_(beside.weight)
     tower.train().requires_grad_(True)
     tower.token_embedding.requires_grad_(False)  # most words are seen too seldom to be moved
-    trained = [part for part in tower.parameters() if part.requires_grad]
+    trained = [*beside.parameters(), *(part for part in tower.parameters() if part.requires_grad)]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
     steps = epochs * -(-len(tokens) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-    curve = []
+    curve: dict[str, list[float]] = {"MiniLM": [], "goal": []}
     for epoch in range(epochs):
         found = []
         for rows in _batches(tokens, batch, epoch):
             ids = padded([tokens[row] for row in rows])
             with torch.autocast("cpu", torch.bfloat16):
-                features = read(tower, ids)
-            cosine = functional.cosine_similarity(features.float(), goal[rows], dim=1)
+                read = pooled(tower, ids)
+                both = beside(read), tower.text_projection(read)
+            cosines = [
+                functional.cosine_similarity(own.float(), other[rows], dim=1).mean()
+                for own, other in zip(both, (embedded, goal), strict=True)
+            ]
             optimizer.zero_grad(set_to_none=True)
-            (1 - cosine).mean().backward()
+            (2 - cosines[0] - cosines[1]).backward()
             optimizer.step()
             schedule.step()
-            found.append(float(cosine.detach().mean()))
-        curve.append(round(float(np.mean(found)), 4))
-        print(f"text tower, epoch {epoch + 1} of {epochs}: cosine {curve[-1]}", flush=True)
+            found.append([float(each.detach()) for each in cosines])
+        for name, value in zip(curve, np.mean(found, axis=0), strict=True):
+            curve[name].append(round(float(value), 4))
+        last = {name: values[-1] for name, values in curve.items()}
+        print(f"text tower, epoch {epoch + 1} of {epochs}: cosines {last}", flush=True)
     return curve
 
 
@@ -159,7 +183,7 @@ def features_of(tower: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Return the tower's features of texts."""
     tokens = tokens_of(tokenizer, texts)
     parts = [
-        read(tower, padded(tokens[start : start + 256])).float()
+        tower.text_projection(pooled(tower, padded(tokens[start : start + 256]))).float()
         for start in range(0, len(tokens), 256)
     ]
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""The two-tower model of real parts: its words, its maps and its tables; no weights are fetched."""
+"""The two-tower model of real parts: words, where they point, and tables; nothing is fetched."""
 
 from pathlib import Path
 
@@ -59,7 +59,8 @@ def test_short_texts_are_read_as_the_tower_reads_them_at_full_length(monkeypatch
     ids = text_tower.padded([[101, 5, 102], [101, 6, 7, 8, 102]])
     whole = torch.nn.functional.pad(ids, (0, 12 - ids.shape[1]))
     with torch.no_grad():
-        torch.testing.assert_close(text_tower.read(tower, ids), tower(whole))
+        found = tower.text_projection(text_tower.pooled(tower, ids))
+        torch.testing.assert_close(found, tower(whole))
 
 
 def test_every_text_is_learned_from_once_an_epoch():
@@ -71,25 +72,70 @@ def test_every_text_is_learned_from_once_an_epoch():
     assert [p.tolist() for p in parts] != [p.tolist() for p in _batches(tokens, 8, 1)]
 
 
-def test_maps_recognise_classes_that_they_have_not_seen(generator):
-    """Where images and words are two linear views of one thing, words of new classes name it."""
-    from benchmarks.searching.real_clip import Fit, Parts, Seen, chosen
+@pytest.fixture
+def meaning(generator):
+    from benchmarks.searching.real_clip import Meaning
 
-    ways = [torch.randn(6, size, generator=generator) for size in (12, 20)]
+    read, classifier = (torch.randn(30, size, generator=generator) for size in (20, 12))
+    return read, classifier, Meaning.of(read + 1.0, classifier + 3.0)
 
-    def a_set(classes):
-        things = torch.randn(classes, 6, generator=generator)
-        labels = torch.arange(classes).repeat_interleave(12)
-        noise = 0.1 * torch.randn(len(labels), 12, generator=generator)
-        return Seen(things[labels] @ ways[0] + noise + 3.0, labels, things @ ways[1] + 1.0)
 
-    sets = {f"set {row}": a_set(20) for row in range(4)}
-    parts = Parts(Path(), None, {}, sets, None, torch.zeros(0))
-    seen = {name: each for name, each in sets.items() if name != "set 0"}
-    fit, new = Fit.of(parts, seen, 0.001, 1.0), sets["set 0"]
-    assert (fit.cosines(new).argmax(1) == new.labels).double().mean() > 0.6  # chance: 0.05
-    ridge, _, scale, tried = chosen(parts, seen)
-    assert tried.keys() == seen.keys() and min(tried.values()) > 0.3 and ridge and scale > 5
+def test_a_text_like_a_known_class_points_where_its_weights_do(meaning):
+    read, classifier, found = meaning
+    goals = torch.nn.functional.normalize(found.goals(read + 1.0, 40.0), dim=1)
+    own = torch.nn.functional.normalize(classifier - classifier.mean(0), dim=1)
+    assert (goals @ own.T).argmax(1).tolist() == list(range(30))
+    # Between two of them it points between.
+    middle = found.average + found.names[:2].sum(0)
+    assert set((found.goals(middle[None], 40.0) @ own.T)[0].topk(2).indices.tolist()) == {0, 1}
+
+
+def test_what_is_chosen_recognises_classes_by_words_alone(meaning, generator):
+    from benchmarks.searching import real_clip
+
+    read, classifier, found = meaning
+
+    def a_set(rows, moved):
+        labels = torch.arange(len(rows)).repeat_interleave(12)
+        noise = torch.randn(len(labels), 12, generator=generator)
+        features = classifier[rows][labels] + 0.5 * noise + moved
+        return real_clip.Seen(features, labels, [""] * len(rows), read[rows] + 1.0)
+
+    seen = {f"set {row}": a_set(torch.randperm(30)[:15], 5.0) for row in range(3)}
+    assert (real_clip.centre(seen) - 5.0).abs().max() < 1.5
+    sharpness, tried = real_clip.chosen_sharpness(found, seen)
+    assert tried.keys() == seen.keys() and min(tried.values()) > 0.9
+    goals = {name: found.goals(each.read, sharpness) for name, each in seen.items()}
+    scale, again = real_clip.chosen_scale(seen, goals)
+    assert again == tried and scale > 5
+
+
+def test_a_tower_is_distilled_once_to_goals_of_another_width(tmp_path, monkeypatch, generator):
+    from types import SimpleNamespace
+
+    from benchmarks.searching import text_tower
+
+    small = {"context_length": 12, "vocab_size": 200, "width": 24, "heads": 2, "layers": 2}
+    monkeypatch.setattr(text_tower, "TEXT_CONFIG", {**text_tower.TEXT_CONFIG, **small})
+    monkeypatch.setattr(text_tower, "start_from", lambda tower, bert: None)
+    texts = [f"{row} {row + 7}" for row in range(40)]
+
+    def tokens(texts, **_):
+        return {"input_ids": [[101, *(int(word) + 1 for word in t.split()), 102] for t in texts]}
+
+    def goals():
+        calls.append(1)
+        return tuple(torch.randn(40, size, generator=generator) for size in (24, 8))
+
+    calls, teacher = [], SimpleNamespace(tokenizer=tokens, bert=None)
+    given = (tmp_path / "tower.safetensors", teacher, texts, goals, {"epochs": 25, "sharpness": 16})
+    tower, facts = text_tower.trained(*given)
+    assert facts["cosines"]["goal"][-1] > facts["cosines"]["goal"][0] + 0.2
+    again, known = text_tower.trained(*given)
+    assert known == facts and len(calls) == 1
+    for found in (tower, again):
+        assert text_tower.features_of(found, tokens, texts).shape == (40, 8)
+    assert torch.equal(*(text_tower.features_of(t, tokens, texts) for t in (tower, again)))
 
 
 def test_base_and_new_classes_share_nothing_and_tests_are_few(task, monkeypatch):
@@ -110,17 +156,17 @@ def test_tables_hold_complete_runs_alone(tmp_path):
     assert real_tables(records) == ""
     rows = {"zero-shot": {"base": 0.5, "new": 0.6, "hm": 0.55}, "linear probe": {"base": 0.7}}
     rows["uniform of equal parameters"] = {"base": 0.6, "new": 0.5, "hm": 0.54}
-    run = {"set": "pacs", "shots": 1, "rows": rows, "complete": True}
+    run = {"set": "pacs", "shots": 1, "image_size": 128, "rows": rows, "complete": True}
     found = {"image": [2, 0], "text": [0, 4]}
     for draw in (1, 2):
         more = {"draw": draw, "found": found, "search": {"gap": {"gap": 0.1}}}
-        records.write(f"few_shot_vit_tiny_pacs_1shots_draw{draw}", {**run, **more})
-    records.write("few_shot_vit_tiny_pacs_1shots_draw3", {**run, "draw": 3, "complete": False})
-    told = {"set": "cifar100", "classes": 100, "model": {"image_size": 96}}
+        records.write(f"few_shot_128px_pacs_1shots_draw{draw}", {**run, **more})
+    records.write("few_shot_128px_pacs_1shots_draw3", {**run, "draw": 3, "complete": False})
+    told = {"set": "cifar100", "classes": 100, "model": {"image_size": 224}}
     told["test"] = {"written": {"acc1": 0.41}, "folders": {"acc1": 0.4}}
-    records.write("zero_shot_vit_tiny_cifar100", told)
+    records.write("zero_shot_cifar100", told)
     text = real_tables(records)
-    assert "| vit_tiny, 96 px | cifar100 | 100 | 41.0 | 40.0 | 34 |" in text
+    assert "| cifar100 | 100 | 224 | 41.0 | 40.0 | 34 |" in text
     assert "2 draws of pacs (2 runs)" in text
     assert "| linear probe | 70.0 | - | - | +20.0 (+20.0 to +20.0) |" in text
     assert "| pacs | 1 | 2.0 | 4.0 | 2.0 | +10.0 |" in text
