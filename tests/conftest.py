@@ -16,6 +16,17 @@ torch.set_num_threads(1)  # models this small lose more to waiting threads than 
 TINY_MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def brief_trials():
+    """Time two steps where a run times as many as fit in half a second, to say how long it takes.
+
+    Hundreds of tests learn something, and none but those of the times themselves asks how long.
+    """
+    from vprompt.results import cost
+
+    cost._MOMENT = 0.0
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """Keep every test's cached images and evidence apart, and the user's cache untouched."""

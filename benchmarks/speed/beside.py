@@ -51,7 +51,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "commands": {
-            name: " ".join(["vprompt", *told[name]]).replace(str(options.data), "DATA")
+            name: " ".join(["vprompt", *told[name]])
+            .replace(str(options.data), "DATA")
+            .replace(str(options.pool), "POOL")
             for name in told
         },
         "wall_seconds": {n: {k: spread(t) for k, t in kinds.items()} for n, kinds in wall.items()},

@@ -49,6 +49,10 @@ def speed_tables(folder: Path) -> str:
         ("scores", _scores),
         ("profile", _profile),
         ("fleet-cpu", _fleet),
+        ("grids-commands", _grid_of_commands),
+        ("grids-halving", _halving),
+        ("second-order", _second_order),
+        ("beside", _beside),
         ("serving", _served),
     ):
         if name in found:
@@ -77,6 +81,70 @@ def _fleet(record: dict[str, Any]) -> str:
         )
         memory = record["peak_mb_after_each"][name]
         lines.append(f"| {name} | {seconds['median']:.1f} | {told} | {memory:.0f} MB |")
+    return "\n".join(lines)
+
+
+def _grid_of_commands(record: dict[str, Any]) -> str:
+    """Return what a grid takes, and as many commands."""
+    one, many = (record["wall_seconds"][n]["median"] for n in ("one grid", "sixteen commands"))
+    return (
+        f"Sixteen rates in one `vprompt learn --grid` (`python -m benchmarks speed.grids commands`)"
+        f": {one:.0f} s; sixteen `vprompt learn`: {many:.0f} s, "
+        f"{record['times_as_fast']['median']:.2f} times as long; start-up included, "
+        f"{record['times_as_fast']['rounds']} round(s)."
+    )
+
+
+def _halving(record: dict[str, Any]) -> str:
+    """Return what a halved grid costs, and how well it chooses."""
+    ratio, cases = record["halved_over_one_run"], record["cases"]
+    lines = [
+        f"24 settings of {record['method']} with `--halving` "
+        f"(`python -m benchmarks speed.grids halving`): {ratio['median']:.1f} times one run "
+        f"({ratio['least']:.1f} to {ratio['most']:.1f}) in processor time; on validation no worse "
+        f"than the full grid on {record['no_worse']} of {len(cases)} sets:",
+        "",
+        "| set | one run, s | halved, s | full, s | usual setting | halved | full grid |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        seconds = [f"{case['processor_seconds'][arm]:.0f}" for arm in ("one", "halved", "full")]
+        right = [f"{100 * case['val_accuracy'][arm]:.1f} %" for arm in ("one", "halved", "full")]
+        lines.append(f"| {' | '.join([case['set'], *seconds, *right])} |")
+    return "\n".join(lines)
+
+
+def _second_order(record: dict[str, Any]) -> str:
+    """Return on how many sets another step is where AdamW is after three times as many."""
+    lines = [
+        "Loss on all training images after a third of AdamW's steps, each way at its best rate "
+        "(`python -m benchmarks learning.second_order`):",
+        "",
+        "| way | no larger than AdamW's after all steps | processor time, AdamW's is 1 "
+        "| validation, points over AdamW's |",
+        "|---|---|---|---|",
+    ]
+    for name, found in sorted(record["reached"].items(), key=lambda each: -each[1]["there"]):
+        share = f"{found['median_share_of_time']:.2f}"
+        points = f"{found['mean_points_on_validation']:+.1f}"
+        lines.append(f"| {name} | {found['there']} of {found['sets']} sets | {share} | {points} |")
+    return "\n".join(lines)
+
+
+def _beside(record: dict[str, Any]) -> str:
+    """Return what a busy process costs a command."""
+    lines = [
+        "Whole commands alone, and beside a process that keeps one core busy "
+        "(`python -m benchmarks speed.beside`):",
+        "",
+        "| command | alone, s | beside, s | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name, wall in record["wall_seconds"].items():
+        ratio = record["beside_over_idle"][name]
+        cell = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+        alone, beside = (f"{wall[kind]['median']:.1f}" for kind in ("idle", "beside"))
+        lines.append(f"| `{name}` | {alone} | {beside} | {cell} |")
     return "\n".join(lines)
 
 

@@ -34,11 +34,11 @@ def file_size_limit(size):
 
 
 @pytest.fixture
-def without_exchange(monkeypatch):
-    """Have a system that cannot exchange two names in one step."""
-    from vprompt.core import exchange
+def without_swap(monkeypatch):
+    """Have a system that cannot swap two names in one step."""
+    from vprompt.core import swap
 
-    monkeypatch.setattr(exchange, "_function", lambda: None)
+    monkeypatch.setattr(swap, "_function", lambda: None)
 
 
 # Folders
@@ -143,7 +143,7 @@ def test_the_old_folder_stays_until_the_new_one_is_complete(tmp_path):
     assert contents(tmp_path) == ["it", "it/new.txt"]
 
 
-@pytest.mark.usefixtures("without_exchange")
+@pytest.mark.usefixtures("without_swap")
 def test_a_failing_swap_keeps_the_old_folder(tmp_path, monkeypatch, refused):
     from vprompt.core import files
 
@@ -162,7 +162,7 @@ def test_a_failing_swap_keeps_the_old_folder(tmp_path, monkeypatch, refused):
     assert contents(tmp_path) == ["it", "it/old.txt"]
 
 
-@pytest.mark.usefixtures("without_exchange")
+@pytest.mark.usefixtures("without_swap")
 def test_a_swap_that_is_interrupted_keeps_the_old_folder(tmp_path, monkeypatch):
     """Ctrl-C between the two moves: neither of the two may be the last copy that is removed."""
     from vprompt.core import files
@@ -382,12 +382,12 @@ def test_a_folder_that_appears_meanwhile_is_refused_and_stays(tmp_path, refused)
     assert contents(tmp_path) == ["it", "it/theirs"]
 
 
-@pytest.mark.parametrize("step", ["exchange", "two steps"])
+@pytest.mark.parametrize("step", ["swap", "two steps"])
 def test_a_reader_never_finds_the_place_empty_in_one_step(tmp_path, monkeypatch, step):
-    from vprompt.core import exchange, files
+    from vprompt.core import files, swap
 
     if step == "two steps":
-        monkeypatch.setattr(exchange, "_function", lambda: None)
+        monkeypatch.setattr(swap, "_function", lambda: None)
     for number in range(3):
         with files.atomic_folder(tmp_path / "it", overwrite=True) as draft:
             (draft / "number").write_text(str(number))
@@ -398,8 +398,8 @@ def test_a_reader_never_finds_the_place_empty_in_one_step(tmp_path, monkeypatch,
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from vprompt.core import drafts, exchange, files
-exchange._function = lambda: None
+from vprompt.core import drafts, files, swap
+swap._function = lambda: None
 place = Path(sys.argv[1])
 def die(event, arguments):
     if event == "os.rename" and str(arguments[1]) == str(place):

@@ -43,10 +43,10 @@ def test_no_damage_to_any_kind_of_cache_file_is_believed(faults, tmp_path):
 def test_a_kill_at_any_change_of_a_file_leaves_something_whole_and_no_litter(
     faults, tmp_path, monkeypatch, steps
 ):
-    from vprompt.core import exchange
+    from vprompt.core import swap
 
     if steps == "two":
-        monkeypatch.setattr(exchange, "_function", lambda: None)
+        monkeypatch.setattr(swap, "_function", lambda: None)
     found = faults.artefacts.saves(tmp_path, 0, None)
     assert not any(found[bad] for bad in BAD) and not found["refused"], found
     assert found["same"] >= 14

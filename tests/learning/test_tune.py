@@ -600,6 +600,34 @@ def test_a_closed_form_head_is_fitted_under_the_starting_prompt(run, vpt, settin
     torch.testing.assert_close(head.bias, wanted.bias, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("head_lr", [3.0, 0.03])
+def test_a_head_may_be_fitted_anew_after_training(run, vpt, settings, tiny, train, val, head_lr):
+    from vprompt.models.heads import closed_form
+    from vprompt.results.measure import features_of
+
+    config = {"keep": "last", "head_lr": head_lr}
+    trained = run(vpt(), settings(**config))
+    prompt = trained.adapter.prompt()
+    fitted = closed_form(features_of(tiny, prompt, train, precision="fp32"), train.labels, CLASSES)
+    seen = features_of(tiny, prompt, val, precision="fp32")
+
+    def rank(head):
+        logits = head.logits(seen).float()
+        right = (logits.argmax(1) == val.labels).double().mean().item()
+        return right, -functional.cross_entropy(logits, val.labels).item()
+
+    better = rank(fitted) > rank(trained.head)
+    assert better or head_lr < 1, "such a rate spoils the trained head"
+    for judged, new in ((val, better), (None, True)):
+        tuned = run(vpt(), settings(**config, head="refitted"), val=judged)
+        assert torch.equal(tuned.adapter.prompt().tokens, prompt.tokens)
+        assert tuned.refitted == new and not trained.refitted
+        assert ("the head was fitted anew" in tuned.sentence) == new
+        wanted = fitted if new else trained.head
+        torch.testing.assert_close(tuned.head.weight, wanted.weight, rtol=1e-3, atol=1e-3)
+    assert not run(vpt(), settings(epochs=0, head="refitted")).refitted
+
+
 def test_whitening_leaves_the_closed_form_logits_as_they_are(run, vpt, settings, tiny, val):
     from vprompt.results.measure import features_of
 

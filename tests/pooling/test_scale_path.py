@@ -117,7 +117,7 @@ def test_with_one_image_a_class_the_anchor_is_taken_without_a_judgement():
     assert path.dealt is None and path.choice.scale > 0
     assert path.choice.alike >= scale_path.ALIKE
     assert scale_path.gain_of_choice(path) is None
-    assert "cannot be judged" in scale_path.verdict(None, 0)
+    assert "cannot be judged" in scale_path.verdict(None, [])
 
 
 def test_the_gain_of_a_lucky_choice_is_not_counted():
@@ -144,11 +144,16 @@ def test_the_gain_of_a_lucky_choice_is_not_counted():
 def test_words_follow_the_interval():
     from vprompt.pooling.scale_path import Gain, verdict
 
-    assert verdict(Gain(0.09, 0.05, 0.13), 50).startswith("this pool helps: +9.0 points, +5.0 to")
-    assert "does not help" in verdict(Gain(-0.09, -0.13, -0.05), 50)
-    assert "does not help" in verdict(Gain(-0.01, -0.05, 0.03), 50, unused=True)
-    assert "may help" in verdict(Gain(0.02, -0.02, 0.06), 50)
-    assert "hardly helps" in verdict(Gain(-0.01, -0.03, 0.01), 50)
+    seen = [25, 25]
+    assert verdict(Gain(0.09, 0.05, 0.13), seen) == (
+        "this pool helps: +9.0 points, +5.0 to +13.0 over no prompt, cross-validated on 50 images, "
+        "25 of each class"
+    )
+    assert "does not help" in verdict(Gain(-0.09, -0.13, -0.05), seen)
+    assert "does not help" in verdict(Gain(-0.01, -0.05, 0.03), seen, unused=True)
+    assert "may help" in verdict(Gain(0.02, -0.02, 0.06), seen)
+    uneven = verdict(Gain(-0.01, -0.03, 0.01), [40, 10])
+    assert "hardly helps" in uneven and "on 50 images, classes as frequent there" in uneven
 
 
 def test_the_largest_scale_is_said_to_be_the_largest():

@@ -14,7 +14,7 @@ from typing import Any
 
 from vprompt.core import drafts, seals
 from vprompt.core.errors import CacheWarning, VPromptError
-from vprompt.core.exchange import exchange, rename_new
+from vprompt.core.swap import rename_new, swap
 
 _ATTEMPTS = 100  # of replacing what others replace, too
 _MANY = 32  # files that are brought to the disk one by one
@@ -291,7 +291,7 @@ def _check_free(target: Path, overwrite: bool) -> None:
 def _put(draft: Path, target: Path, overwrite: bool) -> None:
     """Put the draft where the target is to be; what was there is then where the draft was.
 
-    Readers see the one or the other, whole, where the system can exchange two names at once.
+    Readers see the one or the other, whole, where the system can swap two names at once.
     """
     for_good = _is_for_good(target)
     if for_good:
@@ -315,10 +315,10 @@ def _replaced(draft: Path, target: Path) -> bool:
     """Put the draft in place in one step; False where the system has no such step."""
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
-            return exchange(draft, target)
+            return swap(draft, target)
         if not os.path.lexists(draft):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(draft))
-        with contextlib.suppress(FileExistsError):  # another process was faster: exchange with it
+        with contextlib.suppress(FileExistsError):  # another process was faster: swap with it
             rename_new(draft, target)
             return True
     return False

@@ -169,7 +169,7 @@ def start_head(
     own = _own_head(adapter)
     if own is not None:
         return own, plain
-    if config.head == "closed_form":
+    if config.head in ("closed_form", "refitted"):
         found = start_features(adapter, train, config)
         # Only a head that is trained has coordinates: a second of work at an ensemble's width.
         return goal.closed_form(found, train.labels), _whitening(found) if config.epochs else plain

@@ -69,6 +69,8 @@ class TrainConfig(Settings):
     back to the literature's habits one by one. `decay_bias`, `first_epoch_lr` and `min_lr` can only
     be set in Python and in a recipe's `train`. `lr` and `head_lr` are peak rates; `weight_decay`
     leaves out the head's bias unless `decay_bias`; `warmup` and `min_lr` are shares, from 0 to 1.
+    `head` is where the head starts. `refitted` starts as `closed_form` does and is fitted anew
+    after training, and the better of both heads on validation images is kept.
     """
 
     CALLED: ClassVar[str] = "training setting"
@@ -99,14 +101,14 @@ class TrainConfig(Settings):
         Flag("balanced, none or '{cat: 2}'.", TRAINING),
     ] = "none"
     clip_grad: Annotated[float, Field(ge=0), Flag("Largest gradient norm; 0: any.", TRAINING)] = 0.0
-    head: Annotated[Literal["closed_form", "zero", "kaiming"], Flag("Start.", TRAINING)] = (
-        "closed_form"
-    )
+    head: Annotated[
+        Literal["closed_form", "refitted", "zero", "kaiming"], Flag("Start.", TRAINING)
+    ] = "closed_form"
     keep: Annotated[Literal["best", "least_loss", "last"], Flag("Epoch kept.", TRAINING)] = "best"
     patience: Annotated[
         int,
         Field(ge=0),
-        Flag("Early stopping: epochs to go on after the least validation loss; 0: off.", TRAINING),
+        Flag("Early stopping, in epochs; 0: off.", TRAINING),
     ] = 0
     precision: Annotated[Literal["auto", "bf16", "fp32"], Flag("Precision of the backbone.")] = (
         "auto"

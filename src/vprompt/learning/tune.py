@@ -34,6 +34,7 @@ from vprompt.learning.classifier import (
     start_head,
 )
 from vprompt.learning.optimizing import optimizer_of
+from vprompt.learning.refitting import refitted
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models import company, prefix
 from vprompt.models.heads import Head
@@ -44,7 +45,7 @@ class Tuned:
     """A trained adapter and head, the curve that led there, and which epoch was kept.
 
     `ended` is a reason of `ending`. `checkpoint` holds the run's state until the result is saved
-    elsewhere.
+    elsewhere. `refitted` says that the head was fitted anew after training.
     """
 
     adapter: Adapter
@@ -54,6 +55,7 @@ class Tuned:
     start_head: Head
     checkpoint: Checkpoint
     ended: str = ending.ALL_EPOCHS
+    refitted: bool = False
 
     def record(self, epoch: int) -> EpochRecord:
         """Return what was measured after an epoch."""
@@ -62,7 +64,7 @@ class Tuned:
     @property
     def sentence(self) -> str:
         """Say which epoch was kept and why, and where training ended before its last epoch."""
-        return self._kept + self._end
+        return self._kept + self._end + ("; the head was fitted anew" if self.refitted else "")
 
     @property
     def _kept(self) -> str:
@@ -103,6 +105,11 @@ class _Loop:
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that training changes, by name."""
         return self.classifier.state()
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """Return what the head says now, on the CPU."""
+        return self.classifier.logits(features.to(self.classifier.adapter.backbone.device)).cpu()
 
 
 def tune(
@@ -199,20 +206,14 @@ def tune(
                 after_epoch(loop.history)
     adapter.end(training)
     restore(classifier, loop.best)
-    head = goal.outside(classifier.head())
+    fitted = refitted(classifier, goal, train, val, config) if loop.best_epoch else None
+    head = goal.outside(fitted or classifier.head())
     if val is not None and goal.chooses:
-        head = goal.chosen(head, _val_logits(loop, val, config, compute_features), val.labels)
-    start = goal.outside(first_head)
-    return Tuned(adapter, head, loop.history, loop.best_epoch, start, store, ended)
-
-
-def _val_logits(
-    loop: _Loop, val: Examples, config: TrainConfig, look: Callable[..., Tensor]
-) -> Tensor:
-    features = look(loop.classifier.adapter, val, config)
-    with torch.no_grad():
-        device = loop.classifier.adapter.backbone.device
-        return loop.classifier.logits(features.to(device)).cpu()
+        seen = compute_features(adapter, val, config)
+        logits = loop.logits(seen) if fitted is None else fitted.logits(seen).float()
+        head = goal.chosen(head, logits, val.labels)
+    start, is_new = goal.outside(first_head), fitted is not None
+    return Tuned(adapter, head, loop.history, loop.best_epoch, start, store, ended, is_new)
 
 
 def _training(
@@ -332,7 +333,7 @@ def _finish_epoch(
     last = epoch in (0, config.epochs) or loop.classifier.adapter.finished()
     if val is not None and (config.keep != "last" or config.patience or last):
         look = compute_features if epoch else start_features
-        logits = _val_logits(loop, val, config, look)
+        logits = loop.logits(look(loop.classifier.adapter, val, config))
         judged = loop.goal.judge(logits, val.labels)
         if loop.said is not None:
             loop.said[epoch] = logits

@@ -177,7 +177,8 @@ def _finish(
     plan: Plan,
 ) -> Summed:
     """Put what was chosen into its form, with a closed-form head and its gain over no prompt."""
-    images = int(path.plain.held.losses.numel()) if path.plain.held is not None else 0
+    counts = setting.train.labels.bincount()
+    images = counts[counts > 1].tolist()  # of each class; an only image cannot be held out
     if plan.form in ("sum", "side_by_side"):
         return _one_prompt(setting, moves, path, coefficients, plan.form, images)
     joined = _several_prompts(setting, moves, path, direction, coefficients, plan, images)
@@ -196,7 +197,7 @@ def _one_prompt(
     path: ScalePath,
     coefficients: Weights | LayerWeights,
     form: str,
-    images: int,
+    images: Sequence[int],
 ) -> Summed:
     """Return the prompt at the chosen scale, with its head."""
     point = path.choice
@@ -215,7 +216,7 @@ def _several_prompts(
     direction: Weights | LayerWeights,
     coefficients: Weights | LayerWeights,
     plan: Plan,
-    images: int,
+    images: Sequence[int],
 ) -> Summed:
     """Return no prompt and the sums of parts of the pool side by side, or one that learns of it."""
     labels, classes = setting.train.labels, len(setting.task.classes)

@@ -225,14 +225,19 @@ def _around(mean: float, apart: Tensor) -> Gain:
     return Gain(mean, mean - 1.96 * error, mean + 1.96 * error)
 
 
-def verdict(gain: Gain | None, images: int, *, unused: bool = False) -> str:
-    """Return what a person acts on: whether this pool helps this task."""
+def verdict(gain: Gain | None, held_out: Sequence[int], *, unused: bool = False) -> str:
+    """Return what a person acts on: whether this pool helps this task.
+
+    `held_out` is how many images of each class were held out in turn. The gain is that of images
+    whose classes are as frequent, and the sentence says how frequent that is.
+    """
     if gain is None:
         return (
             "whether this pool helps cannot be judged: no class has a second image to hold out. "
             "The scale is the one at which features stay alike those at the start"
         )
-    seen = f"cross-validated on {images} images"
+    each = f"{held_out[0]} of each class" if len({*held_out}) == 1 else "classes as frequent there"
+    seen = f"cross-validated on {sum(held_out)} images, {each}"
     size = f"{100 * gain.mean:+.1f} points, {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
     if unused or gain.high <= 0:
         return f"this pool does not help your task ({size}, {seen}): learn without it"

@@ -83,6 +83,7 @@ def describe_tuning(tuned: Tuned, selection: str) -> dict[str, Any]:
         "kept_epoch": tuned.kept_epoch,
         "kept": tuned.sentence,
         "ended": tuned.ended,
+        **({"refitted": True} if tuned.refitted else {}),
         "selection": selection,
         "start_head": {
             "family": tuned.start_head.family,

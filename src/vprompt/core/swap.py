@@ -1,4 +1,4 @@
-"""Exchange: two renames that Python lacks: of two places with each other, and onto nothing alone.
+"""Swap: two renames that Python lacks: of two places with each other, and onto nothing alone.
 
 Linux and macOS have both as one step. Elsewhere, and on file systems that refuse, the caller is
 told so and has to do with less.
@@ -19,7 +19,7 @@ _MAC_EXCHANGE, _MAC_NEW_ONLY = 2, 4  # RENAME_SWAP and RENAME_EXCL of macOS
 _LACKING = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM)
 
 
-def exchange(one: Path, other: Path) -> bool:
+def swap(one: Path, other: Path) -> bool:
     """Let two places change what they hold, in one step; False where that cannot be done.
 
     Raises OSError where one of them is missing or may not be changed.
