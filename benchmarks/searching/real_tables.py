@@ -36,8 +36,8 @@ def real_tables(records: Records = RECORDS) -> str:
         return ""
     head = (
         "## Two towers of real parts\n\nA ViT's image tower and a text tower distilled from MiniLM "
-        "that answers with the ViT's own classifier weights; neither has seen the set in question "
-        "(`python -m benchmarks searching.real_clip`, then `searching.real_few_shot`)."
+        "that answers with the ViT's own classifier weights; no image of the set in question was "
+        "seen (`python -m benchmarks searching.real_clip`, then `searching.real_few_shot`)."
     )
     return "\n\n".join([head, *parts]) + "\n"
 
