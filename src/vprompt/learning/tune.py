@@ -209,8 +209,8 @@ def tune(
     fitted = refitted(classifier, goal, train, val, config) if loop.best_epoch else None
     head = goal.outside(fitted or classifier.head())
     if val is not None and goal.chooses:
-        seen = compute_features(adapter, val, config)
-        logits = loop.logits(seen) if fitted is None else fitted.logits(seen).float()
+        found = compute_features(adapter, val, config)
+        logits = loop.logits(found) if fitted is None else fitted.logits(found).float()
         head = goal.chosen(head, logits, val.labels)
     start, is_new = goal.outside(first_head), fitted is not None
     return Tuned(adapter, head, loop.history, loop.best_epoch, start, store, ended, is_new)
