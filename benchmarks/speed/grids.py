@@ -81,6 +81,7 @@ def halving(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "method": METHOD,
         "grid": {"lr": RATES, "head_lr": HEADS},
+        **{name: getattr(options, name) for name in ("size", "train", "val", "epochs")},
         "cases": found,
         "halved_over_one_run": spread(ratios),
         "no_worse": sum(

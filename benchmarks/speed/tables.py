@@ -99,7 +99,8 @@ def _halving(record: dict[str, Any]) -> str:
     """Return what a halved grid costs, and how well it chooses."""
     ratio, cases = record["halved_over_one_run"], record["cases"]
     lines = [
-        f"24 settings of {record['method']} with `--halving` "
+        f"24 settings of {record['method']} with `--halving`, {record['train']} images to train "
+        f"on, {record['val']} to validate on, {record['epochs']} epochs "
         f"(`python -m benchmarks speed.grids halving`): {ratio['median']:.1f} times one run "
         f"({ratio['least']:.1f} to {ratio['most']:.1f}) in processor time; on validation no worse "
         f"than the full grid on {record['no_worse']} of {len(cases)} sets:",
