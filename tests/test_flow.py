@@ -343,6 +343,8 @@ def test_an_equal_run_knows_what_the_first_left_in_the_cache(write_pool, pool, t
     options = {"model": tiny, "pool": folder}
     assert f"{len(pool) + 1} passes" in announced(score, **options)
     assert "0 passes" in announced(score, **options)
+    gradients = {"method": "hgprompt(preset=paper, score=trace_ratio)", "config": quick(epochs=0)}
+    assert f"{len(pool) + 1} evidence passes" in announced(combine, **options, **gradients)
     combining = {**options, "config": quick(epochs=0), "overwrite": True}
     for method in ("hgprompt", "uniform"):
         said = [

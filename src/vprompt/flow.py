@@ -104,7 +104,9 @@ def combine(task: str | Task, settings: CombineSettings) -> Outcome:
     setting, selection = _open_all(task, settings, config, align=align, following=following)
     pool = weighing.line_up(setting, selection, plan)
     trial, looks = PromptAdapter(setting.backbone, pool.prompts[0]), setting.sizes(settings.test)
-    kept = again.kept_passes(setting, [None, *pool.prompts]) if pool.plan.looks else 0
+    # Gradients are kept apart from features, so that these say nothing about them.
+    passes = [None, *pool.prompts] if pool.plan.looks and pool.plan.gradient_head is None else []
+    kept = again.kept_passes(setting, passes)
     mark = again.mark_of(setting, pool.slots, settings.method, pool.plan)
     counts = {"sources": len(pool.sources), "kept": kept, "again": mark.there, **looks}
     estimate = combining_estimate(trial, setting.train, config, plan=pool.plan, **counts)

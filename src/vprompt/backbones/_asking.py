@@ -6,19 +6,26 @@ Nothing heavy is imported here, so that a command can ask while torch and timm l
 import re
 import threading
 
+from vprompt.core import registry
+
 SECONDS = 3.0
 _GATEWAYS = (502, 503, 504)  # what a proxy says for a host that it cannot reach
 _ANSWERS: dict[str, str] = {}  # what each address said in this process: nothing where it answered
 _ASKED: dict[str, threading.Thread] = {}
-# A name that timm, open_clip or a hub knows; the built-in models and places on disk need no hub.
-_OF_A_HUB = re.compile(r"(?!(demo|tiny|tiny_clip)$)(hf:|hf-hub:)?[\w.-]+(/[\w.-]+)?(,\w+)?")
+# A name that timm, open_clip or a hub may know; a place on disk and a spec are none.
+_OF_A_HUB = re.compile(r"(hf:|hf-hub:)?[\w.-]+(/[\w.-]+)?(,\w+)?")
 
 
 def ahead(model: object) -> None:
-    """Begin to ask the hub where the name of a model looks as if that will be wanted."""
+    """Begin to ask the hub where the name of a model looks as if that will be wanted.
+
+    A plug-in of that name, ours or another's, says itself whether it wants a hub.
+    """
     from huggingface_hub import constants
 
-    if isinstance(model, str) and _OF_A_HUB.fullmatch(model) and not constants.HF_HUB_OFFLINE:
+    if not isinstance(model, str) or not _OF_A_HUB.fullmatch(model) or constants.HF_HUB_OFFLINE:
+        return
+    if model not in registry.names("backbones"):
         _ask(constants.ENDPOINT)
 
 
@@ -29,13 +36,13 @@ def problem(address: str) -> str:
     """
     if _ANSWERS.get(address) == "":
         return ""
-    thread = _ASKED.pop(address, None) or _ask(address)
-    _ASKED.pop(address, None)
-    thread.join(SECONDS + 0.5)  # looking up a name has no timeout of its own
+    if address not in _ASKED:
+        _ask(address)
+    _ASKED.pop(address).join(SECONDS + 0.5)  # looking up a name has no timeout of its own
     return _ANSWERS.get(address, f"no answer in {SECONDS:.0f} s")
 
 
-def _ask(address: str) -> threading.Thread:
+def _ask(address: str) -> None:
     from huggingface_hub.utils import get_session
 
     _ANSWERS.pop(address, None)
@@ -49,6 +56,5 @@ def _ask(address: str) -> threading.Thread:
         else:
             _ANSWERS[address] = f"a proxy answers {status}" if status in _GATEWAYS else ""
 
-    _ASKED[address] = thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    return thread
+    _ASKED[address] = threading.Thread(target=ask, daemon=True)
+    _ASKED[address].start()

@@ -5,7 +5,9 @@ a head is fitted on the features that training ended with, as the head of the st
 better of the two on validation images is kept; the fitted one where there are none.
 """
 
-import torch
+from collections.abc import Callable
+
+from torch import Tensor
 
 from vprompt.core.types import Features
 from vprompt.data.task import Examples
@@ -21,8 +23,9 @@ def refitted(
     train: Examples,
     val: Examples | None,
     config: TrainConfig,
+    trained: Callable[[Features], Tensor],
 ) -> Head | None:
-    """Return the head fitted anew, or None where the trained one is kept.
+    """Return the head fitted anew, or None where the `trained` one, given by its logits, is kept.
 
     The labels are those of `goal`'s inside, and so is the head.
     """
@@ -33,16 +36,11 @@ def refitted(
     if val is None:
         return found
     seen = compute_features(classifier.adapter, val, config)
-    trained = _rank(goal, _logits(classifier, seen), val)
-    return found if _rank(goal, found.logits(seen).float(), val) > trained else None
+    better = _rank(goal, found.logits(seen).float(), val) > _rank(goal, trained(seen), val)
+    return found if better else None
 
 
-@torch.no_grad()
-def _logits(classifier: Classifier, features: Features) -> torch.Tensor:
-    return classifier.logits(features.to(classifier.adapter.backbone.device)).cpu()
-
-
-def _rank(goal: Goal, logits: torch.Tensor, val: Examples) -> tuple[float, float]:
+def _rank(goal: Goal, logits: Tensor, val: Examples) -> tuple[float, float]:
     """Return what of a larger one a head is better: its quality, then its loss."""
     judged = goal.judge(logits, val.labels)
     quality = judged.score if judged.measure else judged.accuracy

@@ -206,7 +206,9 @@ def tune(
                 after_epoch(loop.history)
     adapter.end(training)
     restore(classifier, loop.best)
-    fitted = refitted(classifier, goal, train, val, config) if loop.best_epoch else None
+    fitted = None
+    if loop.best_epoch:
+        fitted = refitted(classifier, goal, train, val, config, loop.logits)
     head = goal.outside(fitted or classifier.head())
     if val is not None and goal.chooses:
         found = compute_features(adapter, val, config)
