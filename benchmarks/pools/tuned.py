@@ -4,8 +4,8 @@
 
 Eight targets, four of them with a related pool, 2 and 5 images a class, three draws. Twelve epochs
 at batch 16 for all; rates are each method's own. There are no validation images, so the last epoch
-is kept and nothing is chosen by the test split, which every run opens once, at its end. Where a head is
-refitted, it is fitted in closed form after training, on the few training images.
+is kept and nothing is chosen by the test split, which every run opens once, at its end. A refitted
+head is fitted in closed form after training, on the few training images.
 """
 
 import argparse
