@@ -138,3 +138,23 @@ def test_a_text_that_would_be_cut_off_is_refused(tmp_path, refused):
         class_texts(
             clip.text, ("cat", "a class name of very many letters, more than are read"), ("a {}.",)
         )
+
+
+def test_a_word_that_was_added_behind_the_end_is_not_taken_for_it(tmp_path, refused):
+    from vprompt.models.two_tower import class_texts, encode_texts
+
+    words = tokenizer()
+    words.add_tokens(["zebra"])
+    assert words.convert_tokens_to_ids("zebra") > words.eos_token_id
+    texts = (("zebra", "old dog"), ("a {} on sand.", "a {} in water."))
+    for kind in ("the old number of the end", "as published"):
+        save(tmp_path / kind, kind, with_tokenizer=False)
+        words.save_pretrained(tmp_path / kind)
+    named = load(tmp_path / "as published").text
+    found = class_texts(named, *texts)
+    on_sand, in_water, *_ = encode_texts(named, found.ids, found.ends)
+    assert not torch.allclose(on_sand, in_water)
+    old = load(tmp_path / "the old number of the end").text
+    class_texts(old, ("old dog",), texts[1])
+    with refused("'a zebra on sand.' holds a word", "end's number, 57", "`eos_token_id`"):
+        class_texts(old, *texts)
