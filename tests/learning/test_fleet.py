@@ -268,7 +268,7 @@ def test_settings_are_compared_by_the_mean_of_their_ranks_in_loss_and_accuracy()
         return _judge([(Reached(*each), 2, own) for each in reached])
 
     # The first has the least loss, the third is the most accurate, the second is good in both.
-    verdicts = judged((1.0, 0.45), (1.1, 0.58), (1.5, 0.60), (1.2, 0.40))
+    verdicts = judged((1.0, 0.35), (1.1, 0.58), (1.5, 0.60), (1.2, 0.40))
     assert [verdict is None for verdict in verdicts] == [False, True, False, False]
     last = verdicts[3]
     assert (last["rank"], last["of"], last["kept"]) == (4, 4, 1)
