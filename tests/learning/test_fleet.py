@@ -261,11 +261,11 @@ def test_the_rungs_of_halving_cost_less_than_a_third_of_the_runs():
 
 
 def test_settings_are_compared_by_the_mean_of_their_ranks_in_loss_and_accuracy():
-    from vprompt.learning.halving import Halving, Reached, _judge
+    from vprompt.learning.halving import Dropped, Halving, SoFar, _judge
 
     def judged(*reached):
         own = Halving({2: 1})
-        return _judge([(Reached(*each), 2, own) for each in reached])
+        return _judge([(SoFar(*each), 2, own) for each in reached])
 
     # The first has the least loss, the third is the most accurate, the second is good in both.
     verdicts = judged((1.0, 0.35), (1.1, 0.58), (1.5, 0.60), (1.2, 0.40))
@@ -276,6 +276,10 @@ def test_settings_are_compared_by_the_mean_of_their_ranks_in_loss_and_accuracy()
     # Equal accuracy: the loss decides; what was never measured comes last.
     verdicts = judged((1.2, 0.5), (1.1, 0.5), (1.0, 0.5), (math.inf, -math.inf))
     assert [verdict is None for verdict in verdicts] == [False, False, True, False]
+    unmeasured = {**verdicts[3], "val_loss": None, "val_quality": None}
+    assert "none at a loss of none on validation, rank 4 of 4; 1 went on" in str(
+        Dropped(unmeasured)
+    )
 
 
 def grid_of(backbone, rates, *, checkpoint=None, stop=None, width=8, epochs=8):

@@ -27,9 +27,11 @@ class Dropped(VPromptError):
     """Raised in a training that lies behind; `facts` say where and by how much."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
-        reached = "{val_quality:.4g} at a loss of {val_loss:.4g} on validation"
-        behind = "rank {rank} of {of}; {kept} went on"
-        super().__init__(f"dropped after epoch {{epoch}}: {reached}, {behind}".format(**facts))
+        measured = [facts["val_quality"], facts["val_loss"]]
+        quality, loss = ("none" if v is None else f"{v:.4g}" for v in measured)
+        reached = f"{quality} at a loss of {loss} on validation"
+        behind = f"rank {facts['rank']} of {facts['of']}; {facts['kept']} went on"
+        super().__init__(f"dropped after epoch {facts['epoch']}: {reached}, {behind}")
         self.facts = facts
 
 
@@ -71,21 +73,21 @@ class Halving:
             if mine is None or epoch <= self.asked or epoch > history[-1].epoch:
                 continue
             self.asked = epoch
-            reached = (Reached.up_to(epoch, history), epoch, self)
+            reached = (SoFar.up_to(epoch, history), epoch, self)
             verdict = mine.ask(fleet.RUNG, epoch, reached, _judge)
             if verdict is not None:
                 raise Dropped(verdict)
 
 
 @dataclass(frozen=True)
-class Reached:
+class SoFar:
     """What a member reached up to a rung, the start left out: the best of each, of any epoch."""
 
     loss: float
     quality: float
 
     @classmethod
-    def up_to(cls, epoch: int, history: Sequence[EpochRecord]) -> "Reached":
+    def up_to(cls, epoch: int, history: Sequence[EpochRecord]) -> "SoFar":
         """Return the least loss and the best quality; infinite where there is none."""
         seen = [record for record in history if 0 < record.epoch <= epoch]
         losses = [r.val_loss for r in seen if r.val_loss is not None and not math.isnan(r.val_loss)]
@@ -93,7 +95,7 @@ class Reached:
         return cls(min(losses, default=math.inf), max(qualities, default=-math.inf))
 
 
-def _judge(asked: Sequence[tuple[Reached, int, Halving]]) -> list[dict[str, Any] | None]:
+def _judge(asked: Sequence[tuple[SoFar, int, Halving]]) -> list[dict[str, Any] | None]:
     """Say of every member how far it lies behind, or None where it goes on."""
     reached, (_, epoch, own) = [each for each, _, _ in asked], asked[0]
     kept = min(own.rungs[epoch], len(asked))
