@@ -3,6 +3,7 @@
 import os
 import sys
 
+import jaxtyping_in_time
 import pytest
 
 # Before torch is loaded, here and in the processes that tests start: threads that wait without a
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+jaxtyping_in_time.install()
 torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain
 
 TINY_MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
