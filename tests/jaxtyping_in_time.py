@@ -9,7 +9,6 @@ Every call is held to the same annotations, and an axis has one length within a 
 The name of this module begins like that of what it stands for: `Task` looks through such frames.
 """
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -19,7 +18,7 @@ import jaxtyping
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
 
-NOTHING = contextlib.nullcontext()
+_jaxtyped = jaxtyping.jaxtyped
 _made = {}  # by the identity of a code: the code, the annotations of its function, the checks
 
 
@@ -44,17 +43,10 @@ def checked(thing):
         nonlocal checks
         if checks is None:
             checks = _checks_of(thing)
-        check_arguments, check_returned, axes = checks
-        with axes():
-            try:
-                check_arguments(*args, **kwargs)
-            except BeartypeCallHintViolation as wrong:
-                raise jaxtyping.TypeCheckError(str(wrong)) from None
-            out = thing(*args, **kwargs)
-            try:
-                return check_returned(out)
-            except BeartypeCallHintViolation as wrong:
-                raise jaxtyping.TypeCheckError(str(wrong)) from None
+        if not checks.axes:
+            return checks.run(thing, args, kwargs)
+        with _jaxtyped("context"):
+            return checks.run(thing, args, kwargs)
 
     called.is_checked = True
     return called
@@ -85,8 +77,28 @@ def _read(function, hint):
         return typing.Any
 
 
+class _Checks:
+    """Two stubs that beartype has put its checks into: of the arguments, of what is returned."""
+
+    def __init__(self, arguments, returned, axes):
+        self.arguments, self.returned, self.axes = beartype(arguments), beartype(returned), axes
+
+    def run(self, function, args, kwargs):
+        """Call a function between its checks."""
+        __tracebackhide__ = True
+        try:
+            self.arguments(*args, **kwargs)
+        except BeartypeCallHintViolation as wrong:
+            raise jaxtyping.TypeCheckError(str(wrong)) from None
+        out = function(*args, **kwargs)
+        try:
+            return self.returned(out)
+        except BeartypeCallHintViolation as wrong:
+            raise jaxtyping.TypeCheckError(str(wrong)) from None
+
+
 def _make(function, hints):
-    """Return a check of the arguments, one of what is returned, and a context for the axes."""
+    """Make the checks of a function from its annotations, read."""
     signature = inspect.signature(function)
     bare = [
         each.replace(
@@ -109,12 +121,7 @@ def _make(function, hints):
         check.__module__, check.__qualname__ = function.__module__, function.__qualname__
     arguments.__annotations__ = {name: hint for name, hint in hints.items() if name != "return"}
     returned.__annotations__ = {name: hint for name, hint in hints.items() if name == "return"}
-    axes = any(map(_names_axes, hints.values()))
-    context = functools.partial(_jaxtyped, "context") if axes else (lambda: NOTHING)
-    return beartype(arguments), beartype(returned), context
-
-
-_jaxtyped = jaxtyping.jaxtyped
+    return _Checks(arguments, returned, any(map(_names_axes, hints.values())))
 
 
 def _names_axes(hint):
