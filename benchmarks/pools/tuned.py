@@ -4,7 +4,8 @@
 
 Eight targets, four of them with a related pool, 2 and 5 images a class, three draws. Twelve epochs
 at batch 16 for all; rates are each method's own. There are no validation images, so the last epoch
-is kept and nothing is chosen by the test split, which every run opens once, at its end.
+is kept and nothing is chosen by the test split, which every run opens once, at its end. A refitted
+head is fitted in closed form after training, on the few training images.
 """
 
 import argparse
@@ -45,6 +46,7 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "linear, tuned": ("linear", {}),
     "VPT-Deep from blank": ("vpt", {}),
     "VPT-Deep from blank, lr 0.001": ("vpt", {"lr": 1e-3}),
+    "VPT-Deep from blank, lr 0.001, head refitted": ("vpt", {"lr": 1e-3, "head": "refitted"}),
     "VPT-Deep from random": ("vpt(prompt_init=vpt_uniform)", {"lr": 1e-3}),
     "adapter": ("adapter", {}),
     "LoRA": ("lora", {}),
@@ -58,7 +60,9 @@ POOLED: dict[str, tuple[str, dict[str, Any]]] = {
     "ATTEMPT, published": ("attempt", {}),
     "moves, untuned": ("moves", {"epochs": 0}),
     "moves, tuned": ("moves", {}),
+    "moves, tuned, head refitted": ("moves", {"head": "refitted"}),
     "moves, one sum, tuned": ("moves", {"form": "sum"}),
+    "moves, one sum, tuned, head refitted": ("moves", {"form": "sum", "head": "refitted"}),
     "moves, distilled to one prompt": ("moves", {"form": "distil"}),
 }
 

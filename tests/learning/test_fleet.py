@@ -273,13 +273,35 @@ def test_seconds_of_a_member_are_its_own_and_its_share():
 # Halving
 
 
-def test_the_rungs_of_halving_cost_less_than_six_runs():
+def test_the_rungs_of_halving_cost_less_than_a_third_of_the_runs():
     from vprompt.learning.halving import rungs, trainings
 
-    assert rungs(24, 10) == {1: 6, 2: 3, 5: 2}
-    assert trainings(24, 10) == (24 * 1 + 6 * 1 + 3 * 3 + 2 * 5) / 10
-    assert all(trainings(24, epochs) <= 6 for epochs in (8, 10, 30, 100))
-    assert rungs(2, 10) == {} and rungs(5, 1) == {}
+    assert rungs(24, 10) == {2: 4, 5: 2}
+    assert trainings(24, 10) == (24 * 2 + 4 * 3 + 2 * 5) / 10
+    assert all(trainings(24, epochs) <= 7 for epochs in (10, 16, 30, 100))
+    assert rungs(2, 10) == {} and rungs(5, 1) == {} and rungs(4, 2) == {1: 2}
+
+
+def test_settings_are_compared_by_the_mean_of_their_ranks_in_loss_and_accuracy():
+    from vprompt.learning.halving import Dropped, Halving, SoFar, _judge
+
+    def judged(*reached):
+        own = Halving({2: 1})
+        return _judge([(SoFar(*each), 2, own) for each in reached])
+
+    # The first has the least loss, the third is the most accurate, the second is good in both.
+    verdicts = judged((1.0, 0.35), (1.1, 0.58), (1.5, 0.60), (1.2, 0.40))
+    assert [verdict is None for verdict in verdicts] == [False, True, False, False]
+    last = verdicts[3]
+    assert (last["rank"], last["of"], last["kept"]) == (4, 4, 1)
+    assert (last["val_loss"], last["val_quality"]) == (1.2, 0.40)
+    # Equal accuracy: the loss decides; what was never measured comes last.
+    verdicts = judged((1.2, 0.5), (1.1, 0.5), (1.0, 0.5), (math.inf, -math.inf))
+    assert [verdict is None for verdict in verdicts] == [False, False, True, False]
+    unmeasured = {**verdicts[3], "val_loss": None, "val_quality": None}
+    assert "none at a loss of none on validation, rank 4 of 4; 1 went on" in str(
+        Dropped(unmeasured)
+    )
 
 
 def grid_of(backbone, rates, *, checkpoint=None, stop=None, width=8, epochs=8):
@@ -323,14 +345,14 @@ def test_halving_drops_what_lies_behind_and_says_why(small):
         record = each.to_json()
         if each.dropped:
             assert record["dropped"]["epoch"] in (2, 4) and record["val_accuracy"] is None
-            assert each.dropped["val_loss"] >= each.dropped["last_kept"]
+            assert each.dropped["val_loss"] is None or each.dropped["val_loss"] > 0
             assert each.dropped["rank"] > each.dropped["kept"] >= 2
     one_by_one = grid_of(small, rates, width=1)
     assert [each.dropped is None for each in one_by_one] == [each.dropped is None for each in found]
 
 
 def test_halving_that_was_stopped_drops_the_same_when_it_continues(small, tmp_path):
-    rates = [0.01, 3.0, 10.0, 0.03]
+    rates = [0.01, 3.0, 0.03, 10.0]  # the last one goes on to the end
     whole = grid_of(small, rates)
     with pytest.raises(KeyboardInterrupt):
         grid_of(small, rates, checkpoint=tmp_path, stop=StopAfter(11))

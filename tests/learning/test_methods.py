@@ -367,6 +367,16 @@ def test_lora_adds_a_scaled_product_to_its_layers(build, images, generator):
     torch.testing.assert_close(adapter.features(images), adapter.backbone.pool(tokens))
 
 
+def test_lora_takes_no_layer_that_torch_reads_and_does_not_call(build, refused):
+    from vprompt.opening import open_backbone
+
+    pytest.importorskip("open_clip")
+    clip = open_backbone("tiny_clip", device="cpu")
+    assert any(name.endswith("attn.out_proj") for name, _ in clip.named_modules())
+    with refused("no linear layer called 'out_proj'", "c_fc, c_proj"):
+        build("lora(target=['out_proj'])", clip)
+
+
 def test_lora_without_its_library_says_what_to_install(build, refused, monkeypatch):
     import sys
 

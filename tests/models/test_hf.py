@@ -121,6 +121,30 @@ def test_a_shortest_edge_and_a_cut_are_a_centre(tmp_path):
     assert load(tmp_path, image_size=(16, 32)).data_config.input_size == (3, 16, 32)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (48, 48), (40, 24)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_at_another_size_are_those_of_the_original(kind, size, tmp_path, generator):
+    from vprompt.models.backbone import enter
+
+    original = save(tmp_path, kind, image_size=32)
+    backbone = load(tmp_path, image_size=size)
+    images = torch.randn(3, 3, *size, generator=generator)
+    asked = {} if kind.lower().startswith("dino") else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        own = original(pixel_values=images, **asked).last_hidden_state
+        found = backbone.vit.norm(enter(backbone, images, backbone.depth).tokens)
+    torch.testing.assert_close(found, own, rtol=1e-3, atol=1e-4)
+    computed = "computed for" if kind.startswith("DINOv3") else "by transformers"
+    assert computed in backbone.remark
+
+
+def test_positions_of_a_rectangle_are_resampled_by_timm(tmp_path):
+    save(tmp_path, image_size=(32, 48))
+    backbone = load(tmp_path, image_size=16)
+    assert "from 32x48 to 16 by the library that runs it" in backbone.remark
+    assert backbone.data_config.input_size == (3, 16, 16)
+
+
 def test_a_processor_that_leaves_pixels_as_they_are():
     from vprompt.backbones._hf_processor import data_config_of
 

@@ -103,10 +103,14 @@ def test_it_is_opened_by_its_folder_and_prompted_in_both_towers(tmp_path, genera
 def test_another_image_size_resamples_positions(tmp_path, generator):
     from vprompt import extract
 
-    save(tmp_path)
+    original = save(tmp_path)
     clip = load(tmp_path, image_size=48)
-    assert clip.data_config.input_size == (3, 48, 48) and "from 32 to 48" in clip.remark
-    assert extract(clip, torch.randn(1, 3, 48, 48, generator=generator)).shape == (1, 16)
+    assert clip.data_config.input_size == (3, 48, 48)
+    assert "from 32 to 48 by transformers" in clip.remark
+    images = torch.randn(1, 3, 48, 48, generator=generator)
+    with torch.no_grad():
+        seen = original.get_image_features(images, interpolate_pos_encoding=True).pooler_output
+    torch.testing.assert_close(extract(clip, images), seen, rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_missing_or_does_not_fit_is_said(tmp_path, refused):
@@ -138,3 +142,23 @@ def test_a_text_that_would_be_cut_off_is_refused(tmp_path, refused):
         class_texts(
             clip.text, ("cat", "a class name of very many letters, more than are read"), ("a {}.",)
         )
+
+
+def test_a_word_that_was_added_behind_the_end_is_not_taken_for_it(tmp_path, refused):
+    from vprompt.models.two_tower import class_texts, encode_texts
+
+    words = tokenizer()
+    words.add_tokens(["zebra"])
+    assert words.convert_tokens_to_ids("zebra") > words.eos_token_id
+    texts = (("zebra", "old dog"), ("a {} on sand.", "a {} in water."))
+    for kind in ("the old number of the end", "as published"):
+        save(tmp_path / kind, kind, with_tokenizer=False)
+        words.save_pretrained(tmp_path / kind)
+    named = load(tmp_path / "as published").text
+    found = class_texts(named, *texts)
+    on_sand, in_water, *_ = encode_texts(named, found.ids, found.ends)
+    assert not torch.allclose(on_sand, in_water)
+    old = load(tmp_path / "the old number of the end").text
+    class_texts(old, ("old dog",), texts[1])
+    with refused("'a zebra on sand.' holds a word", "end's number, 57", "`eos_token_id`"):
+        class_texts(old, *texts)

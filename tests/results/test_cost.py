@@ -47,8 +47,8 @@ def test_a_halved_grid_costs_what_is_left_of_it(adapter, train):
 
     config = TrainConfig(epochs=10)
     said = str(training_estimate(adapter, train, config, points=24, halving=True))
-    # 24 points for an epoch, 6 for one, 3 for three, 2 for five: 49 epochs of 30 images
-    assert ": 4.9 x 10 epochs x 30 images" in said, said
+    # 24 points for two epochs, 4 for three, 2 for five: 70 epochs of 30 images
+    assert ": 7 x 10 epochs x 30 images" in said, said
 
 
 def test_steps_are_timed_by_their_mean(tiny, train, monkeypatch):

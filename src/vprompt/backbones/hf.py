@@ -7,6 +7,7 @@ Reference: Wolf et al., "Transformers: State-of-the-Art Natural Language Process
 import contextlib
 import functools
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones import _hf_clip, _hf_models, _hf_siglip, _reach
+from vprompt.backbones import _hf_clip, _hf_models, _hf_positions, _hf_siglip, _reach
 from vprompt.backbones._filling import check_fills, listed
 from vprompt.backbones._hf_processor import data_config_of
 from vprompt.backbones._timm_models import patch_size_of
 from vprompt.backbones.timm_vit import TimmViT
 from vprompt.core.errors import VPromptError
 from vprompt.core.registry import Spec
-from vprompt.data.preprocessing import ImageSize, check_filled, checked, pair, shown
+from vprompt.data.preprocessing import ImageSize, check_filled, checked, pair
 from vprompt.models.backbone import Backbone
 
 INSTALL = "pip install 'vprompt[transformers]'"
@@ -37,7 +38,7 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
     `model` is a repository (`org/name`, `org/name@revision`) or a folder with `config.json`,
     `preprocessor_config.json` and weights as safetensors, of a CLIP or SigLIP its tokenizer as
     well, since those have both towers. Code in a repository is never run.
-    `image_size` is in place of the processor's; position embeddings are resampled by timm.
+    `image_size` is in place of the processor's; transformers resamples position embeddings.
     """
     place, revision = _place(model)
     _check_installed()
@@ -68,12 +69,13 @@ def load(*, model: str = "facebook/dinov2-small", image_size: ImageSize | None =
     ]
     if hasattr(vit, "dist_token"):
         remarks.append("its feature is the mean of class and distillation token, as timm has it")
-    if wanted != tuple(vit.patch_embed.img_size):
-        remarks.append(
-            f"positions resampled from {shown(*vit.patch_embed.img_size)} to {shown(*wanted)} by "
-            "timm, which smooths where transformers does not"
-        )
+    own = pair(vit.patch_embed.img_size)
+    if wanted != own:
         vit.set_input_size(img_size=wanted)
+        remark, same = _hf_positions.resample(vit.pos_embed, original, own, wanted)
+        remarks.append(remark)
+        if same:
+            _check_same(vit, original, model, resampled=True)
     backbone = TimmViT(vit, str(Spec("hf", {"model": model})), data_config.resized(wanted))
     backbone.remark = "; ".join(remarks)
     return backbone
@@ -118,8 +120,13 @@ def _two_towers(
     if wanted != own:
         check_filled(wanted, clip.patch_size, model)
         config["vision_cfg"]["image_size"] = wanted
-        clip, by = build(), "timm" if sigmoid else "open_clip"
-        remarks.append(f"positions resampled from {shown(*own)} to {shown(*wanted)} by {by}")
+        clip = build()
+        vision: Any = clip.clip.visual
+        positions = vision.trunk.pos_embed if sigmoid else vision.positional_embedding
+        remark, same = _hf_positions.resample(positions, original.vision_model, own, wanted)
+        remarks.append(remark)
+        if same:
+            _check_same_towers(clip, original, model, resampled=True)
     clip.data_config = data_config.resized(wanted)
     clip.remark = "; ".join(remarks)
     return clip
@@ -172,12 +179,13 @@ def _check_tokens(tokenizer: Any, words: int, end: int | None, model: str) -> No
 
 
 @torch.no_grad()
-def _check_same_towers(clip: Any, original: Any, model: str) -> float:
+def _check_same_towers(clip: Any, original: Any, model: str, *, resampled: bool = False) -> float:
     """Return how far apart the features of both towers are; refuse what is not the same."""
     images = torch.zeros(1, *clip.data_config.input_size)
     images[:, :, ::7, ::5] = 1.0
     ids = clip.text.tokenise(["a photo of a model.", "two"], clip.text.context_length)
-    seen, read = original.get_image_features(images), original.get_text_features(ids)
+    seen = original.get_image_features(images, interpolate_pos_encoding=resampled)
+    read = original.get_text_features(ids)
     gap = max(
         _apart(clip.clip.encode_image(images), seen.pooler_output),
         _apart(clip.clip.encode_text(ids), read.pooler_output),
@@ -258,13 +266,15 @@ def _original(library: Any, name: str, place: str, where: dict[str, str], model:
 
 
 @torch.no_grad()
-def _check_same(vit: Any, original: nn.Module, model: str) -> float:
+def _check_same(vit: Any, original: nn.Module, model: str, *, resampled: bool = False) -> float:
     """Return how far apart features are, as a share of the largest; refuse what is not the same."""
     size = pair(vit.patch_embed.img_size)
     images = torch.zeros(1, vit.patch_embed.proj.in_channels, *size)
     images[:, :, ::7, ::5] = 1.0
     made: Tensor = vit.forward_features(images)
-    own = original(pixel_values=images)
+    asked = "interpolate_pos_encoding" in inspect.signature(original.forward).parameters
+    options = {"interpolate_pos_encoding": True} if asked and resampled else {}
+    own = original(pixel_values=images, **options)
     gap = _apart(made, own.last_hidden_state)
     if vit.attn_pool is not None:
         gap = max(gap, _apart(vit.forward_head(made, pre_logits=True), own.pooler_output))

@@ -127,7 +127,7 @@ def _reached(config: TrainConfig, came: Tuned | Exception) -> Reached:
     if isinstance(came, Tuned):
         return Reached(config, came)
     if isinstance(came, Dropped):
-        facts = {k: None if v == math.inf else v for k, v in came.facts.items()}
+        facts = {k: None if v in (math.inf, -math.inf) else v for k, v in came.facts.items()}
         return Reached(config, dropped=facts)
     if isinstance(came, VPromptError):
         return Reached(config, failed=str(came))

@@ -199,6 +199,7 @@ def _tokenised(tower: TextTower, texts: Sequence[str]) -> tuple[TextIds, TextEnd
     longer = tower.tokenise(texts, length + 1)
     if tower.cuts:
         ids, ends = longer, tower.ends(longer)
+        _check_ends(tower, texts, ids, ends)
         cut = ends >= length
     else:
         ids = tower.tokenise(texts, length)
@@ -210,6 +211,21 @@ def _tokenised(tower: TextTower, texts: Sequence[str]) -> tuple[TextIds, TextEnd
             f"{tower.name!r} reads, and would be cut off. Shorten the class name or the template."
         )
     return ids, ends
+
+
+def _check_ends(tower: TextTower, texts: Sequence[str], ids: TextIds, ends: TextEnds) -> None:
+    """Refuse a text whose feature would be read at another word than the one that ends it."""
+    plain = tower.tokenise(["a"], ids.shape[1])
+    end = plain[0, tower.ends(plain)[0]]
+    other = ids.gather(1, ends[:, None])[:, 0] != end
+    if bool(other.any()):
+        raise VPromptError(
+            f"{texts[int(other.int().argmax())]!r} holds a word that was added to the vocabulary "
+            f"of {tower.name!r} behind the end's number, {int(end)}. The model takes the largest "
+            "number for the end, and would read nothing of what follows. Write it in other words, "
+            "or name the end in the model's config: `eos_token_id` of transformers, or "
+            "`pool_type: eos` and `eos_id` of open_clip."
+        )
 
 
 def encode_texts(
