@@ -3,6 +3,7 @@
 import os
 import sys
 
+import jaxtyping_in_time
 import pytest
 
 # Before torch is loaded, here and in the processes that tests start: threads that wait without a
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+jaxtyping_in_time.install()
 torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain
 
 TINY_MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
@@ -18,13 +20,13 @@ TINY_MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
 
 @pytest.fixture(autouse=True, scope="session")
 def brief_trials():
-    """Time two steps where a run times as many as fit in half a second, to say how long it takes.
+    """Time two steps of two images where a run times many of more, to say how long it takes.
 
     Hundreds of tests learn something, and none but those of the times themselves asks how long.
     """
     from vprompt.results import cost
 
-    cost._MOMENT = 0.0
+    cost._MOMENT, cost._TRIAL, cost._LOOK = 0.0, 2, 2
 
 
 @pytest.fixture(autouse=True)

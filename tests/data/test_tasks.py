@@ -393,6 +393,21 @@ def test_table_names_the_class_with_one_image(tmp_path, load, refused):
 # Digits, ELPV, dSprites
 
 
+def test_digits_are_those_of_scikit_learn_with_or_without_it(monkeypatch):
+    import sklearn.datasets
+
+    from vprompt.tasks import digits
+
+    expected = sklearn.datasets.load_digits()
+    with monkeypatch.context() as patch:
+        patch.delattr(sklearn.datasets, "load_digits")  # its file is enough
+        found = digits._digits.__wrapped__()
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
+    for images, labels in (found, digits._digits.__wrapped__()):
+        assert np.array_equal(images, expected.images) and images.dtype == expected.images.dtype
+        assert np.array_equal(labels, expected.target) and labels.dtype == expected.target.dtype
+
+
 def test_digits_are_split_in_proportion(load):
     task = load("digits")
     assert (len(task.train), len(task.val), len(task.test)) == (800, 200, 797)

@@ -209,10 +209,20 @@ def test_a_tie_on_accuracy_goes_to_the_smaller_validation_loss(run, vpt, setting
 UNSTEADY = {"head": "zero", "epochs": 12, "sched": "constant"}
 
 
+_unsteady = []
+
+
+@pytest.fixture
+def whole(run, vpt, settings):
+    """The training that nothing ends early: the same for all tests, and learned once."""
+    if not _unsteady:
+        _unsteady.append(run(vpt(), settings(**UNSTEADY)))
+    return _unsteady[0]
+
+
 @pytest.mark.parametrize("keep", ["best", "least_loss", "last"])
 @pytest.mark.parametrize("patience", [1, 3])
-def test_it_ends_once_the_least_validation_loss_is_old(run, vpt, settings, patience, keep):
-    whole = run(vpt(), settings(**UNSTEADY))
+def test_it_ends_once_the_least_validation_loss_is_old(run, vpt, settings, whole, patience, keep):
     tuned = run(vpt(), settings(**UNSTEADY, keep=keep, patience=patience))
     last, losses = tuned.history[-1].epoch, [r.val_loss for r in whole.history]
     expected = next(

@@ -4,6 +4,11 @@ Reference: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI
 Repository, 1998.
 """
 
+import functools
+import gzip
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from vprompt.data.census import Reading
@@ -18,13 +23,11 @@ def load(*, split_seed: int = 0) -> Task:
     Pixels go from 0..16 to 0..255 and are repeated over three channels. Every split shows each
     class in its overall proportion, to within an image or two; `split_seed` decides which images.
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    grey = np.round(data.images * (255 / 16)).astype(np.uint8)
-    labels = tuple(int(label) for label in data.target)
+    images, target = _digits()
+    grey = np.round(images * (255 / 16)).astype(np.uint8)
+    labels = tuple(int(label) for label in target)
     whole = Split("all", np.repeat(grey[..., None], 3, axis=3), labels)
-    rows = split_by_sizes(data.target, [_SIZES["train"], _SIZES["val"]], split_seed, "digits split")
+    rows = split_by_sizes(target, [_SIZES["train"], _SIZES["val"]], split_seed, "digits split")
     parts = zip(_SIZES, rows, strict=True)
     splits = {name: whole.subset(rows, name) for name, rows in parts}
     return Task(
@@ -42,3 +45,23 @@ def load(*, split_seed: int = 0) -> Task:
         },
         reading=Reading(f"drawn in proportion to the classes by seed {split_seed}"),
     )
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return the images `[count, 8, 8]` and labels that scikit-learn's `load_digits` returns.
+
+    Its file is read where the package lies: to import the package takes two seconds.
+    """
+    found = importlib.util.find_spec("sklearn")
+    folders = (found and found.submodule_search_locations) or ()
+    paths = [Path(folder, "datasets", "data", "digits.csv.gz") for folder in folders]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:  # it lies elsewhere in this release
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        return data.images, data.target
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        table = np.loadtxt(lines, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
