@@ -23,7 +23,7 @@ from benchmarks.speed.timing import machine, settle, spread
 from vprompt.core import fleet, registry
 from vprompt.core.files import write_json
 from vprompt.data.task import Examples
-from vprompt.learning import fleets
+from vprompt.learning import fleet_size
 from vprompt.learning.train_config import TrainConfig
 from vprompt.learning.tune import Tuned, tune
 from vprompt.models.backbone import Backbone
@@ -116,7 +116,7 @@ def compare(
     return {
         "model": backbone.name,
         "members": members,
-        "auto": fleets.enough(batch, backbone.device),
+        "auto": fleet_size.enough(batch, backbone.device),
         "batch": batch,
         "steps": steps,
         "method": method,

@@ -17,7 +17,7 @@ from vprompt.core.types import Features
 from vprompt.data import sentences, targets
 from vprompt.data.census import Reading
 from vprompt.data.task import Examples, Task
-from vprompt.learning import classifier, ending, fleets, folding, goals, grid
+from vprompt.learning import classifier, ending, fleet_size, folding, goals, grid
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.checkpoint import Checkpoint, EpochRecord
 from vprompt.learning.classifier import Candidate
@@ -271,9 +271,9 @@ def tune_best(
 ) -> tuple[Tuned, TrainConfig, list[dict[str, Any]]]:
     """Train at every point and keep the best on validation; ties go to the smaller lr.
 
-    Also returns what every point reached. `fleet` says how many advance together (see `fleets`),
-    and `halving` leaves out on the way what lies behind. With `folds` there is no validation split,
-    and every image is judged by trainings that did not see it.
+    Also returns what every point reached. `fleet` says how many advance together, as in
+    `fleet_size`, and `halving` leaves out on the way what lies behind. With `folds` there is no
+    validation split, and every image is judged by trainings that did not see it.
     """
     if folds is not None:
         return _tune_by_folds(setting, build, points, folds)
@@ -289,7 +289,7 @@ def tune_best(
         return run_tuning(setting, build(), config, progress, after, called)
 
     with setting.clock.stage("tune"):
-        width = fleets.width(fleet, build, setting.train, points)
+        width = fleet_size.width(fleet, build, setting.train, points)
         found = grid.tune_all(
             points,
             train,

@@ -387,28 +387,28 @@ def test_a_fleet_too_large_for_memory_is_refused_with_the_largest_that_fits(
     small, refused, monkeypatch
 ):
     from vprompt.core import registry
-    from vprompt.learning import fleets
+    from vprompt.learning import fleet_size
     from vprompt.learning.train_config import TrainConfig
 
     build = functools.partial(registry.build("adapters", "vpt"), small)
     points = [TrainConfig(batch_size=8, lr=10.0**-n) for n in range(12)]
-    own = 8 * fleets.bytes_per_image(build(), draw(22, 1), points[0])
+    own = 8 * fleet_size.bytes_per_image(build(), draw(22, 1), points[0])
     assert own > 1e4
-    monkeypatch.setattr(fleets, "free_bytes", lambda device: 5.5 * own / 0.8)
+    monkeypatch.setattr(fleet_size, "free_bytes", lambda device: 5.5 * own / 0.8)
     with refused("A fleet of 12 at batch size 8", "largest that fits is 5", "--fleet 5"):
-        fleets.width(12, build, draw(22, 1), points)
-    assert fleets.width("auto", build, draw(22, 1), points) == 5
-    assert fleets.width(3, build, draw(22, 1), points) == 3
-    assert fleets.width("off", build, draw(22, 1), points) == 1
+        fleet_size.width(12, build, draw(22, 1), points)
+    assert fleet_size.width("auto", build, draw(22, 1), points) == 5
+    assert fleet_size.width(3, build, draw(22, 1), points) == 3
+    assert fleet_size.width("off", build, draw(22, 1), points) == 1
     for wrong in ("many", 0, "-1"):
         with refused("--fleet is `auto`, `off` or a number"):
-            fleets.width(wrong, build, draw(22, 1), points)
+            fleet_size.width(wrong, build, draw(22, 1), points)
 
 
 def test_the_free_memory_of_this_machine_is_known():
-    from vprompt.learning import fleets
+    from vprompt.learning import fleet_size
 
-    free = fleets.free_bytes(torch.device("cpu"))
+    free = fleet_size.free_bytes(torch.device("cpu"))
     assert free is None or math.isfinite(free)
 
 

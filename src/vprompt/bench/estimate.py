@@ -21,7 +21,7 @@ from vprompt.core.errors import VPromptError
 from vprompt.core.forecast import words
 from vprompt.data.task import Examples
 from vprompt.learning.adapter import Adapter, FeatureAdapter, PromptAdapter
-from vprompt.learning.fleets import bytes_per_image
+from vprompt.learning.fleet_size import bytes_per_image
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models.backbone import Backbone
 from vprompt.pooling.mix import PUBLISHED, plan_of

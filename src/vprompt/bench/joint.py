@@ -17,7 +17,7 @@ from vprompt.bench.work import load_backbone
 from vprompt.core import fleet, registry
 from vprompt.core.errors import VPromptError
 from vprompt.data.task import Examples
-from vprompt.learning import fleets
+from vprompt.learning import fleet_size
 from vprompt.learning.adapter import Adapter
 from vprompt.learning.train_config import TrainConfig
 
@@ -46,8 +46,8 @@ def join(
 ) -> Joint:
     """Return the calls, with those of jobs that may share passes made one.
 
-    `asked` is as for `fleets.width`. Executors that run calls beside one another on processors are
-    given none by themselves: their processes take all of them already.
+    `asked` is as for `fleet_size.width`. Executors that run calls beside one another on processors
+    are given none by themselves: their processes take all of them already.
     """
     fleet.checked(asked)
     levels = _levels(calls)
@@ -96,7 +96,7 @@ def _size(jobs: Sequence[Job], asked: str | int, parallel: bool) -> int:
         examples = Examples(grey, torch.zeros(count, dtype=torch.int64), "grey")
         build: Callable[[], Adapter] = functools.partial(registry.build("adapters", spec), backbone)
         points = [TrainConfig.checked(largest.train)] * len(jobs)
-        return fleets.width(asked, build, examples, points)
+        return fleet_size.width(asked, build, examples, points)
     except VPromptError:
         if asked != fleet.AUTO:
             raise

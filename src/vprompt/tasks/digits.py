@@ -51,7 +51,7 @@ def load(*, split_seed: int = 0) -> Task:
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Return the images `[count, 8, 8]` and labels that scikit-learn's `load_digits` returns.
 
-    Its file is read where the package lies: to import the package takes two seconds.
+    Its file is read where the package lies: to import the package takes a second.
     """
     found = importlib.util.find_spec("sklearn")
     folders = (found and found.submodule_search_locations) or ()

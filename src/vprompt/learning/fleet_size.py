@@ -1,4 +1,4 @@
-"""Fleets: how many trainings of one frozen network advance together, and whether they fit."""
+"""Fleet size: how many trainings of one frozen network advance together, and whether they fit."""
 
 import contextlib
 from collections.abc import Callable, Sequence
