@@ -477,3 +477,16 @@ def test_methods_on_features_open_the_test_images_once(tiny, monkeypatch, cache)
     for spec in ("linear", "mlp", "linear"):
         learn(task, model=tiny, method=spec, config=TrainConfig(epochs=1))
         assert sum(seen) == sum(sizes)
+
+
+@pytest.mark.parametrize("method", ["full", "bias", "lora(target=['c_fc'])"])
+def test_of_two_towers_what_sees_images_is_trained(method):
+    from vprompt.core.registry import build
+    from vprompt.opening import open_backbone
+
+    pytest.importorskip("open_clip")
+    clip = open_backbone("tiny_clip", device="cpu")
+    adapter = build("adapters", method)(clip)
+    adapter.features(torch.randn(2, *clip.data_config.input_size)).square().sum().backward()
+    trained = {name: p for name, p in adapter.named_parameters() if p.requires_grad}
+    assert trained and all(p.grad is not None for p in trained.values())

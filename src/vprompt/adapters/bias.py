@@ -8,13 +8,13 @@ from typing import Any
 
 from vprompt.core.errors import VPromptError
 from vprompt.learning.adapter import Adapter
-from vprompt.learning.twin import TwinAdapter
+from vprompt.learning.twin import TwinAdapter, trainable
 from vprompt.models.backbone import Backbone
 
 
 def build(backbone: Backbone) -> Adapter:
     """Train the biases of a twin: of projections, of norms and of the patch embedding."""
-    names = [name for name, _ in backbone.named_parameters() if "bias" in name.rpartition(".")[2]]
+    names = [name for name in trainable(backbone) if "bias" in name.rpartition(".")[2]]
     if not names:
         raise VPromptError(f"{backbone.name!r} has no biases to train. Use another method.")
     return TwinAdapter(backbone, names)

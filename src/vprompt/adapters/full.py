@@ -3,13 +3,16 @@
 from typing import Any
 
 from vprompt.learning.adapter import Adapter
-from vprompt.learning.twin import TwinAdapter
+from vprompt.learning.twin import TwinAdapter, trainable
 from vprompt.models.backbone import Backbone
 
 
 def build(backbone: Backbone) -> Adapter:
-    """Train every parameter of a twin, position embeddings and class token included."""
-    return TwinAdapter(backbone, [name for name, _ in backbone.named_parameters()])
+    """Train every parameter of a twin, position embeddings and class token included.
+
+    Of two towers it is the image tower's.
+    """
+    return TwinAdapter(backbone, trainable(backbone))
 
 
 def training(**settings: object) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vprompt.core.errors import VPromptError
 from vprompt.learning.adapter import Adapter
-from vprompt.learning.twin import TwinAdapter
+from vprompt.learning.twin import TwinAdapter, trainable
 from vprompt.models.backbone import Backbone
 
 
@@ -79,7 +79,12 @@ class LowRankAdapter(TwinAdapter):
 
 
 def _linear_layers(backbone: Backbone, target: list[str]) -> list[str]:
-    linear = [name for name, layer in backbone.named_modules() if type(layer) is nn.Linear]
+    trained = set(trainable(backbone))
+    linear = [
+        name
+        for name, layer in backbone.named_modules()
+        if type(layer) is nn.Linear and f"{name}.weight" in trained
+    ]
     known = sorted({name.rpartition(".")[2] for name in linear})
     unknown = [name for name in target if name not in known]
     if unknown:

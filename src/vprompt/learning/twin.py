@@ -12,6 +12,7 @@ import torch
 from vprompt.core.types import Features, Images
 from vprompt.learning.adapter import Adapter, count_frozen
 from vprompt.models.backbone import Backbone, Entering, extract
+from vprompt.models.two_tower import TwoTower
 
 
 def twin_of(backbone: Backbone, trained: Collection[str] = ()) -> Backbone:
@@ -25,6 +26,23 @@ def twin_of(backbone: Backbone, trained: Collection[str] = ()) -> Backbone:
         if name in wanted:
             parameter.requires_grad_(True)
     return twin
+
+
+def trainable(backbone: Backbone) -> list[str]:
+    """Return the names of the parameters that a twin may train: what an image's features depend on.
+
+    Those are all, but for two towers: a loss on images gives the text tower no gradient. They are
+    found by a gradient and not by name, so any two towers will do.
+    """
+    names = [name for name, _ in backbone.named_parameters()]
+    if not isinstance(backbone, TwoTower):
+        return names
+    twin = twin_of(backbone, names)
+    images = torch.zeros(1, *backbone.data_config.input_size, device=backbone.device)
+    parameters = dict(twin.named_parameters())
+    features = extract(twin, images).sum()
+    found = torch.autograd.grad(features, [parameters[name] for name in names], allow_unused=True)
+    return [name for name, slope in zip(names, found, strict=True) if slope is not None]
 
 
 class TwinAdapter(Adapter):
