@@ -46,6 +46,8 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "linear, tuned": ("linear", {}),
     "VPT-Deep from blank": ("vpt", {}),
     "VPT-Deep from blank, lr 0.001": ("vpt", {"lr": 1e-3}),
+    "VPT-Deep from blank, lr 0.1": ("vpt", {"lr": 0.1}),
+    "VPT-Deep from blank, lr 0.1, head refitted": ("vpt", {"lr": 0.1, "head": "refitted"}),
     "VPT-Deep from blank, lr 0.001, head refitted": ("vpt", {"lr": 1e-3, "head": "refitted"}),
     "VPT-Deep from random": ("vpt(prompt_init=vpt_uniform)", {"lr": 1e-3}),
     "adapter": ("adapter", {}),
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=[*TARGETS])
     parser.add_argument("--draws", type=int, nargs="+", default=[*range(DRAWS)])
     parser.add_argument("--part", default="0/1", help="which of how many parts of the targets")
+    parser.add_argument("--rows", nargs="+", default=[*ALONE, *POOLED], help="names of the tables")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,7 +96,7 @@ def main() -> None:
             for shots in SHOTS:
                 run = f"{name}_{shots}shots_draw{draw}"
                 record = records.read(run) if run in records else _blank(name, shots, draw)
-                for row in [*ALONE, *POOLED]:
+                for row in options.rows:
                     if row not in record["accuracy"]:
                         run_row(record, row, backbone, task, pool, shots, draw)
                         records.write(run, record)
