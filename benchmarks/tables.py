@@ -7,7 +7,7 @@ import json
 
 from benchmarks import RESULTS, ROOT, new_parser
 from benchmarks.faults import campaign, memory
-from benchmarks.learning import starts
+from benchmarks.learning import rates, starts
 from benchmarks.placing.tables import placing_tables
 from benchmarks.pools.demo_table import demo_table
 from benchmarks.searching.real_tables import real_tables
@@ -32,6 +32,7 @@ def main() -> None:
         scaling_tables(RESULTS / "scaling"),
         large_pool_table(),
         starts.table(),
+        rates.table(),
         placing_tables(),
         searching_tables(),
         real_tables(),

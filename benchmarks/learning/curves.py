@@ -21,7 +21,7 @@ from vprompt.core.errors import VPromptError
 # Every arm: its method, what its rates are rates of, and those to choose from.
 ARMS: dict[str, tuple[str, str, list[float]]] = {
     "linear": ("linear", "head_lr", [3e-4, 1e-3, 3e-3]),
-    "vpt": (f"vpt(num_virtual_tokens={learning.TOKENS})", "lr", [2e-3, 5e-3, 1.5e-2]),
+    "vpt": (f"vpt(num_virtual_tokens={learning.TOKENS})", "lr", [5e-3, 3e-2, 1e-1]),
     "lora": ("lora", "lr", [1e-3, 3e-3]),
     "full": ("full", "lr", [1e-4, 3e-4]),
 }

@@ -127,7 +127,8 @@ def _still(tuned: Tuned) -> str:
         why = "there was no epoch"
     return (
         f"the prompt is still its start ({why}): it carries nothing that others could use. For a "
-        "pool, learn it with `--keep last` and as many `--epochs` as the training loss falls"
+        "pool, learn it with `--keep last`, as many `--epochs` as the training loss falls, and a "
+        "larger rate, such as `--lr 0.1`"
     )
 
 
