@@ -186,7 +186,8 @@ def run(options: argparse.Namespace, name: str, shots: int, draw: int) -> None:
         told = searched.run["search"]
         record["found"], record["labelled_images"] = told["found"], told["labelled_images"]
         memory = told["tuning"]["memory"]
-        record["search"] = {name: memory[name] for name in ("gap", "stopped", "alpha", "found")}
+        record["search"] = {name: memory[name] for name in ("gap", "stopped", "found")}
+        record["search"]["alpha"] = _short(memory["alpha"])
         add("found", method, rate, searched, began)
     for title, (method, rate) in compared(record["found"], clip, lr, seed, draw).items():
         if title not in rows:
@@ -233,6 +234,13 @@ def judged(clip: TwoTower, done: Outcome, new: Task) -> dict[str, Any]:
         row["new"] = measured["learned"].acc1
         row["hm"] = harmonic_mean(row["base"], row["new"])
     return row
+
+
+def _short(value: Any) -> Any:
+    """Return nested lists of numbers with four digits: hundreds of them are in every record."""
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    return [_short(each) for each in value] if isinstance(value, list) else round(value, 4)
 
 
 if __name__ == "__main__":
