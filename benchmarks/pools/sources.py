@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=[f.name for f in data.FAMILIES])
     parser.add_argument("--without", nargs="*", default=[], help="tasks that are left out")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--lr", type=float, default=TrainConfig().lr, help="rate of the prompt")
     parser.add_argument("--test", action="store_true", help="measure on the test splits, for cards")
     parser.add_argument("--part", default="0/1", help="which of how many parts of the tasks")
     options = parser.parse_args()
@@ -57,7 +58,9 @@ def main() -> None:
                 data.task(name, options.data),
                 model=backbone,
                 method=METHOD,
-                config=TrainConfig(epochs=options.epochs, batch_size=32, keep="last"),
+                config=TrainConfig(
+                    epochs=options.epochs, batch_size=32, keep="last", lr=options.lr
+                ),
                 output=folder,
                 test=options.test,
                 progress=progress,
