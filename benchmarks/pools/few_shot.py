@@ -31,7 +31,7 @@ from vprompt.core.precision import resolve
 from vprompt.core.progress import SILENT
 from vprompt.core.randomness import stream
 from vprompt.core.types import Features, Weights
-from vprompt.data.task import Split, Task
+from vprompt.data.task import Split, Task, split_by_sizes
 from vprompt.learning import ensemble
 from vprompt.learning.classifier import Candidate
 from vprompt.learning.train_config import TrainConfig
@@ -43,7 +43,7 @@ from vprompt.models.heldout import HeldOut
 from vprompt.pooling import moving, scale_path
 from vprompt.pooling.combining import gather_evidence, weigh_sources
 from vprompt.pooling.mix import Mix, plan_of
-from vprompt.pooling.scale_path import LADDER, Point, ScalePath
+from vprompt.pooling.scale_path import ALIKE, LADDER, LEAST, Point, ScalePath
 from vprompt.prompts.prompt import Prompt, prompt_digest
 from vprompt.results import measure, runs
 from vprompt.results.records import Records
@@ -83,6 +83,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--methods", nargs="+", default=[*METHODS])
     parser.add_argument("--part", default="0/1", help="which of how many parts of the targets")
+    parser.add_argument(
+        "--on",
+        choices=["test", "val"],
+        default="test",
+        help="val: on training images of the target that are set aside, to choose settings by",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -91,7 +97,8 @@ def main() -> None:
     records = Records(options.output / options.backbone)
     for name in options.targets[part::parts]:
         pool = Pool.open(name, backbone, options.pools)
-        task = limited(data.task(name, options.data), TESTED)
+        task = data.task(name, options.data)
+        task = limited(task, TESTED) if options.on == "test" else set_aside(task, TESTED)
         for shots in options.shots:
             if shots >= max(2, smallest_class(task)) and shots > 1:
                 continue
@@ -150,6 +157,19 @@ def limited(task: Task, count: int) -> Task:
 
     assert task.test is not None
     return replace(task, test=task.test.cut(cut))
+
+
+def set_aside(task: Task, count: int) -> Task:
+    """Return the task with training images in the place of test images, which stay closed.
+
+    They are `count` at most, and never more than a half.
+    """
+    rows = range(len(task.train))
+    count = min(count, len(rows) // 2)
+    sizes = [len(rows) - count, count]
+    left, aside = split_by_sizes(task.train.labels, sizes, 0, f"set aside of {task.name}")
+    train, held = task.train.subset(left, "train, less"), task.train.subset(aside, "set aside")
+    return replace(task, train=train, test=held)
 
 
 def smallest_class(task: Task) -> int:
@@ -291,7 +311,11 @@ class Rows:
         """Return what `scale_path.walk_scales` does, without judging a prompt twice."""
         start = self.pool.moves.start
         points = [self.point("no prompt", 0.0, None), self.point("start", 0.0, start)]
-        points += [self.point(f"x{scale:g}", scale, at(scale)) for scale in LADDER]
+        ladder = [self.point(f"x{scale:g}", scale, at(scale)) for scale in LADDER]
+        while ladder[0].alike < ALIKE and ladder[0].scale > LEAST:
+            scale = ladder[0].scale / 2
+            ladder.insert(0, self.point(f"x{scale:g}", scale, at(scale)))
+        points += ladder
         chosen, why = scale_path.choose(points)
         return ScalePath(tuple(points), chosen, why, self.dealt)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.pools import data
-from vprompt import flow
+from vprompt import flow, stages
 from vprompt.cli import terminal
 from vprompt.learning.train_config import TrainConfig
 
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=[f.name for f in data.FAMILIES])
     parser.add_argument("--without", nargs="*", default=[], help="tasks that are left out")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--lr", type=float, default=TrainConfig().lr, help="rate of the prompt")
+    usual = stages.training_defaults(METHOD)
+    parser.add_argument("--lr", type=float, default=usual["lr"], help="rate of the prompt")
+    parser.add_argument("--lr-unit", default=usual["lr_unit"], help="`start`, or `none`")
     parser.add_argument("--test", action="store_true", help="measure on the test splits, for cards")
     parser.add_argument("--part", default="0/1", help="which of how many parts of the tasks")
     options = parser.parse_args()
@@ -59,7 +61,11 @@ def main() -> None:
                 model=backbone,
                 method=METHOD,
                 config=TrainConfig(
-                    epochs=options.epochs, batch_size=32, keep="last", lr=options.lr
+                    epochs=options.epochs,
+                    batch_size=32,
+                    keep="last",
+                    lr=options.lr,
+                    lr_unit=options.lr_unit,
                 ),
                 output=folder,
                 test=options.test,

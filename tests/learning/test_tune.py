@@ -582,6 +582,70 @@ def test_weight_decay_acts_on_tokens_and_head_but_not_on_its_bias(run, vpt, sett
     assert not torch.equal(plain.head.bias, start.head.bias)
 
 
+@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+def test_a_rate_in_units_of_the_start_is_a_rate_for_every_block(run, vpt, settings, tiny, opt):
+    from vprompt.learning.adapter import PromptAdapter, block_sizes
+
+    start = vpt(deep=True).prompt()
+    factors = 1.0 + torch.arange(tiny.depth)[start.blocks][:, None]
+    start = start.with_tokens(start.tokens * factors)
+    sizes = block_sizes(start, tiny)
+    for block in range(tiny.depth):
+        own = start.tokens[start.blocks == block]
+        assert sizes[block].item() == pytest.approx(own.square().mean().sqrt().item(), rel=1e-5)
+
+    def step(**changes):
+        config = {"epochs": 1, "batch_size": 64, "warmup": 0.0, "keep": "last", "opt": opt}
+        adapter = PromptAdapter(tiny, start)
+        tuned = run(adapter, settings(**config, **changes, weight_decay=0.1))
+        return tuned.adapter.prompt().tokens - start.tokens
+
+    plain, own = step(lr=0.01), step(lr=0.01, lr_unit="start")
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(own, plain * sizes[start.blocks][:, None], rtol=1e-3, atol=1e-6)
+
+
+def test_tokens_near_zero_are_moved_as_random_ones(tiny, vpt):
+    from vprompt.learning.adapter import block_sizes
+
+    zeros, drawn = (
+        vpt(deep=True, prompt_init=init, num_virtual_tokens=100).prompt()
+        for init in ("zeros", "vpt_uniform")
+    )
+    wanted = block_sizes(drawn, tiny)
+    torch.testing.assert_close(block_sizes(zeros, tiny), wanted, rtol=0.1, atol=0)
+    some = vpt(deep=True, num_virtual_tokens=[3] + [0] * (tiny.depth - 1)).prompt()
+    assert block_sizes(some, tiny).unique().numel() == 1  # no token, no size of its own
+
+
+def test_a_rate_in_units_of_a_start_is_refused_without_tokens(run, settings, tiny, refused):
+    from vprompt.core import registry
+
+    with refused("HiddenLayers has no tokens", "--lr-unit none"):
+        run(registry.find("adapters", "mlp")(tiny), settings(lr_unit="start"))
+
+
+def test_a_run_with_rates_of_its_start_continues_with_the_same_bits(run, vpt, settings, tmp_path):
+    config = settings(lr=0.2, lr_unit="start", epochs=4)
+    whole = run(vpt(), config)
+
+    class Stop(Exception):
+        pass
+
+    def stop(history):
+        if history[-1].epoch == 2:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        run(vpt(), config, checkpoint=tmp_path / "state", after_epoch=stop)
+    assert bits(run(vpt(), config, checkpoint=tmp_path / "state")) == bits(whole)
+
+
+def test_plain_rates_are_not_in_the_record(settings):
+    assert "lr_unit" not in settings().model_dump()
+    assert settings(lr_unit="start").model_dump()["lr_unit"] == "start"
+
+
 # The head at the start
 
 

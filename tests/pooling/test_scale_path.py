@@ -99,6 +99,31 @@ def test_a_start_whose_features_are_not_finite_is_an_error(refused):
         )
 
 
+@pytest.mark.parametrize(
+    ("length", "least"), [(0.1, 1), (2.5, 0.5), (5, 0.25), (1e9, 0.0625), (float("nan"), 0.0625)]
+)
+def test_long_moves_are_shortened_until_their_features_are_alike(length, least):
+    from vprompt.pooling.scale_path import walk_scales
+    from vprompt.prompts.prompt import Prompt
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(12) % 3
+    start, move = torch.randn(2, 12, 6, generator=generator).double()
+
+    def look(prompt):
+        scale = 0.0 if prompt is None else float(prompt.tokens[0, 0])
+        return start + scale * length * move if scale else start
+
+    def at(scale):
+        return Prompt(torch.full((1, 4), scale), torch.zeros(1, dtype=torch.long))
+
+    asked = walk_scales(at, look, labels, 3, scales=(1.0,), descend=False)
+    assert [point.scale for point in asked.points] == [0, 0, 1]
+    path = walk_scales(at, look, labels, 3, refine=False)
+    assert min(point.scale for point in path.points if point.scale) == least
+    assert max(point.scale for point in path.points) == 8
+
+
 def test_with_one_image_a_class_the_anchor_is_taken_without_a_judgement():
     from vprompt.pooling import scale_path
     from vprompt.prompts.prompt import Prompt

@@ -14,6 +14,9 @@ from vprompt.prompts.prompt import Prompt, vpt_uniform
 PROMPT_INITS = ("blank", "vpt_uniform", "zeros")
 _APART = 0.02  # of the tokens' standard deviation
 
+# At smaller rates a prompt ends where it began (docs/findings.md).
+TRAINING = {"lr": 0.1, "lr_unit": "start"}
+
 
 def start_tokens(backbone: Backbone, blocks: Blocks, prompt_init: str, seed: int) -> PromptTokens:
     """Return the tokens `[count, dim]` that stand in `blocks` before training.

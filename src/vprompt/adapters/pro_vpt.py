@@ -18,7 +18,7 @@ from vprompt.adapters._placement.moving import MovingPrompt
 from vprompt.adapters._placement.ppo import PPO
 from vprompt.adapters._placement.probe import check_reachable
 from vprompt.adapters._placement.rules import Rules
-from vprompt.adapters._start import start_tokens
+from vprompt.adapters._start import TRAINING, start_tokens
 from vprompt.core.settings import Settings, takes
 from vprompt.learning.adapter import Adapter
 from vprompt.models.backbone import Backbone
@@ -127,5 +127,5 @@ def build(backbone: Backbone, settings: ProVPT) -> Adapter:
 
 @takes(ProVPT)
 def training(settings: ProVPT) -> dict[str, Any]:
-    """Return the training settings that belong to a preset; `robust` needs none of its own."""
-    return dict(PAPER_TRAINING) if settings.preset == "paper" else {}
+    """Return the training settings that belong to a preset; those of `robust` are VPT's."""
+    return dict(PAPER_TRAINING if settings.preset == "paper" else TRAINING)

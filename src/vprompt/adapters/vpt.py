@@ -3,7 +3,9 @@
 Reference: Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119.
 """
 
-from vprompt.adapters._start import inherited, start_tokens
+from typing import Any
+
+from vprompt.adapters._start import TRAINING, inherited, start_tokens
 from vprompt.learning.adapter import Adapter, PromptAdapter
 from vprompt.models.backbone import Backbone
 from vprompt.prompts.prompt import Prompt, place
@@ -36,3 +38,9 @@ def build(
     # Rows of a shallow prompt travel on; where a list leaves blocks empty, they are dropped there.
     persist = not deep and isinstance(num_virtual_tokens, int)
     return PromptAdapter(backbone, Prompt(tokens, blocks, persist), prompt_dropout=prompt_dropout)
+
+
+def training(**settings: object) -> dict[str, Any]:
+    """Return the rate at which a prompt leaves its start."""
+    del settings
+    return dict(TRAINING)

@@ -1,6 +1,7 @@
 """Adapter: what a method trains beside the head; every method of `adapters/` returns one."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,21 @@ from vprompt.models.prefix import first_block
 from vprompt.models.two_tower import TextPrompt
 from vprompt.prompts import compose
 from vprompt.prompts.prompt import Prompt
+
+
+def block_sizes(start: Prompt, backbone: Backbone) -> Tensor:
+    """Return the root mean square `[depth]` of a start's tokens by block.
+
+    It is at least that of the papers' random start, so that tokens near 0 can leave it. A block
+    without a token gets the mean of the others.
+    """
+    least = math.sqrt(2 / (3 * math.prod(backbone.patch_size) + backbone.dim))
+    squares = start.tokens.detach().float().cpu().square().mean(1)
+    blocks = start.blocks.cpu()
+    counts = torch.bincount(blocks, minlength=backbone.depth)
+    sums = torch.zeros(backbone.depth).index_add_(0, blocks, squares)
+    found = (sums / counts.clamp_min(1)).sqrt().clamp_min(least)
+    return torch.where(counts > 0, found, found[counts > 0].mean())
 
 
 @dataclass(eq=False)
@@ -143,6 +159,13 @@ class Adapter(nn.Module, abc.ABC):
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return the trained parameters, each group with its multiple of the learning rate."""
         return [([p for p in self.parameters() if p.requires_grad], 1.0)]
+
+    def step_sizes(self) -> dict[nn.Parameter, Tensor]:
+        """Return what the steps of a parameter are multiplied by, where `lr_unit` is `start`.
+
+        Empty, the default, where rates are plain numbers. It is asked at every step.
+        """
+        return {}
 
     def begin(self, train: Examples, config: TrainConfig) -> None:
         """See the training images once, before the head is fitted; for what depends on data."""
@@ -281,11 +304,16 @@ class PromptAdapter(Adapter):
         self.tokens = nn.Parameter(start.tokens.detach().clone().to(device))
         self.register_buffer("blocks", start.blocks.clone().to(device))
         self.start = start
+        self.sizes = block_sizes(start, backbone).to(device)
 
     @property
     def constant_blocks(self) -> int:
         """The blocks before the first token."""
         return first_block([Prompt(self.tokens, self.blocks, self.persist)])
+
+    def step_sizes(self) -> dict[nn.Parameter, Tensor]:
+        """Return the size `[count, 1]` that tokens of their block had at the start."""
+        return {self.tokens: self.sizes[self.blocks][:, None]}
 
     def features(
         self, images: Images | Entering, *, generator: torch.Generator | None = None

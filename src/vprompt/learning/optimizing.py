@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vprompt.core.errors import VPromptError
+from vprompt.learning.adapter import Adapter
 from vprompt.learning.classifier import Classifier
 from vprompt.learning.train_config import TrainConfig
 
@@ -28,6 +30,35 @@ def optimizer_of(classifier: Classifier, config: TrainConfig) -> torch.optim.Opt
         group["lr"] = group["peak_lr"]
     if not groups:  # nothing is trained, but torch wants something to optimise
         groups = [{"params": [nn.Parameter(torch.zeros(()))], "peak_lr": 0.0, "lr": 0.0}]
-    if config.opt == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9)
-    return torch.optim.AdamW(groups)
+    made: torch.optim.Optimizer = (
+        torch.optim.SGD(groups, momentum=0.9) if config.opt == "sgd" else torch.optim.AdamW(groups)
+    )
+    if config.lr_unit == "start":
+        _scale_steps(made, classifier.adapter)
+    return made
+
+
+def _scale_steps(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
+    """Multiply every step, row by row, by the sizes that the adapter's tokens had at the start.
+
+    The steps of both optimisers are proportional to the rate, decay included, so this is a rate
+    for every row. Gradients cannot carry it: AdamW divides their size out again.
+    """
+    if not adapter.step_sizes():
+        raise VPromptError(
+            f"{type(adapter).__name__} has no tokens whose size at the start could be the unit of "
+            "its rate. Use --lr-unit none, and a rate that is a plain number."
+        )
+    before: dict[nn.Parameter, Tensor] = {}
+
+    def remember(*_: Any) -> None:
+        before.update((p, p.detach().clone()) for p in adapter.step_sizes())
+
+    @torch.no_grad()
+    def scale(*_: Any) -> None:
+        for parameter, sizes in adapter.step_sizes().items():
+            start = before[parameter]
+            parameter.copy_(start + sizes * (parameter - start))
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(scale)

@@ -69,6 +69,8 @@ class TrainConfig(Settings):
     back to the literature's habits one by one. `decay_bias`, `first_epoch_lr` and `min_lr` can only
     be set in Python and in a recipe's `train`. `lr` and `head_lr` are peak rates; `weight_decay`
     leaves out the head's bias unless `decay_bias`; `warmup` and `min_lr` are shares, from 0 to 1.
+    With `lr_unit="start"` the rate of a prompt is a share of the size (root mean square) that its
+    tokens have in their block at the start, since that differs 30-fold between backbones and blocks.
     `head` is where the head starts. `refitted` starts as `closed_form` does and is fitted anew
     after training, and the better of both heads on validation images is kept.
     """
@@ -79,6 +81,9 @@ class TrainConfig(Settings):
     batch_size: Annotated[int, Field(ge=1), Flag("Images per step.", TRAINING)] = 64
     opt: Annotated[Literal["adamw", "sgd"], Flag("Optimiser.", TRAINING)] = "adamw"
     lr: Annotated[float, Field(gt=0), Flag("Learning rate of the prompt.", TRAINING)] = 5e-3
+    lr_unit: Annotated[
+        Literal["none", "start"], Flag("start: lr is a share of the tokens' size.", TRAINING)
+    ] = "none"
     head_lr: Annotated[float | None, Field(ge=0), Flag("Learning rate of the head.", TRAINING)] = (
         1e-3
     )
@@ -125,8 +130,9 @@ class TrainConfig(Settings):
     def _as_before(self, handler: Callable[..., Any]) -> dict[str, Any]:
         """Leave out what is not used, so that records without it stay as they were."""
         found: dict[str, Any] = handler(self)
-        if found.get("class_weights") == "none":
-            del found["class_weights"]
+        for name in ("class_weights", "lr_unit"):
+            if found.get(name) == "none":
+                del found[name]
         return found
 
     @property

@@ -107,6 +107,7 @@ def add_up(
         labels,
         classes,
         scales=scales,
+        descend=plan.move_scale == "auto",
         refine=plan.move_scale == "auto" and plan.form in ("sum", "side_by_side"),
         seed=setting.config.seed,
     )

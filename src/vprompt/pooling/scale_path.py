@@ -24,7 +24,7 @@ from vprompt.models.heldout import HeldOut
 from vprompt.prompts.prompt import Prompt
 
 LADDER = (1.0, 2.0, 4.0, 8.0)
-LARGEST = 12.0
+LARGEST, LEAST = 12.0, 1 / 16
 ALIKE = 0.5  # likeness to the features at the start down to which a scale is taken unjudged
 NO_PROMPT, START = "no prompt", "start"
 _RESAMPLES = 200
@@ -109,13 +109,16 @@ def walk_scales(
     num_classes: int,
     *,
     scales: Sequence[float] = LADDER,
+    descend: bool = True,
     refine: bool = True,
     seed: int = 0,
 ) -> ScalePath:
     """Look at no prompt, the start and every scale, judge them and choose one.
 
     `at(scale)` is the prompt at a scale, `look` returns features of the training images. With
-    `refine`, the scales between the best of the ladder and its neighbours are looked at, too.
+    `descend`, the least scale is halved, down to `LEAST`, until its features are alike those at
+    the start: moves that are long need it. With `refine`, the scales between the best of the
+    ladder and its neighbours are looked at, too.
     """
     dealt = heldout.deals(labels, seed=seed) if heldout.can_hold_out(labels) else None
 
@@ -139,6 +142,10 @@ def walk_scales(
         )
     plain = judged(NO_PROMPT, 0.0, None, start.features)
     found = {s: judged(f"x{s:g}", s, at(s), start.features) for s in sorted(set(scales) - {0.0})}
+    scale = min(found, default=0.0)
+    while descend and scale > LEAST and found[scale].alike < ALIKE:
+        scale /= 2
+        found[scale] = judged(f"x{scale:g}", scale, at(scale), start.features)
     if refine and dealt is not None and len(found) > 1:
         for scale in _between(found):
             found[scale] = judged(f"x{scale:g}", scale, at(scale), start.features)
