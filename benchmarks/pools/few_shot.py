@@ -31,7 +31,7 @@ from vprompt.core.precision import resolve
 from vprompt.core.progress import SILENT
 from vprompt.core.randomness import stream
 from vprompt.core.types import Features, Weights
-from vprompt.data.task import Split, Task, split_by_sizes
+from vprompt.data.task import SealedSplit, Split, Task, split_by_sizes
 from vprompt.learning import ensemble
 from vprompt.learning.classifier import Candidate
 from vprompt.learning.train_config import TrainConfig
@@ -167,9 +167,9 @@ def set_aside(task: Task, count: int) -> Task:
     rows = range(len(task.train))
     count = min(count, len(rows) // 2)
     sizes = [len(rows) - count, count]
-    left, aside = split_by_sizes(task.train.labels, sizes, 0, f"set aside of {task.name}")
+    left, aside, _ = split_by_sizes(task.train.labels, sizes, 0, f"set aside of {task.name}")
     train, held = task.train.subset(left, "train, less"), task.train.subset(aside, "set aside")
-    return replace(task, train=train, test=held)
+    return replace(task, train=train, test=SealedSplit(held))
 
 
 def smallest_class(task: Task) -> int:

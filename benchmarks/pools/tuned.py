@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.pools import data
-from benchmarks.pools.few_shot import TESTED, limited
+from benchmarks.pools.few_shot import TESTED, limited, set_aside
 from vprompt import flow, stages
 from vprompt.artifacts import final
 from vprompt.core.precision import resolve
@@ -41,15 +41,18 @@ TARGETS = (
 SHOTS, DRAWS = (2, 5), 3
 BUDGET = {"epochs": 12, "batch_size": 16, "keep": "last"}
 
+PLAIN, OWN = {"lr_unit": "none"}, {"lr_unit": "start"}  # what rates are told in
+
 # Without a pool: the method, and what it changes of its own training settings.
 ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "linear, tuned": ("linear", {}),
-    "VPT-Deep from blank": ("vpt", {}),
-    "VPT-Deep from blank, lr 0.001": ("vpt", {"lr": 1e-3}),
-    "VPT-Deep from blank, lr 0.1": ("vpt", {"lr": 0.1}),
-    "VPT-Deep from blank, lr 0.1, head refitted": ("vpt", {"lr": 0.1, "head": "refitted"}),
-    "VPT-Deep from blank, lr 0.001, head refitted": ("vpt", {"lr": 1e-3, "head": "refitted"}),
-    "VPT-Deep from random": ("vpt(prompt_init=vpt_uniform)", {"lr": 1e-3}),
+    "VPT-Deep from blank": ("vpt", {"lr": 5e-3, **PLAIN}),
+    "VPT-Deep from blank, lr 0.001": ("vpt", {"lr": 1e-3, **PLAIN}),
+    "VPT-Deep from blank, lr 0.1": ("vpt", {"lr": 0.1, **PLAIN}),
+    "VPT-Deep from blank, lr 0.1, head refitted": ("vpt", {"lr": 0.1, "head": "refitted", **PLAIN}),
+    "VPT-Deep from blank, as by default": ("vpt", {}),
+    "VPT-Deep from blank, as by default, head refitted": ("vpt", {"head": "refitted"}),
+    "VPT-Deep from random": ("vpt(prompt_init=vpt_uniform)", {"lr": 1e-3, **PLAIN}),
     "adapter": ("adapter", {}),
     "LoRA": ("lora", {}),
 }
@@ -65,6 +68,12 @@ POOLED: dict[str, tuple[str, dict[str, Any]]] = {
     "moves, tuned, head refitted": ("moves", {"head": "refitted"}),
     "moves, one sum, tuned": ("moves", {"form": "sum"}),
     "moves, one sum, tuned, head refitted": ("moves", {"form": "sum", "head": "refitted"}),
+    "moves, one sum, tuned, 0.03 of the start": ("moves", {"form": "sum", "lr": 0.03, **OWN}),
+    "moves, one sum, tuned, 0.1 of the start": ("moves", {"form": "sum", "lr": 0.1, **OWN}),
+    "moves, one sum, tuned, 0.1 of the start, head refitted": (
+        "moves",
+        {"form": "sum", "lr": 0.1, "head": "refitted", **OWN},
+    ),
     "moves, distilled to one prompt": ("moves", {"form": "distil"}),
 }
 
@@ -82,6 +91,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[*range(DRAWS)])
     parser.add_argument("--part", default="0/1", help="which of how many parts of the targets")
     parser.add_argument("--rows", nargs="+", default=[*ALONE, *POOLED], help="names of the tables")
+    parser.add_argument("--shots", type=int, nargs="+", default=[*SHOTS])
+    parser.add_argument(
+        "--on",
+        choices=["test", "val"],
+        default="test",
+        help="val: on training images of the target that are set aside, to choose settings by",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -90,10 +106,11 @@ def main() -> None:
     records = Records(options.output / f"{options.backbone}_tuned")
     for draw in options.draws:
         for name in options.targets[part::parts]:
-            task = limited(data.task(name, options.data), TESTED)
+            task = data.task(name, options.data)
+            task = limited(task, TESTED) if options.on == "test" else set_aside(task, TESTED)
             sources = [m for m in data.family_of(name).members if m != name]
             pool = [options.pools / source for source in sources]
-            for shots in SHOTS:
+            for shots in options.shots:
                 run = f"{name}_{shots}shots_draw{draw}"
                 record = records.read(run) if run in records else _blank(name, shots, draw)
                 for row in options.rows:

@@ -128,7 +128,7 @@ def _still(tuned: Tuned) -> str:
     return (
         f"the prompt is still its start ({why}): it carries nothing that others could use. For a "
         "pool, learn it with `--keep last`, as many `--epochs` as the training loss falls, and a "
-        "larger rate, such as `--lr 0.1`"
+        "larger rate, such as `--lr 0.3`"
     )
 
 

@@ -812,7 +812,9 @@ def test_the_published_recipe_of_training_comes_with_the_preset():
     from vprompt.learning.train_config import TrainConfig
     from vprompt.stages import training_defaults
 
-    assert training_defaults("pro_vpt") == {}
+    assert (
+        training_defaults("pro_vpt") == training_defaults("vpt") == {"lr": 0.1, "lr_unit": "start"}
+    )
     paper = TrainConfig.checked(training_defaults("pro_vpt(preset=paper, alloc=random)"))
     assert (paper.opt, paper.lr, paper.head_lr, paper.weight_decay) == ("sgd", 2.5, 2.5, 1e-4)
     assert (paper.sched, paper.clip_grad, paper.epochs, paper.keep) == (

@@ -70,7 +70,7 @@ class TrainConfig(Settings):
     be set in Python and in a recipe's `train`. `lr` and `head_lr` are peak rates; `weight_decay`
     leaves out the head's bias unless `decay_bias`; `warmup` and `min_lr` are shares, from 0 to 1.
     With `lr_unit="start"` the rate of a prompt is a share of the size (root mean square) that its
-    tokens have in their block at the start, since that differs 30-fold between backbones and blocks.
+    tokens have in their block at the start: it differs 30-fold between backbones and blocks.
     `head` is where the head starts. `refitted` starts as `closed_form` does and is fitted anew
     after training, and the better of both heads on validation images is kept.
     """
@@ -80,9 +80,13 @@ class TrainConfig(Settings):
     epochs: Annotated[int, Field(ge=0), Flag("Passes over the training images.", TRAINING)] = 10
     batch_size: Annotated[int, Field(ge=1), Flag("Images per step.", TRAINING)] = 64
     opt: Annotated[Literal["adamw", "sgd"], Flag("Optimiser.", TRAINING)] = "adamw"
-    lr: Annotated[float, Field(gt=0), Flag("Learning rate of the prompt.", TRAINING)] = 5e-3
+    lr: Annotated[
+        float,
+        Field(gt=0),
+        Flag("Learning rate beside the head's; learn with vpt: 0.1 of the start.", TRAINING),
+    ] = 5e-3
     lr_unit: Annotated[
-        Literal["none", "start"], Flag("start: lr is a share of the tokens' size.", TRAINING)
+        Literal["none", "start"], Flag("start: lr is a share of the start's size.", TRAINING)
     ] = "none"
     head_lr: Annotated[float | None, Field(ge=0), Flag("Learning rate of the head.", TRAINING)] = (
         1e-3
