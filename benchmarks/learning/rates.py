@@ -29,6 +29,7 @@ from vprompt.cli import terminal
 from vprompt.core.files import read_json, write_json
 from vprompt.core.progress import SILENT
 from vprompt.core.registry import build
+from vprompt.learning.adapter import block_sizes
 from vprompt.learning.grid import tune_all
 from vprompt.learning.train_config import TrainConfig
 from vprompt.models.backbone import Backbone
@@ -115,6 +116,8 @@ def _unit(options: argparse.Namespace) -> None:
                     backbone, options.data, place, points, *UNIT_IMAGES.values()
                 )
                 own["fingerprint"] = backbone.fingerprint
+                start = build("adapters", METHOD)(backbone).prompt()
+                own["sizes"] = [round(float(size), 3) for size in block_sizes(start, backbone)]
                 own["machine"] = runs.describe_machine(backbone.device, "bf16")
                 write_json(output, record)
 
