@@ -21,9 +21,9 @@ from importlib.machinery import SourceFileLoader
 from unittest.mock import patch
 
 import jaxtyping
-from jaxtyping import _import_hook
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import _import_hook
 
 _jaxtyped = jaxtyping.jaxtyped
 _made = {}  # by the identity of a code: the code, the annotations of its function, the checks
