@@ -105,6 +105,17 @@ def tiny():
     return tiny.load(image_size=32)
 
 
+@pytest.fixture(scope="session")
+def short():
+    """The smallest backbone with two blocks of its six: torch traces for as long as it is deep."""
+    from vprompt.backbones import tiny
+
+    backbone = tiny.load(image_size=32)
+    backbone.vit.blocks = backbone.vit.blocks[:2]
+    backbone.depth = 2
+    return backbone
+
+
 @pytest.fixture(scope="session", params=TINY_MODELS)
 def backbones(request):
     """Every tiny architecture in turn, float32: class token, registers, average pooling."""

@@ -39,17 +39,6 @@ def artefact(tiny, tmp_path):
     return lambda method, name="mine", **changes: make(tiny, method, tmp_path / name, **changes)
 
 
-@pytest.fixture(scope="module")
-def short():
-    """The smallest backbone with two blocks of its six: torch takes as long as a model is deep."""
-    from vprompt.backbones import tiny
-
-    backbone = tiny.load(image_size=32)
-    backbone.vit.blocks = backbone.vit.blocks[:2]
-    backbone.depth = 2
-    return backbone
-
-
 @pytest.fixture
 def export(short, tmp_path):
     """Return a function that exports an artefact of a method on the short backbone."""
