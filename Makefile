@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 DATA ?=
 PAGES := build/pages
 POOL := pools/demo
+unexport PYTHONDONTWRITEBYTECODE  # else every process of the tests compiles all files anew
 export VPROMPT_CACHE ?= $(CURDIR)/.cache
 
 .PHONY: help setup demo demo-pool test test-cluster check docs pages format clean

@@ -1,5 +1,9 @@
-"""Fixtures: tiny real models and prompts; `vprompt` is imported inside, after the import hook."""
+"""Fixtures: tiny real models and prompts; `vprompt` is imported inside, after the import hook.
 
+torch is imported inside too: the process that only hands the tests out to others has no use for it.
+"""
+
+import gc
 import os
 import sys
 
@@ -9,13 +13,37 @@ import pytest
 # Before torch is loaded, here and in the processes that tests start: threads that wait without a
 # pause take the cores from the workers beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
-
 jaxtyping_in_time.install()
-torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain
 
 TINY_MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Models this small lose more to waiting threads than they gain."""
+    import torch
+
+    torch.set_num_threads(1)
+    keep_what_is_there()
+
+
+def keep_what_is_there():
+    """Look for garbage in none of what has been imported or collected, which stays: seldom too.
+
+    Else a full collection goes through 800,000 objects. That took 6 s of 70 s where much is made
+    and dropped, as in the tests of exports and commands, and next to nothing elsewhere.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk():
+    """Leave it to the system when files reach the disk: no test cuts the power, and most write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -64,6 +92,8 @@ def hub_answers(monkeypatch):
 @pytest.fixture
 def generator():
     """Randomness of a test."""
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 
@@ -72,7 +102,19 @@ def tiny():
     """The smallest backbone: 32-pixel images, float32. Shared, so leave it as it is."""
     from vprompt.backbones import tiny
 
+    keep_what_is_there()
     return tiny.load(image_size=32)
+
+
+@pytest.fixture(scope="session")
+def short():
+    """The smallest backbone with two blocks of its six: torch traces for as long as it is deep."""
+    from vprompt.backbones import tiny
+
+    backbone = tiny.load(image_size=32)
+    backbone.vit.blocks = backbone.vit.blocks[:2]
+    backbone.depth = 2
+    return backbone
 
 
 @pytest.fixture(scope="session", params=TINY_MODELS)
@@ -86,12 +128,16 @@ def backbones(request):
 @pytest.fixture
 def images(generator):
     """Four normalised images for a 32-pixel model."""
+    import torch
+
     return torch.randn(4, 3, 32, 32, generator=generator)
 
 
 @pytest.fixture
 def pool(tiny):
     """Four shallow prompts of three tokens for `tiny`, by name."""
+    import torch
+
     from vprompt.prompts.prompt import Prompt, place
 
     blocks = place(3, tiny.depth, deep=False)
@@ -105,6 +151,8 @@ def pool(tiny):
 @pytest.fixture
 def deep_pool(tiny):
     """Three deep prompts of two tokens in every block of `tiny`, by name."""
+    import torch
+
     from vprompt.prompts.prompt import Prompt, place
 
     blocks = place(2, tiny.depth, deep=True)

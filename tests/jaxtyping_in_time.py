@@ -6,6 +6,10 @@ closure; and at every call it binds the arguments and checks them twice. What st
 place makes one check of the arguments and one of what is returned, when a function is first called.
 Every call is held to the same annotations, and an axis has one length within a call, as before.
 
+The import hook gives the bytecode of what it reads a name of its own, and it does so until a module
+has been executed, whatever that imports: torch, timm and a thousand modules more were compiled anew
+in every process. Here that name is in use only while the code of a module is looked for.
+
 The name of this module begins like that of what it stands for: `Task` looks through such frames.
 """
 
@@ -13,10 +17,13 @@ import dataclasses
 import functools
 import inspect
 import typing
+from importlib.machinery import SourceFileLoader
+from unittest.mock import patch
 
 import jaxtyping
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import _import_hook
 
 _jaxtyped = jaxtyping.jaxtyped
 _made = {}  # by the identity of a code: the code, the annotations of its function, the checks
@@ -25,6 +32,17 @@ _made = {}  # by the identity of a code: the code, the annotations of its functi
 def install():
     """Let all that is read from here on be checked in this way."""
     jaxtyping.jaxtyped = lambda typechecker: checked
+    _import_hook._JaxtypingLoader.get_code = _code
+    _import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
+
+
+def _code(loader, name):
+    """Return the code of a module, whose bytecode is kept under the name that the hook gives it."""
+    named = functools.partial(
+        _import_hook._optimized_cache_from_source, loader._typechecker.get_hash()
+    )
+    with patch("importlib._bootstrap_external.cache_from_source", named):
+        return SourceFileLoader.get_code(loader, name)
 
 
 def checked(thing):

