@@ -376,7 +376,8 @@ def test_settings_are_chosen_on_validation_and_a_tie_goes_to_the_smaller_rate(ex
     assert not run(jobs, store, work=work).waiting
     for job in jobs:
         if job.role == "final" and job.method == "VPT":
-            assert given[job.id] == {"epochs": 1, "precision": "fp32", "lr": 0.001}
+            shared = {"epochs": 1, "precision": "fp32", "lr_unit": "start"}
+            assert given[job.id] == {**shared, "lr": 0.001}
             assert job.train_on == "trainval" and job.counts["val"] == 0
         else:
             assert given[job.id] is None

@@ -97,7 +97,7 @@ def test_other_commands_are_refused_under_torchrun(fails, monkeypatch):
 # Two processes
 
 SETTINGS = {"epochs": 3, "batch_size": 13, "opt": "sgd", "lr": 0.5, "keep": "last"}
-SETTINGS |= {"precision": "fp32"}
+SETTINGS |= {"precision": "fp32", "lr_unit": "none"}
 METHOD = "vpt(num_virtual_tokens=2, deep=True)"
 
 

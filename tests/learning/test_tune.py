@@ -587,7 +587,7 @@ def test_a_rate_in_units_of_the_start_is_a_rate_for_every_block(run, vpt, settin
     from vprompt.learning.adapter import PromptAdapter, block_sizes
 
     start = vpt(deep=True).prompt()
-    factors = 1.0 + torch.arange(tiny.depth)[start.blocks][:, None]
+    factors = 2.0 + torch.arange(tiny.depth)[start.blocks][:, None]
     start = start.with_tokens(start.tokens * factors)
     sizes = block_sizes(start, tiny)
     for block in range(tiny.depth):

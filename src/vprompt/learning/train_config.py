@@ -80,14 +80,8 @@ class TrainConfig(Settings):
     epochs: Annotated[int, Field(ge=0), Flag("Passes over the training images.", TRAINING)] = 10
     batch_size: Annotated[int, Field(ge=1), Flag("Images per step.", TRAINING)] = 64
     opt: Annotated[Literal["adamw", "sgd"], Flag("Optimiser.", TRAINING)] = "adamw"
-    lr: Annotated[
-        float,
-        Field(gt=0),
-        Flag("Learning rate beside the head's; learn with vpt: 0.1 of the start.", TRAINING),
-    ] = 5e-3
-    lr_unit: Annotated[
-        Literal["none", "start"], Flag("start: lr is a share of the start's size.", TRAINING)
-    ] = "none"
+    lr: Annotated[float, Field(gt=0), Flag("Learning rate beside the head's.", TRAINING)] = 5e-3
+    lr_unit: Annotated[Literal["none", "start"], Flag("Unit of lr.", TRAINING)] = "none"
     head_lr: Annotated[float | None, Field(ge=0), Flag("Learning rate of the head.", TRAINING)] = (
         1e-3
     )

@@ -34,10 +34,10 @@ class Sum(Settings):
 
     align: Annotated[
         str | None,
-        Flag("Match tokens: auto, none, hungarian, placement.", ADVANCED, shown=_AS_ASKED),
+        Flag("Matching: auto, none, hungarian, placement.", ADVANCED, shown=_AS_ASKED),
     ] = None
     scale: Annotated[
-        str | None, Flag("Rescale the sum: auto, none, token_norm, ln.", ADVANCED, shown=_AS_ASKED)
+        str | None, Flag("Rescale: auto, none, token_norm, ln.", ADVANCED, shown=_AS_ASKED)
     ] = None
     move_scale: Annotated[
         str | float | None,
