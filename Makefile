@@ -37,7 +37,7 @@ demo: $(BIN)/.demo ## combine a pool of prompts for solar-cell inspection; write
 demo-pool: setup ## learn the pool of the demo again; DATA names the folder of image sets
 	@test -n "$(DATA)" || { echo "Say where the image sets are: make demo-pool DATA=/path"; exit 2; }
 	$(BIN)/python -m benchmarks pools.sources --data "$(DATA)" --backbone demo \
-		--families unrelated --without elpv4 --epochs 15 --test --output $(POOL)
+		--families unrelated --without elpv4 --epochs 15 --lr 0.005 --lr-unit none --test --output $(POOL)
 
 test: setup ## format, lint, types, documents and the test suite, on all cores
 	$(MAKE) --no-print-directory check

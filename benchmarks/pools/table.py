@@ -28,10 +28,13 @@ ALONE = (
     "VPT-Deep from blank, lr 0.001, head refitted",
     "VPT-Deep from blank, lr 0.1",
     "VPT-Deep from blank, lr 0.1, head refitted",
+    "VPT-Deep from blank, as by default",
+    "VPT-Deep from blank, as by default, head refitted",
     "VPT-Deep from random",
     "adapter",
     "LoRA",
 )
+SOURCES = ("vit_tiny", "vit_tiny_start_rate")  # whose sources hardly moved, and moved far
 Runs = list[dict[str, Any]]
 
 
@@ -70,7 +73,7 @@ def gather(folder: Path, target: Path) -> None:
 
 def runs_of(name: str) -> Runs:
     """Return the packed runs of a backbone, in the order of their names."""
-    return [run for _, run in Records(RESULTS / name).find()]
+    return [{**run, "name": key} for key, run in Records(RESULTS / name).find()]
 
 
 def packed() -> list[str]:
@@ -101,7 +104,46 @@ def tables() -> str:
                 found = [r for r in runs if r["related"] == related and r["shots"] == shots]
                 if found:
                     parts.append(_table(found, related, shots))
+    parts.append(_compared())
     return "\n\n".join(parts) + "\n"
+
+
+def _compared() -> str:
+    """Return what sources that were learned at the rate of their start change, run by run."""
+    near, far = ({run["name"]: run for run in runs_of(name)} for name in SOURCES)
+    pairs = [(near[name], far[name]) for name in sorted(near.keys() & far.keys())]
+    assert all(one["digest"] == other["digest"] for one, other in pairs)
+    lines = [
+        "## vit tiny: sources that moved far, against those that did not",
+        "",
+        "The same runs of `vit tiny start rate` (15 epochs at 0.1 of the start) and `vit tiny` (30 "
+        "epochs at 0.005): their accuracy, and the paired difference over runs and by targets.",
+        "",
+        "| pool, images a class | runs | row | far | near | over runs | by targets |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for related in (True, False):
+        for shots in (1, 2, 5):
+            found = [
+                (one, other)
+                for one, other in pairs
+                if one["related"] == related and one["shots"] == shots
+            ]
+            for row in ("uniform, ensemble", "uniform, free scale", "uniform, published"):
+                apart: dict[str, list[float]] = {}
+                for one, other in found:
+                    gain = 100 * (other["accuracy"][row] - one["accuracy"][row])
+                    apart.setdefault(one["target"], []).append(gain)
+                every = [gain for gains in apart.values() for gain in gains]
+                means = [statistics.mean(gains) for gains in apart.values()]
+                kind = "related" if related else "unrelated"
+                lines.append(
+                    f"| {kind}, {shots} | {len(found)} | {row} | "
+                    f"{_mean([other for _, other in found], row):.1f} | "
+                    f"{_mean([one for one, _ in found], row):.1f} | {interval(every, 1)} | "
+                    f"{interval(means, 1)} |"
+                )
+    return "\n".join(lines)
 
 
 def _table(runs: Runs, related: bool, shots: int) -> str:
