@@ -31,7 +31,7 @@ $(BIN)/.ready: $(BIN)/.demo
 	touch $@
 
 demo: $(BIN)/.demo ## combine a pool of prompts for solar-cell inspection; writes demo/report.html
-	$(BIN)/vprompt combine elpv --pool $(POOL) --shots 25 \
+	$(BIN)/vprompt combine "elpv(test=500)" --pool $(POOL) --shots 25 \
 		--output demo/artifact --report demo/report.html --overwrite
 
 demo-pool: setup ## learn the pool of the demo again; DATA names the folder of image sets

@@ -442,6 +442,17 @@ def test_elpv_has_four_ordered_grades_and_two_module_types(elpv_wheel, load):
     json.dumps(task.facts)
 
 
+def test_elpv_may_use_fewer_test_cells_and_then_trains_on_the_same(elpv_wheel, load, refused):
+    whole, few = load("elpv"), load("elpv", test=100)
+    assert few.train.images == whole.train.images and few.val.images == whole.val.images
+    assert len(few.test) == 100 and few.facts["sizes"]["test"] == 100
+    shares = [count / 5 for count in sorted(whole.test.images_per_class)]
+    assert sorted(few.test.images_per_class) == pytest.approx(shares, abs=1)
+    for wrong in (0, 501):
+        with refused("500 test cells", f"not {wrong}"):
+            load("elpv", test=wrong)
+
+
 def test_elpv_labels_follow_the_table(elpv_wheel, load):
     for target, label_of in (
         ("defect", lambda i: i % 7 % 4),

@@ -34,11 +34,12 @@ CLASSES = {
 _TRAIN, _VAL = 800, 200
 
 
-def load(*, target: str = "defect", split_seed: int = 0) -> Task:
+def load(*, target: str = "defect", split_seed: int = 0, test: int | None = None) -> Task:
     """Return 800 train, 200 val and 1,624 test cells, drawn in proportion to the classes.
 
     `target` is `defect`, four ordered grades of the experts' probability of a defect, or
     `module`, whether the cell is monocrystalline or polycrystalline. `split_seed` decides the draw.
+    `test` is how many of the test cells are used, in proportion too; None: all.
     """
     if target not in CLASSES:
         raise VPromptError(f"ELPV has no target {target!r}.{suggest(target, CLASSES)}")
@@ -46,10 +47,15 @@ def load(*, target: str = "defect", split_seed: int = 0) -> Task:
     text = table.read_text(encoding="utf-8")
     paths, labels = _read(table, text, target)
     whole = Split("all", paths, labels)
-    rows = split_by_sizes(labels, [_TRAIN, _VAL], split_seed, f"elpv {target} split")
-    splits = {
+    left = len(labels) - _TRAIN - _VAL
+    tested = left if test is None else test
+    if not 1 <= tested <= left:
+        raise VPromptError(f"ELPV has {left} test cells: test is from 1 to {left}, not {test}.")
+    sizes = [_TRAIN, _VAL, tested]
+    rows = split_by_sizes(labels, sizes, split_seed, f"elpv {target} split")
+    splits = {  # what is left of the rows is not used
         name: whole.subset(part, name)
-        for name, part in zip(("train", "val", "test"), rows, strict=True)
+        for name, part in zip(("train", "val", "test"), rows, strict=False)
     }
     return Task(
         name=f"elpv_{target}",
