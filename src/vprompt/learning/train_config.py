@@ -70,7 +70,7 @@ class TrainConfig(Settings):
     be set in Python and in a recipe's `train`. `lr` and `head_lr` are peak rates; `weight_decay`
     leaves out the head's bias unless `decay_bias`; `warmup` and `min_lr` are shares, from 0 to 1.
     With `lr_unit="start"` the rate of a prompt is a share of the size (root mean square) that its
-    tokens have in their block at the start: it differs 30-fold between backbones and blocks.
+    tokens have in their block at the start: it differs 25-fold between backbones and blocks.
     `head` is where the head starts. `refitted` starts as `closed_form` does and is fitted anew
     after training, and the better of both heads on validation images is kept.
     """
